@@ -1,0 +1,333 @@
+//! `BatchJob`: a dataset, the models to run over it, and where the results go.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::Duration;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Runs every row of a dataset through the models of an InferenceService. Every row ends as
+/// exactly one result or one reported error.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "millrace.dev",
+    version = "v1alpha1",
+    kind = "BatchJob",
+    plural = "batchjobs",
+    shortname = "mbj",
+    namespaced,
+    status = "BatchJobStatus",
+    derive = "PartialEq",
+    printcolumn = r#"{"name":"Succeeded","type":"string","jsonPath":".status.conditions[?(@.type=='Succeeded')].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Succeeded')].reason"}"#,
+    printcolumn = r#"{"name":"Progress","type":"string","jsonPath":".status.progress"}"#,
+    printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.rows.failed"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Rows/s","type":"number","jsonPath":".status.rowsPerSecond","priority":1}"#,
+    printcolumn = r#"{"name":"Output","type":"string","jsonPath":".spec.output.uri","priority":1}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.serviceRef == oldSelf.serviceRef")
+        .message("serviceRef cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("has(self.steps) == has(oldSelf.steps) && (!has(self.steps) || self.steps == oldSelf.steps)")
+        .message("steps cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("self.input == oldSelf.input")
+        .message("input cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("self.output == oldSelf.output")
+        .message("output cannot be changed; create a new BatchJob instead"),
+)]
+pub struct BatchJobSpec {
+    /// The InferenceService whose models do the work; it lies in the job's own namespace.
+    pub service_ref: ServiceRef,
+
+    /// What to do with each row, in this order. By default one step per model of the service,
+    /// named like the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub steps: Option<Vec<Step>>,
+
+    /// The dataset.
+    pub input: Input,
+
+    /// Where results, errors and the manifest are written.
+    pub output: Output,
+
+    /// How the dataset is cut.
+    #[serde(default)]
+    pub sharding: Sharding,
+
+    /// How often a row is tried again when the fault lies with the moment.
+    #[serde(default)]
+    pub retry: Retry,
+
+    /// How many more times a shard is handed to a worker after its first delivery failed. After
+    /// that the shard is given up, with the last error, and the job goes on without it.
+    #[serde(default = "default_backoff_limit_per_index")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub backoff_limit_per_index: u32,
+}
+
+fn default_backoff_limit_per_index() -> u32 {
+    6
+}
+
+/// Names an InferenceService in the same namespace.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRef {
+    /// Name of the InferenceService.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// One model applied to every row.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// Key of this step's value in the `result` object of a result line.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"))]
+    pub name: String,
+    /// Name of a model of the service.
+    #[schemars(length(min = 1, max = 63))]
+    pub model: String,
+}
+
+/// The dataset.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.uris.all(u, !u.matches('^[A-Za-z0-9+.-]+://[^/]*@'))")
+        .message("a URI cannot carry credentials; give them through the environment of the worker"),
+    validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.idField)")
+        .message("idField means nothing for format Text: a line is the text; remove idField"),
+    validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.textField)")
+        .message("textField means nothing for format Text: a line is the text; remove textField"),
+)]
+pub struct Input {
+    /// Files to read: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative to
+    /// the manifest. `*`, `?`, `[…]`, `{a,b}` and `**` match as in a shell.
+    #[schemars(length(min = 1, max = 1000), inner(length(min = 1, max = 1024), regex(pattern = r"^(s3://[^/]+/.+|file:///.+|[^:]+)$")))]
+    pub uris: Vec<String>,
+
+    /// How rows are laid out. By default told from the file name: `.jsonl`, `.ndjson`, `.csv`,
+    /// `.parquet`, `.txt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<InputFormat>,
+
+    /// How files are compressed. By default told from the file name: `.gz`, `.zst`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+
+    /// Field whose value becomes the `id` of result and error lines. Ids may repeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub id_field: Option<String>,
+
+    /// Field that holds the text. By default `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub text_field: Option<String>,
+
+    /// Longest row in bytes; a longer one ends as a row error.
+    #[serde(default = "default_max_row_bytes")]
+    #[schemars(range(min = 64, max = 67_108_864))]
+    pub max_row_bytes: u32,
+}
+
+fn default_max_row_bytes() -> u32 {
+    1 << 20
+}
+
+/// How rows are laid out in a file.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InputFormat {
+    /// One JSON object per line.
+    Jsonl,
+    /// RFC 4180 with a header row.
+    Csv,
+    /// Apache Parquet.
+    Parquet,
+    /// One text per line.
+    Text,
+}
+
+/// How a file is compressed.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// Where results, errors and the manifest are written.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!self.uri.matches('^[A-Za-z0-9+.-]+://[^/]*@')")
+        .message("a URI cannot carry credentials; give them through the environment of the worker"),
+)]
+pub struct Output {
+    /// Folder to write to: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative
+    /// to the manifest. The store must honour put-if-absent.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^(s3://[^/]+(/.*)?|file:///.+|[^:]+)$"))]
+    pub uri: String,
+
+    /// Compression of the parts.
+    #[serde(default)]
+    pub compression: OutputCompression,
+
+    /// Input fields to carry into each result line's `input` object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 256)))]
+    pub join: Vec<String>,
+
+    /// Whether finish also writes all results into one file, `results.jsonl[.zst]`, in input order.
+    #[serde(default)]
+    pub merge: bool,
+}
+
+/// Compression of the parts.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutputCompression {
+    /// Plain JSON lines.
+    #[default]
+    None,
+    /// Zstandard.
+    Zstd,
+}
+
+/// How the dataset is cut.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Sharding {
+    /// Size of a shard in bytes of its file. A shard should be 20 to 60 seconds of work: a kill
+    /// costs at most the shard in hand.
+    #[schemars(range(min = 1024, max = 1_073_741_824))]
+    pub target_bytes: u32,
+}
+
+impl Default for Sharding {
+    fn default() -> Self {
+        Self { target_bytes: 4 << 20 }
+    }
+}
+
+/// How often a row is tried again when the fault lies with the moment, not with the row.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.initialBackoff) > duration('0s') && duration(self.maxBackoff) >= duration(self.initialBackoff)")
+        .message("maxBackoff must be at least initialBackoff, and both above zero"),
+)]
+pub struct Retry {
+    /// Tries per row, the first one included.
+    #[serde(default = "default_max_attempts")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_attempts: u32,
+    /// Wait before the second try, such as `200ms`; doubles with each further one.
+    #[serde(default = "default_initial_backoff")]
+    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    pub initial_backoff: Duration,
+    /// Longest wait between two tries.
+    #[serde(default = "default_max_backoff")]
+    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    pub max_backoff: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max_attempts: default_max_attempts(),
+            initial_backoff: default_initial_backoff(),
+            max_backoff: default_max_backoff(),
+        }
+    }
+}
+
+fn default_max_attempts() -> u32 {
+    3
+}
+
+fn default_initial_backoff() -> Duration {
+    std::time::Duration::from_millis(200).into()
+}
+
+fn default_max_backoff() -> Duration {
+    std::time::Duration::from_secs(10).into()
+}
+
+/// What became of the job so far. The same object is printed by a local run with `-o json`.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BatchJobStatus {
+    /// `Succeeded` says whether every shard is committed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Finished shards in percent, such as `42%`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    /// Rows by how they ended, summed over committed shards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowCounts>,
+    /// Shards by state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<ShardCounts>,
+    /// Tokens that went through models, without padding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Rows finished per second, over the run so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_per_second: Option<f64>,
+    /// When the first shard was claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When the manifest was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// Where the results are: the output's absolute URI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// The first few row errors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub sample_errors: Vec<SampleError>,
+}
+
+/// Rows by how they ended.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowCounts {
+    /// Rows with a result line.
+    pub succeeded: u64,
+    /// Rows with an error line.
+    pub failed: u64,
+    /// Rows filtered out on purpose.
+    pub skipped: u64,
+}
+
+/// Shards by state.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardCounts {
+    /// Shards of the plan.
+    pub total: u32,
+    /// Shards with a commit.
+    pub committed: u32,
+    /// Shards that were given up.
+    pub failed: u32,
+}
+
+/// One row error, without the row's text.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleError {
+    /// Where the row stands, such as `s3://bucket/file.jsonl@1024`.
+    pub position: String,
+    /// The error's code, such as `invalid_json`.
+    pub code: String,
+    /// What went wrong and what to do.
+    pub message: String,
+}

@@ -1,0 +1,15 @@
+//! The `millrace.dev/v1alpha1` API.
+//!
+//! The local run, the lint command and the operator read these same types and pass every manifest
+//! through the same [`check`]. A field is here only if something acts on it.
+
+pub mod batch_job;
+pub mod check;
+pub mod inference_service;
+pub mod manifest;
+
+pub use batch_job::{BatchJob, BatchJobSpec, BatchJobStatus};
+pub use inference_service::{InferenceService, InferenceServiceSpec};
+
+/// Group and version of every kind in this crate.
+pub const API_VERSION: &str = "millrace.dev/v1alpha1";

@@ -1,0 +1,2 @@
+//! Models: tokenisers, loading, and the backends that compute.
+pub mod backend;

@@ -1,0 +1,35 @@
+//! The record that makes a shard done.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{lease::Epoch, plan::ShardIndex, tally::Rows, tally::Tally};
+
+/// A commit record, created with put-if-absent: the first commit of a shard wins, whatever its
+/// epoch, and every other attempt discards its own part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Commit {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// Epoch of the lease under which the shard was worked off.
+    pub epoch: Epoch,
+    /// Random id of the attempt; names its part and its errors.
+    pub attempt: String,
+    /// Path of the part below the output; absent when no row succeeded.
+    pub part: Option<String>,
+    /// Path of the error file below the output; absent when no row failed.
+    pub errors: Option<String>,
+    /// How the rows ended.
+    pub rows: Rows,
+    /// Tokens that went through the models.
+    pub tokens: u64,
+    /// SHA-256 of the part's stored bytes, hexadecimal; absent when there is no part.
+    pub sha256: Option<String>,
+}
+
+impl Commit {
+    /// The commit's counts.
+    pub fn tally(&self) -> Tally {
+        Tally { rows: self.rows, tokens: self.tokens }
+    }
+}

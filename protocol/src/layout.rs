@@ -1,0 +1,64 @@
+//! Where everything lies in an output. The only place that builds or parses these paths.
+
+use crate::plan::{RunNumber, ShardIndex};
+
+/// Written last and replaced whole.
+pub const MANIFEST: &str = "manifest.json";
+
+/// Holds everything that belongs to runs rather than to readers.
+pub const RUNS: &str = "_millrace/runs";
+
+/// `_millrace/runs/0001/plan.json`
+pub fn plan(run: RunNumber) -> String {
+    format!("{RUNS}/{run:04}/plan.json")
+}
+
+/// `_millrace/runs/0001/commits`
+pub fn commits(run: RunNumber) -> String {
+    format!("{RUNS}/{run:04}/commits")
+}
+
+/// `_millrace/runs/0001/commits/00012.json`
+pub fn commit(run: RunNumber, shard: ShardIndex) -> String {
+    format!("{}/{shard:05}.json", commits(run))
+}
+
+/// `parts/0001-00012-<attempt>.jsonl[.zst]`
+pub fn part(run: RunNumber, shard: ShardIndex, attempt: &str, zstd: bool) -> String {
+    format!("parts/{run:04}-{shard:05}-{attempt}.jsonl{}", if zstd { ".zst" } else { "" })
+}
+
+/// `errors/0001-00012-<attempt>.jsonl`
+pub fn errors(run: RunNumber, shard: ShardIndex, attempt: &str) -> String {
+    format!("errors/{run:04}-{shard:05}-{attempt}.jsonl")
+}
+
+/// The merged results, if the job asks for them: `results.jsonl[.zst]`
+pub fn merged(zstd: bool) -> String {
+    format!("results.jsonl{}", if zstd { ".zst" } else { "" })
+}
+
+/// The shard that a commit's file name (`00012.json`) speaks of.
+pub fn shard_of_commit(file_name: &str) -> Option<ShardIndex> {
+    file_name.strip_suffix(".json")?.parse().ok()
+}
+
+/// The run that a folder below [`RUNS`] (`0001`) holds.
+pub fn run_of_folder(name: &str) -> Option<RunNumber> {
+    (name.len() >= 4).then(|| name.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_path_names_its_shard() {
+        for shard in [0, 12, 99_999, 100_000, u32::MAX] {
+            let path = commit(1, shard);
+            let name = path.rsplit('/').next().unwrap();
+            assert_eq!(shard_of_commit(name), Some(shard));
+        }
+        assert_eq!(shard_of_commit("00012.json#1"), None);
+    }
+}

@@ -1,0 +1,16 @@
+//! What planner, worker, inference-server and readers agree on.
+//!
+//! Pure data and pure functions: this crate knows neither Kubernetes nor an async runtime, opens
+//! no file and reads no clock. The modules follow the way of the data:
+//! [`plan`] → [`lease`] → [`row`] → [`wire`] → [`result`] → [`commit`] → [`manifest`],
+//! and [`layout`] says where each of them lies in an output.
+
+pub mod commit;
+pub mod layout;
+pub mod lease;
+pub mod manifest;
+pub mod plan;
+pub mod result;
+pub mod row;
+pub mod tally;
+pub mod wire;

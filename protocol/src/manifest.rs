@@ -1,0 +1,77 @@
+//! `manifest.json`: what an output holds, for readers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    commit::Commit,
+    plan::{InputFile, RunNumber, Shard, ShardIndex},
+    tally::Tally,
+};
+
+/// Written last and replaced whole: whoever sees it sees a finished run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Layout version of this file.
+    pub version: u32,
+    /// The run that wrote it.
+    pub run: RunNumber,
+    /// Hash of everything in job and service that decides what a result line says.
+    pub spec_sha256: String,
+    /// Whether every shard of the plan is committed.
+    pub complete: bool,
+    /// Totals over all commits.
+    pub totals: Tally,
+    /// The input files, in the plan's order.
+    pub inputs: Vec<InputFile>,
+    /// For each input range the live run and part, in input order.
+    pub parts: Vec<LivePart>,
+    /// Shards that were given up, with the reason; empty when `complete`.
+    pub failed_shards: Vec<FailedShard>,
+    /// The models that made the results.
+    pub models: Vec<ManifestModel>,
+    /// The merged results below the output, if the job asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged: Option<String>,
+    /// When finish wrote this file, RFC 3339.
+    pub finished_at: String,
+}
+
+/// The live commit of one input range.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LivePart {
+    /// The run whose commit is live.
+    pub run: RunNumber,
+    /// The input range.
+    pub range: Shard,
+    /// The commit.
+    pub commit: Commit,
+}
+
+/// A shard that has no commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedShard {
+    /// Index in the run's plan.
+    pub shard: ShardIndex,
+    /// The input range.
+    pub range: Shard,
+    /// Why it was given up.
+    pub error: String,
+}
+
+/// A model that made results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ManifestModel {
+    /// Name in the service.
+    pub name: String,
+    /// SHA-256 over the model's files, as the server reports it.
+    pub digest: String,
+}
+
+impl Manifest {
+    /// Layout version that this build writes and reads.
+    pub const VERSION: u32 = 1;
+}

@@ -1,0 +1,114 @@
+//! The plan of a run: its inputs, pinned, and the shards they were cut into.
+
+use serde::{Deserialize, Serialize};
+
+/// Index of a shard in its run, from 0.
+pub type ShardIndex = u32;
+
+/// Number of a run in its output, from 1.
+pub type RunNumber = u32;
+
+/// `plan.json`: written create-only, so whoever plans second reads the plan that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// Layout version of this file.
+    pub version: u32,
+    /// Number of this run in its output.
+    pub run: RunNumber,
+    /// Hash of everything in job and service that decides what a result line says.
+    pub spec_sha256: String,
+    /// The input files in the order of their URIs.
+    pub inputs: Vec<InputFile>,
+    /// The shards; a shard's index is its place in this list.
+    pub shards: Vec<Shard>,
+}
+
+/// One input file, pinned to what it was when the run was planned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InputFile {
+    /// Absolute URI: `file:///…` or `s3://bucket/…`.
+    pub uri: String,
+    /// Stored size in bytes, compressed where the file is.
+    pub size_bytes: u64,
+    /// Entity tag that the store gave; another one later means that the input changed.
+    pub etag: Option<String>,
+    /// How rows are laid out in the decoded file.
+    pub format: Format,
+    /// How the file is compressed.
+    pub compression: Compression,
+    /// Column names, for CSV only: a shard in the middle of a file has no header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
+}
+
+/// How rows are laid out in a decoded file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Format {
+    /// One JSON object per line.
+    Jsonl,
+    /// RFC 4180 with a header row.
+    Csv,
+    /// Apache Parquet.
+    Parquet,
+    /// One text per line.
+    Text,
+}
+
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip, one or more members.
+    Gzip,
+    /// Zstandard, one or more frames.
+    Zstd,
+}
+
+/// A part of one input file that one worker works off under one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Index into [`Plan::inputs`].
+    pub input: u32,
+    /// Which rows of the file.
+    #[serde(flatten)]
+    pub range: ShardRange,
+}
+
+/// Which rows of a file belong to a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum ShardRange {
+    /// The rows whose first byte lies in `start..end` of the decoded file.
+    /// For a compressed file `start` is 0 and `end` is `u64::MAX`: all of it.
+    Bytes {
+        /// First byte, inclusive.
+        start: u64,
+        /// Last byte, exclusive.
+        end: u64,
+    },
+    /// Rows `start..end` of one row group of a Parquet file.
+    #[serde(rename_all = "camelCase")]
+    Rows {
+        /// Index of the row group in the file.
+        row_group: u32,
+        /// First row, inclusive.
+        start: u64,
+        /// Last row, exclusive.
+        end: u64,
+    },
+}
+
+impl Plan {
+    /// Layout version that this build writes and reads.
+    pub const VERSION: u32 = 1;
+
+    /// The file that a shard lies in.
+    pub fn input_of(&self, shard: &Shard) -> &InputFile {
+        &self.inputs[shard.input as usize]
+    }
+}

@@ -1,0 +1,31 @@
+//! The lines of parts and error files.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::row::{Position, RowError};
+
+/// One line of a part: a row that succeeded in every step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResultLine {
+    /// Value of the id field, if the job names one.
+    pub id: Option<String>,
+    /// Where the row stands in the input.
+    pub position: Position,
+    /// One entry per step, in the order of the job's steps.
+    pub result: Box<RawValue>,
+    /// The joined input fields, if the job joins any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Box<RawValue>>,
+}
+
+/// One line of an error file: a row that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorLine {
+    /// Value of the id field where it could be read.
+    pub id: Option<String>,
+    /// Where the row stands in the input.
+    pub position: Position,
+    /// Why it failed.
+    pub error: RowError,
+}

@@ -1,0 +1,6 @@
+//! Everything between a manifest and its results: plan → claim → read → submit → commit → finish.
+//!
+//! The output store is the truth and the lease store a hint: a shard is done when its commit record
+//! exists. The local run and the pods of a cluster drive this same code.
+
+pub mod job;

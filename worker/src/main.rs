@@ -1,0 +1,2 @@
+//! The `millrace-worker` binary.
+fn main() {}
