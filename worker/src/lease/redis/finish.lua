@@ -1,0 +1,28 @@
+-- Makes a shard done and counts it, once. For an acknowledgement, and with neither epoch nor owner
+-- for a commit that was found in the output store, which needs no lease.
+-- ARGV: shard, rows succeeded, failed, skipped, tokens [, epoch, owner].
+-- Reply: 'counted', 'already_done' or 'lost'.
+
+local shard, succeeded, failed, skipped, tokens, epoch, owner = unpack(ARGV)
+
+if is_done(shard) then
+  return {'already_done'}
+end
+if epoch and not is_live(shard, epoch, owner) then
+  return {'lost'}
+end
+
+local held = redis.call('ZREM', open, shard) + unlease(shard) + redis.call('ZREM', dead, shard)
+if held == 0 and redis.call('HEXISTS', counters, 'known') == 1 then
+  redis.call('HINCRBY', counters, 'known', 1)
+end
+redis.call('HDEL', epochs, shard)
+redis.call('HDEL', deliveries, shard)
+redis.call('HDEL', errors, shard)
+redis.call('SETBIT', done, shard, 1)
+redis.call('HINCRBY', counters, 'succeeded', succeeded)
+redis.call('HINCRBY', counters, 'failed', failed)
+redis.call('HINCRBY', counters, 'skipped', skipped)
+redis.call('HINCRBY', counters, 'tokens', tokens)
+touch()
+return {'counted'}
