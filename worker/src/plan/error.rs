@@ -1,0 +1,102 @@
+//! Why a job could not be planned.
+
+use crate::{read::ReadError, store::StoreError};
+
+/// Why a job could not be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The glob characters of a URI do not parse.
+    #[error("{uri} is not a valid pattern")]
+    Pattern {
+        /// The URI.
+        uri: String,
+        /// What is wrong with it.
+        source: globset::Error,
+    },
+    /// A URI matches no file.
+    #[error("{uri} matches no file{hint}")]
+    NoMatch {
+        /// The URI.
+        uri: String,
+        /// What to try instead, beginning with a separator; may be empty.
+        hint: &'static str,
+    },
+    /// A file's name does not tell how it is laid out.
+    #[error(
+        "the name of {uri} does not tell its format (.jsonl, .ndjson, .csv, .parquet, .txt); \
+         set input.format"
+    )]
+    UnknownFormat {
+        /// URI of the file.
+        uri: String,
+    },
+    /// A Parquet file is said to be compressed as a whole.
+    #[error(
+        "{uri} is Parquet, which compresses inside; remove .gz or .zst, or set input.compression \
+         to None"
+    )]
+    CompressedParquet {
+        /// URI of the file.
+        uri: String,
+    },
+    /// Results would be written over, or read as, input.
+    #[error("the output {output} overlaps the input {input}; choose another output folder")]
+    OutputOverlapsInput {
+        /// URI of the output.
+        output: String,
+        /// URI of an input file, or the pattern that would match results.
+        input: String,
+    },
+    /// The dataset has too many shards to list.
+    #[error("the dataset has more than {shards_max} shards; raise sharding.targetBytes")]
+    TooManyShards {
+        /// The most that a plan may have.
+        shards_max: usize,
+    },
+    /// A CSV file's first record is no header.
+    #[error("the header of {uri} cannot be read: {reason}")]
+    CsvHeader {
+        /// URI of the file.
+        uri: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The output was made by another job or service.
+    #[error(
+        "the output {output} was planned by another spec ({found}, now {expected}); \
+         choose another output, or delete it"
+    )]
+    OtherSpec {
+        /// URI of the output.
+        output: String,
+        /// Hash of the spec that is there.
+        found: String,
+        /// Hash of this job's spec.
+        expected: String,
+    },
+    /// The plan that is there cannot be understood.
+    #[error("{path} is no plan that this version understands: {reason}")]
+    BadPlan {
+        /// Path of the plan.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An input file could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PlanError {
+    /// Whether trying again cannot help.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Read(error) => error.is_permanent(),
+            Self::Store(error) => error.is_permanent(),
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Plans a run: lists the inputs, pins them, cuts them into shards and writes `plan.json`.
+//!
+//! Planning never writes more than the plan and a probe, and never keeps anything the size of the
+//! data. Whoever plans second reads the plan that is there.
+
+mod cut;
+mod error;
+mod list;
+mod overlap;
+
+use millrace_protocol::{
+    layout,
+    plan::{Plan, RunNumber},
+};
+
+use crate::{
+    job::CheckedJob,
+    store::{self, Created, Location, Stores},
+};
+
+pub use cut::{CutOptions, SHARDS_MAX, cut};
+pub use error::PlanError;
+pub use list::list_inputs;
+
+/// The run that a plan without earlier runs has.
+pub const FIRST_RUN: RunNumber = 1;
+
+/// The plan of a job's run: the one that is there, or a new one.
+pub async fn plan(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> {
+    let output = stores.open(&job.output.uri)?;
+    if let Some(plan) = existing(&output, job).await? {
+        return Ok(plan);
+    }
+    let mut inputs = list_inputs(stores, &job.input).await?;
+    overlap::check(stores, job, &inputs)?;
+    let options = CutOptions {
+        shard_bytes_target: job.shard_bytes_target,
+        fields: &job.input.fields,
+        row_bytes_max: job.input.row_bytes_max,
+    };
+    let shards = cut(stores, &mut inputs, options).await?;
+    let spec_sha256 = job.spec_sha256.clone();
+    let plan = Plan { version: Plan::VERSION, run: FIRST_RUN, spec_sha256, inputs, shards };
+    store::probe_create_only(&output.store, &output.path).await?;
+    let path = output.below(&layout::plan(FIRST_RUN));
+    let bytes = serde_json::to_vec(&plan).expect("a plan is plain data");
+    match store::create(&output.store, &path, bytes).await? {
+        Created::New => Ok(plan),
+        // Another planner was faster, or this one's reply was lost: what is there counts.
+        Created::Existed => existing(&output, job).await?.ok_or_else(|| PlanError::BadPlan {
+            path: path.to_string(),
+            reason: "it was deleted while the job was planned".into(),
+        }),
+    }
+}
+
+/// The plan that is there, if it was made by the same spec.
+pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan>, PlanError> {
+    let path = output.below(&layout::plan(FIRST_RUN));
+    let Some(bytes) = store::read(&output.store, &path).await? else { return Ok(None) };
+    let bad = |reason: String| PlanError::BadPlan { path: path.to_string(), reason };
+    let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    if plan.version != Plan::VERSION {
+        return Err(bad(format!("its version is {}, not {}", plan.version, Plan::VERSION)));
+    }
+    if plan.spec_sha256 != job.spec_sha256 {
+        return Err(PlanError::OtherSpec {
+            output: job.output.uri.clone(),
+            found: plan.spec_sha256,
+            expected: job.spec_sha256.clone(),
+        });
+    }
+    let inputs = plan.inputs.len();
+    if plan.shards.iter().any(|shard| shard.input as usize >= inputs) {
+        return Err(bad("a shard names an input that is not listed".into()));
+    }
+    Ok(Some(plan))
+}

@@ -1,0 +1,175 @@
+//! A row that borrows from the bytes it was read from, and the checks that every format shares.
+
+use std::borrow::Cow;
+
+use millrace_protocol::row::{Place, ReadRow, Row, RowError, RowErrorCode};
+use serde_json::value::RawValue;
+
+use crate::job::Fields;
+
+/// A row for the models. Borrows where the bytes need no unescaping.
+#[derive(Debug)]
+pub(crate) struct RowView<'a> {
+    /// Value of the id field, if the job names one.
+    pub(crate) id: Option<Cow<'a, str>>,
+    /// The text, never empty.
+    pub(crate) text: Cow<'a, str>,
+    /// The joined fields as one JSON object, if the job joins any.
+    pub(crate) input: Option<Box<RawValue>>,
+}
+
+/// A row that cannot become one for the models.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// Value of the id field where it could be read.
+    pub(crate) id: Option<String>,
+    /// Why. Never holds the row's text.
+    pub(crate) error: RowError,
+}
+
+impl Refused {
+    /// A row without a readable id.
+    pub(crate) fn new(code: RowErrorCode, message: impl Into<String>) -> Self {
+        Self { id: None, error: RowError::new(code, message) }
+    }
+
+    /// A row that is longer than allowed.
+    pub(crate) fn too_long(row_bytes_max: usize) -> Self {
+        let message = format!(
+            "the row is longer than {row_bytes_max} bytes; raise input.maxRowBytes if it is meant to be"
+        );
+        Self::new(RowErrorCode::RowTooLong, message)
+    }
+}
+
+/// Owns what a parser borrowed.
+pub(crate) fn owned(place: Place, row: Result<RowView<'_>, Refused>) -> ReadRow {
+    match row {
+        Ok(RowView { id, text, input }) => {
+            ReadRow::Row(Row { place, id: id.map(Cow::into_owned), text: text.into_owned(), input })
+        }
+        Err(Refused { id, error }) => ReadRow::Bad { place, id, error },
+    }
+}
+
+/// The fields that a job names, ready for comparing and writing.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// Field that becomes the id.
+    pub(crate) id: Option<String>,
+    /// Field that holds the text.
+    pub(crate) text: String,
+    /// Fields carried into the result line, each once.
+    pub(crate) join: Vec<JoinedField>,
+}
+
+/// A field carried into the result line.
+#[derive(Debug, Clone)]
+pub(crate) struct JoinedField {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its name as a JSON string with the colon behind it.
+    key: String,
+}
+
+impl Wanted {
+    /// Prepares a job's fields.
+    pub(crate) fn new(fields: &Fields) -> Self {
+        let Fields { id, text, join } = fields;
+        let mut wanted = Self { id: id.clone(), text: text.clone(), join: Vec::new() };
+        for name in join {
+            if wanted.join.iter().all(|field| field.name != *name) {
+                let key = format!("{}:", serde_json::Value::from(name.as_str()));
+                wanted.join.push(JoinedField { name: name.clone(), key });
+            }
+        }
+        wanted
+    }
+
+    /// The joined fields as one JSON object: those that the row has, in the job's order. `None` if
+    /// the job joins none.
+    pub(crate) fn object<V: AsRef<str>>(&self, values: &[Option<V>]) -> Option<Box<RawValue>> {
+        if self.join.is_empty() {
+            return None;
+        }
+        let mut object = String::from("{");
+        for (field, value) in self.join.iter().zip(values) {
+            if let Some(value) = value {
+                if object.len() > 1 {
+                    object.push(',');
+                }
+                object.push_str(&field.key);
+                object.push_str(value.as_ref());
+            }
+        }
+        object.push('}');
+        Some(RawValue::from_string(object).expect("every value is JSON"))
+    }
+}
+
+/// The bytes of a row as text.
+pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, Refused> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let message = format!("byte {} of the row is not valid UTF-8", error.valid_up_to());
+        Refused::new(RowErrorCode::InvalidUtf8, message)
+    })?;
+    // A NUL is valid UTF-8, but a text file with NULs is a binary one, or UTF-16.
+    match memchr::memchr(0, bytes) {
+        None => Ok(text),
+        Some(at) => {
+            let message = format!("byte {at} of the row is NUL; text in another encoding than UTF-8?");
+            Err(Refused::new(RowErrorCode::InvalidUtf8, message))
+        }
+    }
+}
+
+/// Checks a text and an id that were found.
+pub(crate) fn row<'a>(
+    id: Option<Cow<'a, str>>,
+    text: Result<Cow<'a, str>, RowError>,
+    input: impl FnOnce() -> Option<Box<RawValue>>,
+) -> Result<RowView<'a>, Refused> {
+    let checked = text.and_then(|text| {
+        if text.chars().all(char::is_whitespace) {
+            return Err(RowError::new(RowErrorCode::EmptyText, "the text is empty"));
+        }
+        if memchr::memchr(0, text.as_bytes()).is_some() {
+            let message = "the text has a NUL character; remove it";
+            return Err(RowError::new(RowErrorCode::InvalidField, message));
+        }
+        Ok(text)
+    });
+    match checked {
+        Ok(text) => Ok(RowView { id, text, input: input() }),
+        Err(error) => Err(Refused { id: id.map(Cow::into_owned), error }),
+    }
+}
+
+/// The id that a JSON value stands for: a string's characters, a number or boolean as written.
+pub(crate) fn id_of_json<'a>(field: &str, json: Option<&'a str>) -> Result<Cow<'a, str>, RowError> {
+    let missing = || {
+        let message = format!("the row has no field {field:?}, which the job names as its id");
+        RowError::new(RowErrorCode::MissingField, message)
+    };
+    let json = json.ok_or_else(missing)?;
+    match json.as_bytes().first() {
+        Some(b'"') => {
+            let id: Cow<'a, str> = if memchr::memchr(b'\\', json.as_bytes()).is_none() {
+                Cow::Borrowed(&json[1..json.len() - 1])
+            } else {
+                let id: String = serde_json::from_str(json).map_err(|_| {
+                    let message = format!("field {field:?} is not a valid JSON string");
+                    RowError::new(RowErrorCode::InvalidJson, message)
+                })?;
+                Cow::Owned(id)
+            };
+            Ok(id)
+        }
+        Some(b'n') | None => Err(missing()),
+        Some(b'{' | b'[') => {
+            let message = format!("field {field:?} is no string, number or boolean");
+            Err(RowError::new(RowErrorCode::InvalidField, message))
+        }
+        Some(_) => Ok(Cow::Borrowed(json)),
+    }
+}

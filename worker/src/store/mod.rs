@@ -1,0 +1,243 @@
+//! Object stores by URI: the one place that opens them.
+//!
+//! A URI is taken literally: what follows `file://` or `s3://<bucket>/` is the path, byte for byte,
+//! without percent-decoding. That is how `aws s3` and shells write them, and it makes the URIs that
+//! a listing gives and the URIs that a manifest holds the same strings.
+
+mod error;
+mod local;
+mod object;
+#[cfg(test)]
+mod overwriting;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use object_store::{
+    BackoffConfig, ClientOptions, ObjectStore, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
+    local::LocalFileSystem,
+    path::Path,
+};
+
+pub use error::StoreError;
+pub use object::{Created, create, probe_create_only, read, replace};
+
+/// What the stores are opened with.
+#[derive(Debug, Clone, Default)]
+pub struct StoreOptions {
+    /// Settings of the S3 client, over its defaults. Credentials that are not given here come from
+    /// the machine's identity (web identity, container or instance metadata).
+    pub s3: Vec<(AmazonS3ConfigKey, String)>,
+    /// Folders that `file://` URIs may lie in after `..` and symlinks are resolved; empty means
+    /// anywhere.
+    pub file_roots: Vec<PathBuf>,
+}
+
+/// Opens object stores by URI and keeps one client per bucket. Clones share their clients.
+#[derive(Debug, Clone)]
+pub struct Stores {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: StoreOptions,
+    local: Arc<dyn ObjectStore>,
+    buckets: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+}
+
+/// A place in a store: an object, or a folder of them.
+#[derive(Debug, Clone)]
+pub struct Location {
+    /// The store.
+    pub store: Arc<dyn ObjectStore>,
+    /// Path in the store. For `file://` it is absolute, with every symlink resolved.
+    pub path: Path,
+}
+
+impl Location {
+    /// Path of `relative`, such as `parts/a.jsonl`, below this location.
+    pub fn below(&self, relative: &str) -> Path {
+        relative.split('/').fold(self.path.clone(), |path, part| path.join(part))
+    }
+}
+
+/// A URI, split but not opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StoreUri<'a> {
+    /// `file:///path`, with the path.
+    File(&'a str),
+    /// `s3://bucket/key`.
+    S3 { bucket: &'a str, key: &'a str },
+}
+
+impl<'a> StoreUri<'a> {
+    /// Splits a URI and checks its shape.
+    pub(crate) fn parse(uri: &'a str) -> Result<Self, StoreError> {
+        let invalid =
+            |reason: &str| StoreError::InvalidUri { uri: uri.into(), reason: reason.into() };
+        if let Some(path) = uri.strip_prefix("file://") {
+            if !path.starts_with('/') {
+                return Err(invalid("a file URI has three slashes and an absolute path"));
+            }
+            return Ok(Self::File(path));
+        }
+        let Some(rest) = uri.strip_prefix("s3://") else {
+            return Err(invalid("only file:///… and s3://bucket/… can be opened"));
+        };
+        let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+        if bucket.is_empty() || bucket.contains(['@', ':', '?', '#']) {
+            return Err(invalid("the bucket's name is empty or has characters no bucket has"));
+        }
+        Ok(Self::S3 { bucket, key })
+    }
+}
+
+impl Stores {
+    /// Stores with the environment's settings: the `AWS_*` variables that the AWS tools know,
+    /// `AWS_ENDPOINT_URL` and `AWS_ALLOW_HTTP` among them, and `MILLRACE_FILE_ROOTS`, a
+    /// colon-separated list of the folders that `file://` URIs may lie in.
+    pub fn from_env() -> Stores {
+        let aws = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
+        let s3 = aws
+            .filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)))
+            .collect();
+        let roots = std::env::var_os("MILLRACE_FILE_ROOTS").unwrap_or_default();
+        let file_roots =
+            std::env::split_paths(&roots).filter(|root| !root.as_os_str().is_empty()).collect();
+        Stores::new(StoreOptions { s3, file_roots })
+    }
+
+    /// Stores with explicit settings.
+    pub fn new(options: StoreOptions) -> Stores {
+        // Without fsync a commit record could outlive a power loss that its part did not.
+        let local = Arc::new(LocalFileSystem::new().with_fsync(true));
+        Stores { shared: Arc::new(Shared { options, local, buckets: Mutex::default() }) }
+    }
+
+    /// Opens the place that a URI names. Nothing needs to exist there, and nothing is contacted.
+    pub fn open(&self, uri: &str) -> Result<Location, StoreError> {
+        let invalid = |reason: String| StoreError::InvalidUri { uri: uri.into(), reason };
+        match StoreUri::parse(uri)? {
+            StoreUri::File(path) => {
+                let resolved = self.resolve(uri, path)?;
+                let text = resolved.to_str().ok_or_else(|| invalid("not UTF-8".into()))?;
+                let path = Path::parse(text).map_err(|error| invalid(error.to_string()))?;
+                Ok(Location { store: Arc::clone(&self.shared.local), path })
+            }
+            StoreUri::S3 { bucket, key } => {
+                let path = Path::parse(key).map_err(|error| invalid(error.to_string()))?;
+                Ok(Location { store: self.bucket(bucket)?, path })
+            }
+        }
+    }
+
+    /// Resolves `..` and symlinks and refuses what then lies outside the allowed folders.
+    fn resolve(&self, uri: &str, path: &str) -> Result<PathBuf, StoreError> {
+        let resolved = local::resolve(std::path::Path::new(path))
+            .map_err(|source| StoreError::Unresolved { uri: uri.into(), source })?;
+        let roots = &self.shared.options.file_roots;
+        let allowed = roots.is_empty()
+            || roots.iter().any(|root| {
+                local::resolve(root).is_ok_and(|root| resolved.starts_with(root))
+            });
+        if !allowed {
+            return Err(StoreError::OutsideRoots { uri: uri.into(), resolved });
+        }
+        Ok(resolved)
+    }
+
+    fn bucket(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let mut buckets = self.shared.buckets.lock().unwrap_or_else(|error| error.into_inner());
+        if let Some(store) = buckets.get(bucket) {
+            return Ok(Arc::clone(store));
+        }
+        let store: Arc<dyn ObjectStore> = Arc::new(self.client(bucket)?);
+        buckets.insert(bucket.into(), Arc::clone(&store));
+        Ok(store)
+    }
+
+    fn client(&self, bucket: &str) -> Result<object_store::aws::AmazonS3, StoreError> {
+        let mut builder = AmazonS3Builder::new()
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            .with_client_options(client_options())
+            .with_retry(retry());
+        for (key, value) in &self.shared.options.s3 {
+            builder = builder.with_config(*key, value);
+        }
+        builder
+            .with_bucket_name(bucket)
+            .build()
+            .map_err(|source| StoreError::Client { bucket: bucket.into(), source })
+    }
+}
+
+/// No request outlives a lease unnoticed: each is bounded, and so are its tries together.
+fn client_options() -> ClientOptions {
+    ClientOptions::new()
+        .with_connect_timeout(Duration::from_secs(5))
+        .with_timeout(Duration::from_secs(30))
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            base: 2.0,
+        },
+        max_retries: 8,
+        retry_timeout: Duration::from_secs(60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(uri: &str) -> String {
+        Stores::new(StoreOptions::default()).open(uri).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn only_file_and_s3_can_be_opened() {
+        for uri in ["http://169.254.169.254/latest", "gs://bucket/a", "/data/a.jsonl", "file://a"] {
+            assert!(refused(uri).contains(uri), "{uri}");
+        }
+    }
+
+    #[test]
+    fn credentials_in_a_bucket_are_refused() {
+        assert!(refused("s3://key:secret@bucket/a").contains("bucket"));
+    }
+
+    #[test]
+    fn a_uri_is_taken_literally() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = "50% off [a].jsonl";
+        std::fs::write(folder.path().join(name), "x").unwrap();
+        let uri = format!("file://{}/{name}", folder.path().display());
+        let location = Stores::new(StoreOptions::default()).open(&uri).unwrap();
+        assert_eq!(location.path.filename(), Some(name));
+    }
+
+    #[test]
+    fn a_symlink_out_of_the_allowed_folders_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inside, outside) = (folder.path().join("in"), folder.path().join("out"));
+        std::fs::create_dir(&inside).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        let stores =
+            Stores::new(StoreOptions { s3: vec![], file_roots: vec![inside.clone()] });
+        let open = |path: &str| stores.open(&format!("file://{}/{path}", inside.display()));
+        assert!(open("a.jsonl").is_ok());
+        assert!(matches!(open("link/a.jsonl"), Err(StoreError::OutsideRoots { .. })));
+        assert!(matches!(open("../out/a.jsonl"), Err(StoreError::OutsideRoots { .. })));
+    }
+}
