@@ -1,2 +1,133 @@
-//! The inference-server binary.
-fn main() {}
+//! The inference-server binary: reads the options, supervises or serves, and says by its exit code
+//! whether starting it again can help.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use millrace_inference_server::{
+    options::Options,
+    server::{Server, ServerConfig, ServerError},
+    service_file,
+};
+use millrace_models::model::{BackendChoice, LoadOptions};
+use millrace_supervisor::{Address, CommandSpec, EXIT_CODE_BROKEN, Failure, Probe, Supervisor};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
+        .init();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with the whole chain: the supervisor quotes the last lines.
+            tracing::error!("{error:#}");
+            if is_broken(&error) {
+                (EXIT_CODE_BROKEN as u8).into()
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Whether the service, its models or the options are at fault rather than the moment.
+fn is_broken(error: &anyhow::Error) -> bool {
+    error.is::<service_file::ServiceFileError>()
+        || error.downcast_ref().is_some_and(ServerError::is_permanent)
+        || matches!(error.downcast_ref(), Some(Failure::Broken { .. }))
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
+    if let Some(folder) = &options.print_digest {
+        return print_digest(folder);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    if options.supervise {
+        return runtime.block_on(supervise(options));
+    }
+    runtime.block_on(async {
+        let server = Server::bind(config(options)?).await?;
+        let shutdown = shutdown_signal()?;
+        Ok(server.run(shutdown).await?)
+    })
+}
+
+fn config(options: &Options) -> anyhow::Result<ServerConfig> {
+    let service = options.service.as_deref().context("--service is missing")?;
+    let limits = &options.limits;
+    let backend = match &options.fake_backend {
+        Some(fake) => BackendChoice::Fake(fake.parse()?),
+        None => BackendChoice::Torch,
+    };
+    Ok(ServerConfig {
+        spec: service_file::read(service)?,
+        load: LoadOptions {
+            model_cache: options.model_cache(),
+            threads: options.threads(),
+            allow_torchscript: options.allow_torchscript,
+            text_chars_max: limits.max_text_chars,
+            tokenize_deadline: Duration::from_millis(limits.tokenize_deadline_ms),
+            backend,
+        },
+        uds: options.uds.clone(),
+        listen: options.listen.clone(),
+        tokenize_threads: options
+            .tokenize_threads
+            .unwrap_or_else(|| options.threads()),
+        limits: limits.http(),
+        drain_delay: Duration::from_millis(limits.drain_delay_ms),
+        drain_deadline: Duration::from_millis(limits.drain_deadline_ms),
+    })
+}
+
+/// SIGTERM as Kubernetes sends it, or an interrupt from a terminal.
+fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Runs this program again as a child, without `--supervise`, until it is stopped or broken.
+async fn supervise(options: &Options) -> anyhow::Result<()> {
+    let limits = &options.limits;
+    let address = match (&options.uds, &options.listen) {
+        (Some(path), _) => Address::Unix(path.clone()),
+        (None, Some(address)) => Address::Tcp(address.clone()),
+        (None, None) => return Err(ServerError::NoListener.into()),
+    };
+    let mut spec = CommandSpec::new(std::env::current_exe()?);
+    spec.args = std::env::args_os()
+        .skip(1)
+        .filter(|arg| arg != "--supervise")
+        .collect();
+    spec.env_remove = vec!["MILLRACE_SUPERVISE".into()];
+    spec.probe = Some(Probe {
+        address,
+        path: "/ready".into(),
+    });
+    spec.drain_deadline =
+        Duration::from_millis(limits.drain_delay_ms + limits.drain_deadline_ms + 5_000);
+    let shutdown = shutdown_signal()?;
+    let child = Supervisor::start(spec)?;
+    tokio::select! {
+        () = shutdown => child.stop().await,
+        failure = child.failed() => return Err(failure.into()),
+    }
+    Ok(())
+}
+
+fn print_digest(_folder: &Path) -> anyhow::Result<()> {
+    Ok(())
+}

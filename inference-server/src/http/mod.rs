@@ -1,0 +1,64 @@
+//! The HTTP edge: what is asked for, in which shape, and what is refused before it costs anything.
+
+pub mod app;
+mod body;
+mod error;
+mod info;
+mod online;
+mod openai;
+mod rows;
+pub mod serve;
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State},
+    middleware::{self, Next},
+    response::Response,
+    routing::{get, post},
+};
+use millrace_protocol::wire::ROWS_PATH;
+
+use crate::http::{app::App, error::ApiError};
+
+/// All endpoints, the same over TCP and over the Unix socket.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/embed", post(online::embed))
+        .route("/predict", post(online::predict))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route(ROWS_PATH, post(rows::rows))
+        .route("/health", get(info::health))
+        .route("/ready", get(info::ready))
+        .route("/metrics", get(info::metrics))
+        .route("/info", get(info::info))
+        .fallback(|| async { ApiError::NoSuchEndpoint })
+        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .layer(middleware::from_fn_with_state(app.clone(), measure))
+        .with_state(app)
+}
+
+/// Counts a request under the route it matched; paths nobody serves share one label.
+async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let endpoint = match request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(MatchedPath::as_str)
+    {
+        Some("/embed") => "/embed",
+        Some("/predict") => "/predict",
+        Some("/v1/embeddings") => "/v1/embeddings",
+        Some(ROWS_PATH) => ROWS_PATH,
+        Some("/health") => "/health",
+        Some("/ready") => "/ready",
+        Some("/metrics") => "/metrics",
+        Some("/info") => "/info",
+        _ => "other",
+    };
+    let response = next.run(request).await;
+    app.metrics
+        .note_request(endpoint, response.status().as_u16(), started);
+    response
+}

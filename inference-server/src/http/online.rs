@@ -1,0 +1,260 @@
+//! `/embed` and `/predict`: bodies as text-embeddings-inference has them.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use millrace_crds::inference_service::Task;
+use millrace_protocol::wire::{Prediction, Untagged};
+use serde::Deserialize;
+
+use crate::{
+    batcher::Priority,
+    http::{
+        app::{App, pick_model},
+        body,
+        error::ApiError,
+    },
+    inference::{Inference, Question},
+};
+
+const EMBED_TASKS: &[Task] = &[Task::Embedding];
+const PREDICT_TASKS: &[Task] = &[
+    Task::SequenceClassification,
+    Task::TokenClassification,
+    Task::TorchScript,
+];
+
+/// One text or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+pub enum Texts {
+    /// One text.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl Texts {
+    /// As a list.
+    pub fn into_vec(self) -> Vec<String> {
+        match self {
+            Texts::One(text) => vec![text],
+            Texts::Many(texts) => texts,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct EmbedBody {
+    inputs: Texts,
+    model: Option<String>,
+    truncate: Option<bool>,
+    truncation_direction: Option<String>,
+    prompt_name: Option<String>,
+    dimensions: Option<usize>,
+    normalize: Option<bool>,
+}
+
+/// `{"inputs": text or [text, …]}` → `[[number, …], …]`.
+pub async fn embed(
+    State(app): State<Arc<App>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    let inference = app.inference()?;
+    let _slot = app.online_slot()?;
+    let limits = &app.limits;
+    let bytes = body::read(request, limits.payload_bytes_max, limits.body_deadline).await?;
+    let EmbedBody {
+        inputs,
+        model,
+        truncate,
+        truncation_direction,
+        prompt_name,
+        dimensions,
+        normalize,
+    } = body::json(&bytes)?;
+    refuse_unless_right(truncation_direction.as_deref())?;
+    if prompt_name.is_some() || dimensions.is_some() {
+        let message = "`prompt_name` and `dimensions` are not supported; remove them";
+        return Err(ApiError::Invalid(message.into()));
+    }
+    let model = pick_model(inference.models(), model.as_deref(), EMBED_TASKS)?;
+    let asked = Asked {
+        model,
+        texts: inputs.into_vec(),
+        truncate,
+    };
+    let mut answers = ask(&app, &inference, asked).await?.predictions;
+    if let Some(normalize) = normalize {
+        answers
+            .iter_mut()
+            .try_for_each(|answer| scale(answer, normalize))?;
+    }
+    Ok(Json(answers.iter().map(Untagged).collect::<Vec<_>>()).into_response())
+}
+
+/// Scales an embedding to length 1 if the request wants it. The opposite wish cannot be met where
+/// the service already normalises.
+fn scale(answer: &mut Prediction, normalize: bool) -> Result<(), ApiError> {
+    let Prediction::Embedding(values) = answer else {
+        return Ok(());
+    };
+    let norm = values.iter().map(|value| value * value).sum::<f32>().sqrt();
+    let is_unit = (norm - 1.0).abs() < 1e-3;
+    if normalize && norm > 0.0 && !is_unit {
+        values.iter_mut().for_each(|value| *value /= norm);
+    }
+    if !normalize && is_unit {
+        let message = "this model's embeddings are normalised by the service; \
+                       set `normalize: false` in its spec";
+        return Err(ApiError::Invalid(message.into()));
+    }
+    Ok(())
+}
+
+/// Texts are `"a"` or `[["a"], ["b"]]`; `["a", "b"]` is a pair, which no model here takes.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a string or a list of one-string lists [[text], …]"
+)]
+enum PredictTexts {
+    One(String),
+    Pair(Vec<String>),
+    Many(Vec<Vec<String>>),
+}
+
+#[derive(Debug, Deserialize)]
+struct PredictBody {
+    inputs: PredictTexts,
+    model: Option<String>,
+    truncate: Option<bool>,
+    truncation_direction: Option<String>,
+    #[serde(default)]
+    raw_scores: bool,
+}
+
+/// `{"inputs": text}` → `[{"label", "score"}, …]`, best first; `{"inputs": [[text], …]}` → a list
+/// of those. Token classifiers answer their entities instead.
+pub async fn predict(
+    State(app): State<Arc<App>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    let inference = app.inference()?;
+    let _slot = app.online_slot()?;
+    let limits = &app.limits;
+    let bytes = body::read(request, limits.payload_bytes_max, limits.body_deadline).await?;
+    let PredictBody {
+        inputs,
+        model,
+        truncate,
+        truncation_direction,
+        raw_scores,
+    } = body::json(&bytes)?;
+    refuse_unless_right(truncation_direction.as_deref())?;
+    if raw_scores {
+        return Err(ApiError::Invalid(
+            "`raw_scores` is not supported; remove it".into(),
+        ));
+    }
+    let (texts, single) = predict_texts(inputs)?;
+    let model = pick_model(inference.models(), model.as_deref(), PREDICT_TASKS)?;
+    let answers = ask(
+        &app,
+        &inference,
+        Asked {
+            model,
+            texts,
+            truncate,
+        },
+    )
+    .await?
+    .predictions;
+    Ok(match answers.as_slice() {
+        [answer] if single => Json(Untagged(answer)).into_response(),
+        answers => Json(answers.iter().map(Untagged).collect::<Vec<_>>()).into_response(),
+    })
+}
+
+fn predict_texts(inputs: PredictTexts) -> Result<(Vec<String>, bool), ApiError> {
+    let pair = "text pairs are not supported; send several texts as [[text], [text]]";
+    match inputs {
+        PredictTexts::One(text) => Ok((vec![text], true)),
+        PredictTexts::Pair(texts) if texts.len() < 2 => Ok((texts, true)),
+        PredictTexts::Pair(_) => Err(ApiError::Invalid(pair.into())),
+        PredictTexts::Many(texts) => {
+            let mut singles = Vec::with_capacity(texts.len());
+            for text in texts {
+                let [text] =
+                    <[String; 1]>::try_from(text).map_err(|_| ApiError::Invalid(pair.into()))?;
+                singles.push(text);
+            }
+            Ok((singles, false))
+        }
+    }
+}
+
+fn refuse_unless_right(truncation_direction: Option<&str>) -> Result<(), ApiError> {
+    match truncation_direction {
+        None | Some("Right" | "right") => Ok(()),
+        Some(_) => Err(ApiError::Invalid(
+            "texts are only ever cut on the right".into(),
+        )),
+    }
+}
+
+/// What an online request asks of one model.
+pub struct Asked {
+    /// Index of the model.
+    pub model: usize,
+    /// The texts.
+    pub texts: Vec<String>,
+    /// Whether long texts are cut; the server's own setting where the request does not say.
+    pub truncate: Option<bool>,
+}
+
+/// One prediction per text.
+pub struct Answered {
+    /// In the order of the texts.
+    pub predictions: Vec<Prediction>,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+}
+
+/// Asks one model with priority *online*; the first text that fails fails the request.
+pub async fn ask(app: &App, inference: &Inference, asked: Asked) -> Result<Answered, ApiError> {
+    let Asked {
+        model,
+        texts,
+        truncate,
+    } = asked;
+    let (items, items_max) = (texts.len(), app.limits.client_batch_items_max);
+    if items == 0 {
+        return Err(ApiError::Empty);
+    }
+    if items > items_max {
+        return Err(ApiError::TooManyItems { items, items_max });
+    }
+    let question = Question {
+        texts,
+        models: vec![model],
+        priority: Priority::Online,
+        truncate: truncate.unwrap_or(app.limits.auto_truncate),
+        deadline: Instant::now() + app.limits.request_deadline,
+    };
+    let answers = inference.ask(question).await?;
+    let tokens = answers.iter().map(|answer| answer.tokens).sum();
+    let predictions = answers
+        .into_iter()
+        .map(|answer| answer.result)
+        .collect::<Result<_, _>>()?;
+    Ok(Answered {
+        predictions,
+        tokens,
+    })
+}

@@ -1,0 +1,151 @@
+//! Listens, accepts and drains.
+//!
+//! Connections are accepted only while there is a permit for one more, headers and bodies have
+//! deadlines, and a drain lets every connection finish the request it is serving.
+
+use std::{io, path::Path, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{Semaphore, watch},
+};
+
+use crate::http::app::HttpLimits;
+
+/// Where the server listens.
+pub enum Listener {
+    /// A TCP address.
+    Tcp(TcpListener),
+    /// A Unix socket, removed when the listener is dropped.
+    Unix(UnixListener, SocketFile),
+}
+
+/// Removes the socket's file when dropped.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Listens on `address`, `host:port`.
+    pub async fn tcp(address: &str) -> io::Result<Self> {
+        Ok(Self::Tcp(TcpListener::bind(address).await?))
+    }
+
+    /// Listens on a socket file. One that a dead server left behind is replaced; a live one is not.
+    pub async fn unix(path: &Path) -> io::Result<Self> {
+        let bound = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if UnixStream::connect(path).await.is_ok() {
+                    return Err(error);
+                }
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)
+            }
+            bound => bound,
+        };
+        Ok(Self::Unix(bound?, SocketFile(path.to_owned())))
+    }
+
+    /// The TCP address; port 0 has become a real one.
+    pub fn address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix(..) => None,
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Answers are written at once; waiting to fill a packet only adds latency.
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Serves `router` on `listener` until `stop` turns true, then lets every connection finish its
+/// request, for at most `drain_deadline`. Says whether all did.
+pub async fn serve(
+    listener: Listener,
+    router: Router,
+    limits: HttpLimits,
+    mut stop: watch::Receiver<bool>,
+    drain_deadline: Duration,
+) -> bool {
+    let graceful = GracefulShutdown::new();
+    let connections = Arc::new(Semaphore::new(limits.connections_max));
+    let mut stopped = pin!(async move {
+        // A dropped sender means that nobody is left to serve for.
+        let _ = stop.wait_for(|stop| *stop).await;
+    });
+    loop {
+        let accepted = async {
+            let permit = connections.clone().acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, stream) = tokio::select! {
+            accepted = accepted => accepted,
+            () = &mut stopped => break,
+        };
+        match stream {
+            Ok(Stream::Tcp(stream)) => spawn(stream, &router, &limits, &graceful, permit),
+            Ok(Stream::Unix(stream)) => spawn(stream, &router, &limits, &graceful, permit),
+            Err(error) => {
+                // Mostly too many open files: they become fewer only with time.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    tokio::time::timeout(drain_deadline, graceful.shutdown())
+        .await
+        .is_ok()
+}
+
+fn spawn<S>(
+    stream: S,
+    router: &Router,
+    limits: &HttpLimits,
+    graceful: &GracefulShutdown,
+    permit: impl Send + 'static,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = http1::Builder::new()
+        // Without a timer hyper's header deadline does nothing.
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_deadline)
+        .serve_connection(
+            TokioIo::new(stream),
+            TowerToHyperService::new(router.clone()),
+        );
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+        drop(permit);
+    });
+}

@@ -1,0 +1,267 @@
+//! From texts to answers: the door, the tokenisers, the queue and back.
+//!
+//! Never runs a model and never tokenises on the async runtime: texts are encoded in chunks on
+//! blocking threads, at most [`Inference::tokenize_threads`] at a time per priority, and each
+//! chunk goes into the queue as soon as it is ready, so the engine starts on the first while the
+//! others are still being encoded.
+
+use std::{ops::Range, sync::Arc, time::Instant};
+
+use futures::StreamExt;
+use millrace_models::model::{Encoding, Model};
+use millrace_protocol::row::{RowError, RowErrorCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::{
+    batcher::{Item, Priority},
+    metrics::Metrics,
+    queue::{DoorError, QueueHandle},
+    work::{Answer, Reply, Work},
+};
+
+/// Texts that one blocking thread encodes before others get their turn: a few milliseconds.
+const CHUNK_TEXTS: usize = 32;
+
+/// Everything that answers texts.
+pub struct Inference {
+    models: Arc<Vec<Model>>,
+    queue: QueueHandle,
+    tokenize_threads: usize,
+    /// Permits of their own, so that a job's thousands of texts never delay an online text.
+    online_tokenizers: Arc<Semaphore>,
+    batch_tokenizers: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+/// Texts and the models to ask about them.
+pub struct Question {
+    /// The texts.
+    pub texts: Vec<String>,
+    /// Indices of the models, each asked about every text.
+    pub models: Vec<usize>,
+    /// Which questions run first.
+    pub priority: Priority,
+    /// Whether texts above a model's length are cut; otherwise they end as `TextTooLong`.
+    pub truncate: bool,
+    /// When the answers are of no use any more.
+    pub deadline: Instant,
+}
+
+impl Inference {
+    /// Joins models and queue.
+    pub fn new(
+        models: Arc<Vec<Model>>,
+        queue: QueueHandle,
+        tokenize_threads: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let tokenizers = || Arc::new(Semaphore::new(tokenize_threads));
+        Self {
+            models,
+            queue,
+            tokenize_threads,
+            online_tokenizers: tokenizers(),
+            batch_tokenizers: tokenizers(),
+            metrics,
+        }
+    }
+
+    /// The models, in the order of the service.
+    pub fn models(&self) -> &[Model] {
+        &self.models
+    }
+
+    /// Asks every model about every text: answer `text * models + model`, in that order.
+    /// Dropping the future withdraws the texts that have not run yet.
+    pub async fn ask(&self, question: Question) -> Result<Vec<Answer>, DoorError> {
+        let Question {
+            texts,
+            models,
+            priority,
+            truncate,
+            deadline,
+        } = question;
+        let slots = texts.len() * models.len();
+        let permits = self.queue.enter(slots, priority)?;
+        let (sender, receiver) = mpsc::channel(slots.max(1));
+        let arrived = Instant::now();
+        let chunks = self.chunks(&Arc::new(texts), &models, permits, &sender);
+        drop(sender);
+        let asked = Asked {
+            priority,
+            truncate,
+            arrived,
+            deadline,
+        };
+        let tokenizing = futures::stream::iter(chunks)
+            .for_each_concurrent(self.tokenize_threads, |chunk| self.encode(chunk, asked));
+        let withdraw = WithdrawOnDrop {
+            queue: &self.queue,
+            waiting: true,
+        };
+        let until = tokio::time::sleep_until(deadline.into());
+        let answers = tokio::select! {
+            ((), answers) = futures::future::join(tokenizing, collect(receiver, slots)) => answers,
+            () = until => timed_out(slots),
+        };
+        withdraw.answered();
+        Ok(answers)
+    }
+
+    /// Encodes a chunk on a blocking thread once one is free, and queues it. Owns all it needs,
+    /// because a blocking thread outlives the question when that is dropped.
+    fn encode(&self, chunk: Chunk, asked: Asked) -> impl Future<Output = ()> + Send + use<> {
+        let tokenizers = match asked.priority {
+            Priority::Online => self.online_tokenizers.clone(),
+            Priority::Batch => self.batch_tokenizers.clone(),
+        };
+        let (models, queue) = (self.models.clone(), self.queue.clone());
+        let metrics = self.metrics.clone();
+        async move {
+            let permit = tokenizers.acquire_owned().await;
+            let encode = move || {
+                let model = &models[chunk.model];
+                let items = chunk.encode(model, asked, &metrics);
+                queue.add_blocking(items);
+                drop(permit);
+            };
+            if let Err(error) = tokio::task::spawn_blocking(encode).await {
+                tracing::error!(%error, "a tokeniser panicked");
+            }
+        }
+    }
+
+    fn chunks(
+        &self,
+        texts: &Arc<Vec<String>>,
+        models: &[usize],
+        mut permits: OwnedSemaphorePermit,
+        sender: &mpsc::Sender<Answer>,
+    ) -> Vec<Chunk> {
+        let mut chunks = Vec::with_capacity(texts.len().div_ceil(CHUNK_TEXTS) * models.len());
+        for start in (0..texts.len()).step_by(CHUNK_TEXTS) {
+            let range = start..texts.len().min(start + CHUNK_TEXTS);
+            for (position, &model) in models.iter().enumerate() {
+                let replies = range.clone().map(|index| {
+                    let permit = permits.split(1).expect("the door gave one permit per slot");
+                    Reply::new(sender.clone(), index * models.len() + position, permit)
+                });
+                chunks.push(Chunk {
+                    texts: texts.clone(),
+                    range: range.clone(),
+                    model,
+                    replies: replies.collect(),
+                });
+            }
+        }
+        chunks
+    }
+}
+
+/// What all chunks of a question share.
+#[derive(Clone, Copy)]
+struct Asked {
+    priority: Priority,
+    truncate: bool,
+    arrived: Instant,
+    deadline: Instant,
+}
+
+/// Texts that are encoded in one go for one model.
+struct Chunk {
+    texts: Arc<Vec<String>>,
+    range: Range<usize>,
+    model: usize,
+    replies: Vec<Reply>,
+}
+
+impl Chunk {
+    /// Encodes the texts; those that cannot be are answered at once.
+    fn encode(self, model: &Model, asked: Asked, metrics: &Metrics) -> Vec<Item<Work>> {
+        let mut items = Vec::with_capacity(self.replies.len());
+        for (index, reply) in self.range.zip(self.replies) {
+            if reply.is_gone() {
+                continue;
+            }
+            match encode(model, &self.texts[index], asked.truncate) {
+                Ok(encoding) => items.push(Item {
+                    model: self.model,
+                    priority: asked.priority,
+                    tokens: encoding.token_ids.len(),
+                    arrived: asked.arrived,
+                    deadline: asked.deadline,
+                    payload: Work {
+                        texts: self.texts.clone(),
+                        index,
+                        encoding,
+                        reply,
+                    },
+                }),
+                Err(error) => {
+                    metrics.note_row_error(error.code);
+                    reply.refuse(error);
+                }
+            }
+        }
+        items
+    }
+}
+
+fn encode(model: &Model, text: &str, truncate: bool) -> Result<Encoding, RowError> {
+    let encoding = model.encode(text)?;
+    if encoding.truncated && !truncate {
+        let max = model.max_length();
+        let message = format!("the text has more than {max} tokens; shorten it or set `truncate`");
+        return Err(RowError::new(RowErrorCode::TextTooLong, message));
+    }
+    if encoding.token_ids.is_empty() {
+        return Err(RowError::new(
+            RowErrorCode::EmptyText,
+            "the text has no tokens",
+        ));
+    }
+    Ok(encoding)
+}
+
+/// Tells the queue to look for withdrawn texts if the question is dropped before its answers came.
+struct WithdrawOnDrop<'a> {
+    queue: &'a QueueHandle,
+    waiting: bool,
+}
+
+impl WithdrawOnDrop<'_> {
+    fn answered(mut self) {
+        self.waiting = false;
+    }
+}
+
+impl Drop for WithdrawOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.waiting {
+            self.queue.sweep();
+        }
+    }
+}
+
+/// All answers in the order of their slots.
+async fn collect(mut receiver: mpsc::Receiver<Answer>, slots: usize) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(slots);
+    while let Some(answer) = receiver.recv().await {
+        answers.push(answer);
+    }
+    answers.sort_unstable_by_key(|answer| answer.slot);
+    assert_eq!(answers.len(), slots, "every reply sends exactly one answer");
+    answers
+}
+
+fn timed_out(slots: usize) -> Vec<Answer> {
+    let message = "the answers did not come before the deadline; send fewer texts at a time";
+    let error = RowError::new(RowErrorCode::Timeout, message);
+    (0..slots)
+        .map(|slot| Answer {
+            slot,
+            tokens: 0,
+            result: Err(error.clone()),
+        })
+        .collect()
+}

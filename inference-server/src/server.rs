@@ -1,0 +1,285 @@
+//! Puts the server together and takes it apart again.
+//!
+//! It listens at once, so that `/health` answers while models load; `/ready` says yes only after
+//! every model has computed once. A drain goes the way of the data: unready, no new connections,
+//! requests in flight, queue, engine threads.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use millrace_crds::inference_service::{Batching, InferenceServiceSpec};
+use millrace_models::{
+    backend::PackedBatch,
+    model::{LoadError, LoadOptions, Model},
+};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{
+    batcher::Limits,
+    engine::Engine,
+    http::{
+        app::{App, HttpLimits},
+        router,
+        serve::{Listener, serve},
+    },
+    inference::Inference,
+    metrics::Metrics,
+    queue,
+};
+
+/// What to serve and how.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// The models and how they are batched.
+    pub spec: InferenceServiceSpec,
+    /// How models are loaded.
+    pub load: LoadOptions,
+    /// Unix socket to listen on.
+    pub uds: Option<PathBuf>,
+    /// TCP address to listen on.
+    pub listen: Option<String>,
+    /// Texts tokenised at a time, for each priority.
+    pub tokenize_threads: usize,
+    /// Bounds of requests.
+    pub limits: HttpLimits,
+    /// Time in which a draining server is unready but still serves.
+    pub drain_delay: Duration,
+    /// Time for the requests in flight after that.
+    pub drain_deadline: Duration,
+}
+
+/// Why a server ended or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Neither a socket nor an address was given.
+    #[error("nowhere to listen: give --uds, --listen or both")]
+    NoListener,
+    /// An address or socket cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A model cannot be served; starting again will not help.
+    #[error("model {model:?} cannot be loaded")]
+    Load {
+        /// Name of the model.
+        model: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// A model was loaded but cannot compute.
+    #[error("model {model:?} failed on a first text: {message}")]
+    Warmup {
+        /// Name of the model.
+        model: String,
+        /// Why.
+        message: String,
+    },
+    /// Threads cannot be started.
+    #[error("the engine threads cannot be started")]
+    Threads(#[source] std::io::Error),
+    /// A part that should run for ever ended.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+    /// Requests were still in flight at the drain deadline.
+    #[error("requests were still in flight {0:?} after the drain began")]
+    DrainDeadline(Duration),
+}
+
+impl ServerError {
+    /// Whether starting the server again with the same service cannot help.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, ServerError::Load { .. } | ServerError::Warmup { .. })
+            || matches!(self, ServerError::NoListener)
+    }
+}
+
+/// A server that listens; models may still be loading.
+pub struct Server {
+    app: Arc<App>,
+    config: ServerConfig,
+    stop: watch::Sender<bool>,
+    /// Each says whether its connections ended in time.
+    listeners: JoinSet<bool>,
+    address: Option<std::net::SocketAddr>,
+}
+
+impl Server {
+    /// Starts to listen.
+    pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        let app = Arc::new(App::new(config.limits.clone(), Arc::new(Metrics::new())));
+        let mut bound = Vec::new();
+        if let Some(path) = &config.uds {
+            let listener = Listener::unix(path).await;
+            let address = path.display().to_string();
+            bound.push(listener.map_err(|source| ServerError::Listen { address, source })?);
+        }
+        if let Some(address) = &config.listen {
+            let listener = Listener::tcp(address).await;
+            let address = address.clone();
+            bound.push(listener.map_err(|source| ServerError::Listen { address, source })?);
+        }
+        if bound.is_empty() {
+            return Err(ServerError::NoListener);
+        }
+        let address = bound.iter().find_map(Listener::address);
+        let (stop, stopped) = watch::channel(false);
+        let mut listeners = JoinSet::new();
+        for listener in bound {
+            let router = router(app.clone());
+            let limits = config.limits.clone();
+            listeners.spawn(serve(
+                listener,
+                router,
+                limits,
+                stopped.clone(),
+                config.drain_deadline,
+            ));
+        }
+        Ok(Self {
+            app,
+            config,
+            stop,
+            listeners,
+            address,
+        })
+    }
+
+    /// The TCP address, if there is one.
+    pub fn address(&self) -> Option<std::net::SocketAddr> {
+        self.address
+    }
+
+    /// Loads the models, serves until `shutdown` completes, then drains.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+        tokio::pin!(shutdown);
+        let loading = load(self.config.spec.clone(), self.config.load.clone());
+        let models = tokio::select! {
+            models = loading => models?,
+            () = &mut shutdown => return self.drain(None).await,
+        };
+        let mut working = self.start_working(models)?;
+        tracing::info!(
+            uds = ?self.config.uds, address = ?self.address, "ready"
+        );
+        let outcome = tokio::select! {
+            () = &mut shutdown => Ok(()),
+            _ = &mut working.queue => Err(ServerError::Ended("the queue")),
+            _ = self.listeners.join_next() => Err(ServerError::Ended("a listener")),
+        };
+        match outcome {
+            Ok(()) => self.drain(Some(working)).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    fn start_working(&self, models: Vec<Model>) -> Result<Working, ServerError> {
+        let models = Arc::new(models);
+        let metrics = self.app.metrics.clone();
+        let limits = batch_limits(&models, &self.config.spec.batching);
+        let engines = models
+            .iter()
+            .map(|model| model.backend().appetite().callers)
+            .max();
+        let items_max = self.config.spec.batching.queue.max_items as usize;
+        let (handle, seats, queue) = queue::start(
+            limits,
+            items_max,
+            engines.unwrap_or(1).max(1),
+            metrics.clone(),
+        );
+        let engine = Engine::start(models.clone(), seats, metrics.clone());
+        let engine = engine.map_err(ServerError::Threads)?;
+        let tokenize_threads = self.config.tokenize_threads.max(1);
+        self.app
+            .set_loaded(Inference::new(models, handle, tokenize_threads, metrics));
+        Ok(Working { queue, engine })
+    }
+
+    async fn drain(mut self, working: Option<Working>) -> Result<(), ServerError> {
+        tracing::info!("draining");
+        self.app.start_draining();
+        tokio::time::sleep(self.config.drain_delay).await;
+        let _ = self.stop.send(true);
+        let mut in_time = true;
+        while let Some(joined) = self.listeners.join_next().await {
+            in_time &= joined.unwrap_or(false);
+        }
+        self.app.unload();
+        if !in_time {
+            return Err(ServerError::DrainDeadline(self.config.drain_deadline));
+        }
+        if let Some(Working { queue, engine }) = working {
+            queue.await.map_err(|_| ServerError::Ended("the queue"))?;
+            let joined = tokio::task::spawn_blocking(|| engine.join()).await;
+            joined.map_err(|_| ServerError::Ended("the engine"))?;
+        }
+        tracing::info!("drained");
+        Ok(())
+    }
+}
+
+/// What runs once models are loaded.
+struct Working {
+    queue: JoinHandle<()>,
+    engine: Engine,
+}
+
+fn batch_limits(models: &[Model], batching: &Batching) -> Limits {
+    let Batching {
+        max_batch_tokens,
+        max_batch_size,
+        max_wait,
+        queue: _,
+    } = batching;
+    let tokens_max = |model: &Model| match max_batch_tokens {
+        Some(tokens) => *tokens as usize,
+        None => model.backend().appetite().batch_tokens,
+    };
+    Limits {
+        batch_tokens_max: models.iter().map(tokens_max).collect(),
+        batch_items_max: (*max_batch_size as usize).max(1),
+        wait_max: (*max_wait).into(),
+    }
+}
+
+/// Loads all models and lets each compute once, on a thread that may block.
+async fn load(spec: InferenceServiceSpec, options: LoadOptions) -> Result<Vec<Model>, ServerError> {
+    let loading = move || {
+        let load_one = |spec| -> Result<Model, ServerError> {
+            let spec: &millrace_crds::inference_service::ModelSpec = spec;
+            let name = spec.name.clone();
+            let model = Model::load(spec, &options).map_err(|source| ServerError::Load {
+                model: name.clone(),
+                source,
+            })?;
+            warm_up(&model).map_err(|message| ServerError::Warmup {
+                model: name,
+                message,
+            })?;
+            tracing::info!(
+                model = model.name(), digest = model.digest(), dtype = model.dtype(),
+                device = %model.device(), max_length = model.max_length(), "loaded"
+            );
+            Ok(model)
+        };
+        spec.models.iter().map(load_one).collect()
+    };
+    let loaded = tokio::task::spawn_blocking(loading).await;
+    loaded.map_err(|_| ServerError::Ended("the loading of the models"))?
+}
+
+fn warm_up(model: &Model) -> Result<(), String> {
+    let encoding = model.encode("warm up").map_err(|error| error.to_string())?;
+    let batch = PackedBatch::pack([encoding.token_ids.as_slice()]);
+    let outputs = model.backend().forward(&batch, &[model.head()]);
+    let outputs = outputs.map_err(|error| error.to_string())?;
+    let output = outputs.first().ok_or("the model returned nothing")?;
+    let prediction = model.predict("warm up", &encoding, &output.values);
+    prediction.map(drop).map_err(|error| error.to_string())
+}

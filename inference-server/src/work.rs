@@ -1,0 +1,99 @@
+//! One text for one model on its way from a request through the queue to an engine thread and
+//! back.
+
+use std::sync::Arc;
+
+use millrace_models::model::Encoding;
+use millrace_protocol::{
+    row::{RowError, RowErrorCode},
+    wire::Prediction,
+};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+/// A tokenised text that waits for its model.
+#[derive(Debug)]
+pub struct Work {
+    /// The texts of the request.
+    pub texts: Arc<Vec<String>>,
+    /// Index of this one.
+    pub index: usize,
+    /// The text as tokens.
+    pub encoding: Encoding,
+    /// Where the answer goes.
+    pub reply: Reply,
+}
+
+impl Work {
+    /// The text itself; predictions of spans quote it.
+    pub fn text(&self) -> &str {
+        &self.texts[self.index]
+    }
+}
+
+/// Where the answer of one slot of a request goes. Every reply sends exactly one answer: one that
+/// is dropped unsent says that the model failed.
+#[derive(Debug)]
+pub struct Reply {
+    sender: mpsc::Sender<Answer>,
+    slot: usize,
+    sent: bool,
+    /// Held from the door until the answer is there: the queue's bound counts these.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The answer of one slot.
+#[derive(Debug)]
+pub struct Answer {
+    /// Which slot of the request.
+    pub slot: usize,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    /// What the model said, or why it said nothing.
+    pub result: Result<Prediction, RowError>,
+}
+
+impl Reply {
+    /// A reply for `slot`. The channel has room for one answer per slot of the request.
+    pub fn new(sender: mpsc::Sender<Answer>, slot: usize, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            sender,
+            slot,
+            sent: false,
+            _permit: permit,
+        }
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub fn is_gone(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Sends the answer of a text that went through the model.
+    pub fn send(mut self, tokens: usize, result: Result<Prediction, RowError>) {
+        self.deliver(tokens, result);
+    }
+
+    /// Sends the answer of a text that never reached the model.
+    pub fn refuse(mut self, error: RowError) {
+        self.deliver(0, Err(error));
+    }
+
+    fn deliver(&mut self, tokens: usize, result: Result<Prediction, RowError>) {
+        self.sent = true;
+        // The channel has a place for each slot, so sending fails only where nobody listens.
+        let _ = self.sender.try_send(Answer {
+            slot: self.slot,
+            tokens,
+            result,
+        });
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.sent {
+            let message = "the server gave the text up before its model could run";
+            self.deliver(0, Err(RowError::new(RowErrorCode::ModelFailed, message)));
+        }
+    }
+}
