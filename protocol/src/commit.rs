@@ -1,5 +1,7 @@
 //! The record that makes a shard done.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{lease::Epoch, plan::ShardIndex, tally::Rows, tally::Tally};
@@ -25,6 +27,10 @@ pub struct Commit {
     pub tokens: u64,
     /// SHA-256 of the part's stored bytes, hexadecimal; absent when there is no part.
     pub sha256: Option<String>,
+    /// Digest of each model that made the results, by name: parts of one run that were made by
+    /// different models can be told apart.
+    #[serde(default)]
+    pub models: BTreeMap<String, String>,
 }
 
 impl Commit {

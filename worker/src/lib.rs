@@ -3,4 +3,14 @@
 //! The output store is the truth and the lease store a hint: a shard is done when its commit record
 //! exists. The local run and the pods of a cluster drive this same code.
 
+pub mod commits;
+pub mod finish;
 pub mod job;
+pub mod lease;
+pub mod manifests;
+pub mod output;
+pub mod plan;
+pub mod read;
+pub mod run;
+pub mod store;
+pub mod work;

@@ -1,0 +1,160 @@
+//! Bad inputs as a whole job meets them: what can be answered is, the rest is reported.
+
+use std::io::Write;
+
+use millrace_protocol::row::RowErrorCode;
+
+use crate::history::{Outcomes, assert_every_row_once, manifest, outcomes};
+use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+
+/// Runs a job over one JSON-lines file and gives the outcomes in input order.
+fn run_jsonl(input: Vec<u8>) -> Vec<Result<String, RowErrorCode>> {
+    let offsets = line_offsets(&input);
+    let scene = Scene::new(SceneOptions {
+        input,
+        settings: "  sharding:\n    targetBytes: 1024\n".to_owned(),
+        ..SceneOptions::default()
+    });
+    scene.run().wait();
+    let seen = outcomes(&scene.output());
+    assert_every_row_once(&seen, &scene.uri("rows.jsonl"), &offsets);
+    seen.into_values().collect()
+}
+
+fn codes(outcomes: &[Result<String, RowErrorCode>]) -> Vec<Option<RowErrorCode>> {
+    outcomes.iter().map(|outcome| outcome.as_ref().err().copied()).collect()
+}
+
+#[test]
+fn an_empty_file_succeeds_with_no_rows() {
+    let scene = Scene::new(SceneOptions::default());
+    scene.run().succeed();
+    let manifest = manifest(&scene.output());
+    assert!(manifest.complete);
+    assert_eq!(manifest.totals.rows.total(), 0);
+}
+
+#[test]
+fn bad_bytes_bad_json_and_deep_json_are_row_errors() {
+    let mut input = Vec::new();
+    input.extend(b"{\"id\":\"a\",\"text\":\"fine\"}\n");
+    input.extend(b"{\"id\":\"b\",\"text\":\"\xff\xfe\"}\n");
+    input.extend(b"{\"id\":\"c\",\"text\":\n");
+    input.extend("[".repeat(250_000).as_bytes());
+    input.extend(b"\n{\"id\":\"e\"}\n{\"id\":\"f\",\"text\":\"\"}\n{\"id\":\"g\",\"text\":\"last\"}");
+    let outcomes = run_jsonl(input);
+    use RowErrorCode::*;
+    let expected =
+        [None, Some(InvalidUtf8), Some(InvalidJson), Some(InvalidJson), Some(MissingField), Some(EmptyText), None];
+    assert_eq!(codes(&outcomes), expected);
+}
+
+#[test]
+fn a_row_far_over_the_limit_is_a_row_error() {
+    let mut input = b"{\"id\":\"a\",\"text\":\"fine\"}\n{\"id\":\"b\",\"text\":\"".to_vec();
+    input.resize(input.len() + (64 << 20), b'x');
+    input.extend(b"\"}\n{\"id\":\"c\",\"text\":\"fine\"}\n");
+    assert_eq!(codes(&run_jsonl(input)), [None, Some(RowErrorCode::RowTooLong), None]);
+}
+
+#[test]
+fn rows_with_one_id_are_each_answered() {
+    let outcomes = run_jsonl(b"{\"id\":\"a\",\"text\":\"one\"}\n{\"id\":\"a\",\"text\":\"two\"}\n".to_vec());
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_ne!(outcomes[0], outcomes[1]);
+}
+
+/// A gzip file that ends in the middle.
+fn truncated_gzip() -> Vec<u8> {
+    let whole = gzip(&jsonl(5_000, 0));
+    whole[..whole.len() / 2].to_vec()
+}
+
+/// Compresses with the gzip program: the reader is held against another's writer.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = std::process::Command::new("gzip")
+        .arg("-c")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("gzip is on every machine");
+    let mut stdin = gzip.stdin.take().unwrap();
+    let bytes = bytes.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&bytes).unwrap());
+    let output = gzip.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+#[test]
+fn a_gzip_file_is_read_whole() {
+    let plain = jsonl(500, 7);
+    let scene = Scene::new(SceneOptions {
+        input_name: "rows.jsonl.gz",
+        input: gzip(&plain),
+        ..SceneOptions::default()
+    });
+    scene.run().wait();
+    let offsets = line_offsets(&plain);
+    assert_every_row_once(&outcomes(&scene.output()), &scene.uri("rows.jsonl.gz"), &offsets);
+}
+
+#[test]
+fn a_truncated_gzip_file_fails_its_shard_once_with_the_reason() {
+    let scene = Scene::new(SceneOptions {
+        input_name: "rows.jsonl.gz",
+        input: truncated_gzip(),
+        ..SceneOptions::default()
+    });
+    let status = scene.run().wait();
+    assert!(!status.success());
+    let manifest = manifest(&scene.output());
+    assert!(!manifest.complete);
+    assert_eq!(manifest.failed_shards.len(), 1);
+    let error = &manifest.failed_shards[0].error;
+    assert!(error.contains("truncated") || error.contains("ends"), "{error}");
+}
+
+#[test]
+fn an_input_that_changed_since_the_plan_is_refused() {
+    let scene = Scene::new(SceneOptions {
+        input: jsonl(3_000, 0),
+        settings: "  sharding:\n    targetBytes: 8192\n".to_owned(),
+        fake_backend: "micros-per-token=100".to_owned(),
+        ..SceneOptions::default()
+    });
+    let commits = scene.path("out/_millrace/runs/0001/commits");
+    let mut run = scene.run();
+    crate::process::until(std::time::Duration::from_secs(20), || commits.exists().then_some(()))
+        .expect("a first commit");
+    std::fs::write(scene.path("rows.jsonl"), jsonl(3_001, 0)).unwrap();
+    assert!(!run.wait().success());
+    let manifest = manifest(&scene.output());
+    assert!(!manifest.complete);
+    assert!(manifest.failed_shards.iter().all(|failed| failed.error.contains("changed")));
+    assert!(!manifest.parts.is_empty(), "what was committed before stays");
+}
+
+#[test]
+fn csv_cells_are_preserved_byte_for_byte() {
+    let input = b"id,text,formula\r\n1,\"two\r\nlines, one cell\",=1+1\r\n2,plain,\"=cmd|' /C'!A0\"\r\n3,short\r\n";
+    let scene = Scene::new(SceneOptions {
+        input_name: "rows.csv",
+        input: input.to_vec(),
+        settings: String::new(),
+        ..SceneOptions::default()
+    });
+    let job = std::fs::read_to_string(scene.path("job.yaml")).unwrap();
+    let job = job.replace("    uri: out\n", "    uri: out\n    join: [formula]\n");
+    std::fs::write(scene.path("job.yaml"), job).unwrap();
+    scene.run().wait();
+    let seen: Outcomes = outcomes(&scene.output());
+    let codes: Vec<_> = seen.values().map(|outcome| outcome.as_ref().err().copied()).collect();
+    assert_eq!(codes, [None, None, Some(RowErrorCode::InvalidCsv)]);
+    let manifest = manifest(&scene.output());
+    let part = manifest.parts[0].commit.part.clone().unwrap();
+    let part = std::fs::read_to_string(scene.output().join(part)).unwrap();
+    assert!(part.contains(r#""input":{"formula":"=1+1"}"#), "{part}");
+    assert!(part.contains(r#""input":{"formula":"=cmd|' /C'!A0"}"#), "{part}");
+}

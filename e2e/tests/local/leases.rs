@@ -1,0 +1,104 @@
+//! Leases under faults: Redis flushed, stopped and stalled, and a worker stalled past its lease.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::history::{assert_every_row_once, outcomes};
+use crate::process::until;
+use crate::redis_server::RedisServer;
+use crate::scene::{Scene, SceneOptions, files_below, jsonl, line_offsets};
+
+const ROWS: usize = 2_000;
+
+fn scene() -> Scene {
+    Scene::new(SceneOptions {
+        input: jsonl(ROWS, 0),
+        settings: "  sharding:\n    targetBytes: 16384\n".to_owned(),
+        fake_backend: "micros-per-token=100".to_owned(),
+        ..SceneOptions::default()
+    })
+}
+
+fn check(scene: &Scene) {
+    let offsets = line_offsets(&jsonl(ROWS, 0));
+    assert_every_row_once(&outcomes(&scene.output()), &scene.uri("rows.jsonl"), &offsets);
+}
+
+fn commits(scene: &Scene) -> usize {
+    let folder = scene.path("out/_millrace/runs/0001/commits");
+    std::fs::read_dir(folder).map_or(0, |entries| entries.count())
+}
+
+fn wait_for_commits(scene: &Scene, count: usize) {
+    until(Duration::from_secs(30), || (commits(scene) >= count).then_some(()))
+        .unwrap_or_else(|| panic!("no {count} commits within 30 s"));
+}
+
+#[test]
+fn a_flushed_redis_is_filled_again_from_plan_and_commits() {
+    let redis = RedisServer::start();
+    let scene = scene();
+    let _server = scene.server();
+    scene.worker("plan", &redis.url(), "plan.log").succeed();
+    let mut worker = scene.worker("work", &redis.url(), "work.log");
+    for commits in [1, 3] {
+        wait_for_commits(&scene, commits);
+        redis.flush_all();
+    }
+    worker.succeed();
+    assert!(worker.log().contains("filling it from plan and commits"), "{}", worker.log());
+    scene.worker("finish", &redis.url(), "finish.log").succeed();
+    check(&scene);
+}
+
+#[test]
+fn a_stopped_redis_pauses_the_run_and_a_started_one_ends_the_pause() {
+    let mut redis = RedisServer::start();
+    let scene = scene();
+    let _server = scene.server();
+    scene.worker("plan", &redis.url(), "plan.log").succeed();
+    let mut workers =
+        [scene.worker("work", &redis.url(), "a.log"), scene.worker("work", &redis.url(), "b.log")];
+    wait_for_commits(&scene, 1);
+    redis.stop();
+    // Longer than a lease, so that every worker must let its shards go.
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert!(workers.iter_mut().all(|worker| worker.ended().is_none()), "a worker gave up");
+    redis.restart();
+    for worker in &mut workers {
+        worker.succeed();
+    }
+    scene.worker("finish", &redis.url(), "finish.log").succeed();
+    check(&scene);
+}
+
+#[test]
+fn a_stalled_workers_renewal_is_refused_and_its_commit_loses() {
+    let redis = RedisServer::start();
+    let scene = scene();
+    let _server = scene.server();
+    scene.worker("plan", &redis.url(), "plan.log").succeed();
+    let mut stalled = scene.worker("work", &redis.url(), "stalled.log");
+    wait_for_commits(&scene, 1);
+    stalled.signal(libc::SIGSTOP);
+    // Twice its lease of two seconds.
+    std::thread::sleep(Duration::from_secs(4));
+    scene.worker("work", &redis.url(), "other.log").succeed();
+    scene.worker("finish", &redis.url(), "finish.log").succeed();
+    check(&scene);
+    let before = records(&scene);
+    stalled.signal(libc::SIGCONT);
+    stalled.succeed();
+    let log = stalled.log();
+    assert!(log.contains("the lease is lost") || log.contains("ours is discarded"), "{log}");
+    assert_eq!(records(&scene), before, "a commit that stood was changed");
+    check(&scene);
+}
+
+/// Bytes of every commit record.
+fn records(scene: &Scene) -> BTreeMap<PathBuf, Vec<u8>> {
+    let folder = scene.path("out/_millrace/runs/0001/commits");
+    let files = files_below(&folder).into_iter();
+    files.map(|file| (file.clone(), std::fs::read(folder.join(file)).unwrap())).collect()
+}

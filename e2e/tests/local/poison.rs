@@ -1,0 +1,53 @@
+//! Rows that harm the server: found, quarantined with a reason, and everything else is done.
+
+use millrace_protocol::row::{Place, RowErrorCode};
+
+use crate::history::{assert_every_row_once, outcomes};
+use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+
+/// Runs a job in which the rows at `indices` hold `word`; returns the code each of them ended with
+/// after checking that all other rows succeeded.
+fn codes_of(word: &str, fake_backend: &str, indices: &[usize]) -> Vec<RowErrorCode> {
+    let clean = String::from_utf8(jsonl(600, 0)).unwrap();
+    let poisoned = clean.lines().enumerate().map(|(index, line)| match indices.contains(&index) {
+        true => line.replace("\"text\":\"", &format!("\"text\":\"{word} ")) + "\n",
+        false => format!("{line}\n"),
+    });
+    let input = poisoned.collect::<String>().into_bytes();
+    let offsets = line_offsets(&input);
+    let scene = Scene::new(SceneOptions {
+        input,
+        fake_backend: fake_backend.to_owned(),
+        settings: "  retry:\n    initialBackoff: 10ms\n".to_owned(),
+        ..SceneOptions::default()
+    });
+    scene.run().wait();
+    let seen = outcomes(&scene.output());
+    let uri = scene.uri("rows.jsonl");
+    assert_every_row_once(&seen, &uri, &offsets);
+    let failed = seen.values().filter(|outcome| outcome.is_err()).count();
+    assert_eq!(failed, indices.len(), "only the poisoned rows fail");
+    let code = |&index: &usize| {
+        let key = (uri.clone(), Place::Offset { offset: offsets[index] });
+        seen[&key].clone().unwrap_err()
+    };
+    indices.iter().map(code).collect()
+}
+
+#[test]
+fn a_row_that_kills_the_server_is_found_and_quarantined() {
+    let codes = codes_of("hemlock", "crash-on=hemlock", &[17, 431]);
+    assert_eq!(codes, [RowErrorCode::ServerCrashed; 2]);
+}
+
+#[test]
+fn a_row_that_the_model_fails_on_fails_alone() {
+    let codes = codes_of("hemlock", "fail-on=hemlock", &[0, 1, 599]);
+    assert_eq!(codes, [RowErrorCode::ModelFailed; 3]);
+}
+
+#[test]
+fn a_row_with_nan_fails_alone() {
+    let codes = codes_of("hemlock", "nan-on=hemlock", &[5, 300]);
+    assert_eq!(codes, [RowErrorCode::NotFinite; 2]);
+}

@@ -1,0 +1,153 @@
+//! A job in a folder of its own: input, manifests, output, and the processes that work it off.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{Process, binary, until};
+
+/// A job in a folder of its own.
+pub struct Scene {
+    folder: TempDir,
+    /// Settings of the deterministic fake backend.
+    fake_backend: String,
+}
+
+/// What a scene is made of.
+pub struct SceneOptions {
+    /// Name of the input file; its extension tells the format.
+    pub input_name: &'static str,
+    /// Bytes of the input file.
+    pub input: Vec<u8>,
+    /// Lines of YAML below `spec.input` besides `uris`, each indented by four spaces.
+    pub input_settings: &'static str,
+    /// Lines of YAML below `spec`, each indented by two spaces.
+    pub settings: String,
+    /// Settings of the fake backend, such as `micros-per-token=50`.
+    pub fake_backend: String,
+}
+
+impl Default for SceneOptions {
+    fn default() -> Self {
+        Self {
+            input_name: "rows.jsonl",
+            input: Vec::new(),
+            input_settings: "    idField: id\n",
+            settings: String::new(),
+            fake_backend: "micros-per-token=1".to_owned(),
+        }
+    }
+}
+
+impl Scene {
+    /// Writes input and manifests.
+    pub fn new(options: SceneOptions) -> Self {
+        let SceneOptions { input_name, input, input_settings, settings, fake_backend } = options;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(input_name), input).unwrap();
+        let service = "apiVersion: millrace.dev/v1alpha1\n\
+            kind: InferenceService\n\
+            metadata:\n  name: fake\n\
+            spec:\n  models:\n    - name: embed\n      task: Embedding\n      source:\n        uri: hf://fake/model\n";
+        let job = format!(
+            "apiVersion: millrace.dev/v1alpha1\n\
+             kind: BatchJob\n\
+             metadata:\n  name: scene\n\
+             spec:\n  serviceRef:\n    name: fake\n  input:\n    uris: [{input_name}]\n\
+             {input_settings}  output:\n    uri: out\n{settings}"
+        );
+        let manifests = folder.path().join("job.yaml");
+        std::fs::write(manifests, format!("{service}---\n{job}")).unwrap();
+        Self { folder, fake_backend }
+    }
+
+    /// A path below the scene's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The output folder.
+    pub fn output(&self) -> PathBuf {
+        self.path("out")
+    }
+
+    /// URI of the input file called `name`, as result lines carry it.
+    pub fn uri(&self, name: &str) -> String {
+        format!("file://{}", self.folder.path().canonicalize().unwrap().join(name).display())
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(binary(name));
+        command.env("MILLRACE_FAKE_BACKEND", &self.fake_backend);
+        command
+    }
+
+    /// Starts `millrace run`.
+    pub fn run(&self) -> Process {
+        let mut command = self.command("millrace");
+        command.arg("run").arg("-f").arg(self.path("job.yaml"));
+        Process::start(command, self.path("run.log"))
+    }
+
+    /// Starts a supervised inference-server and waits until it listens.
+    pub fn server(&self) -> Process {
+        let socket = self.path("server.sock");
+        let mut command = self.command("millrace-inference-server");
+        command.arg("--service").arg(self.path("job.yaml")).arg("--uds").arg(&socket);
+        command.arg("--supervise");
+        let server = Process::start(command, self.path("server.log"));
+        until(Duration::from_secs(20), || socket.exists().then_some(()))
+            .unwrap_or_else(|| panic!("the server does not listen:\n{}", server.log()));
+        server
+    }
+
+    /// Starts one step of `millrace-worker`, with a lease TTL of two seconds.
+    pub fn worker(&self, step: &str, redis_url: &str, log: &str) -> Process {
+        let mut command = self.command("millrace-worker");
+        command.arg(step).arg("-f").arg(self.path("job.yaml"));
+        command.args(["--redis", redis_url, "--lease-ttl-ms", "2000"]);
+        if step == "work" {
+            command.arg("--server").arg(self.path("server.sock"));
+        }
+        Process::start(command, self.path(log))
+    }
+}
+
+/// JSON lines with ids and texts of three to twelve words; every `bad_every`th line is no JSON.
+pub fn jsonl(rows: usize, bad_every: usize) -> Vec<u8> {
+    let words = ["grain", "water", "wheel", "stone", "flour", "river", "sluice", "gate", "beam"];
+    let mut lines = String::new();
+    for row in 0..rows {
+        if bad_every > 0 && row % bad_every == bad_every - 1 {
+            lines.push_str("{\"id\": no json\n");
+            continue;
+        }
+        let text: Vec<_> = (0..3 + row % 10).map(|i| words[(row * 7 + i * 3) % words.len()]).collect();
+        lines.push_str(&format!("{{\"id\":\"row-{row}\",\"text\":\"{} {row}\"}}\n", text.join(" ")));
+    }
+    lines.into_bytes()
+}
+
+/// Byte offsets of the first byte of each line.
+pub fn line_offsets(input: &[u8]) -> Vec<u64> {
+    let ends = input.iter().enumerate().filter(|&(_, &byte)| byte == b'\n').map(|(i, _)| i as u64 + 1);
+    std::iter::once(0).chain(ends).filter(|&start| start < input.len() as u64).collect()
+}
+
+/// Files below `folder`, relative, sorted.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap().is_dir() {
+                true => folders.push(entry.path()),
+                false => files.push(entry.path().strip_prefix(folder).unwrap().to_owned()),
+            }
+        }
+    }
+    files.sort();
+    files
+}

@@ -1,0 +1,62 @@
+//! The commits of a run: what is done, whatever the lease store says.
+
+use futures::{StreamExt, TryStreamExt};
+use millrace_protocol::commit::Commit;
+use millrace_protocol::layout;
+use millrace_protocol::plan::{Plan, RunNumber, ShardIndex};
+use object_store::ObjectStore;
+
+use crate::lease::{LeaseError, LeaseStore};
+use crate::store::{Location, StoreError};
+use crate::work::commit::{self, CommitError};
+
+/// Records read at a time; each is well below a kilobyte.
+const READS_MAX: usize = 32;
+
+/// Why the commits of a run could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitsError {
+    /// The store failed.
+    #[error("the commits could not be listed")]
+    List(#[source] StoreError),
+    /// A record failed.
+    #[error("a commit could not be read")]
+    Read(#[from] CommitError),
+}
+
+/// All commits of a run, by shard.
+pub async fn list(output: &Location, run: RunNumber) -> Result<Vec<Commit>, CommitsError> {
+    let folder = output.below(&layout::commits(run));
+    let failed = |source| CommitsError::List(StoreError::at(&folder, source));
+    let listed: Vec<_> = output.store.list(Some(&folder)).try_collect().await.map_err(failed)?;
+    let names = listed.iter().filter_map(|object| object.location.filename());
+    let shards: Vec<ShardIndex> = names.filter_map(layout::shard_of_commit).collect();
+    let mut commits: Vec<Commit> = futures::stream::iter(shards)
+        .map(|shard| commit::read(output, run, shard))
+        .buffer_unordered(READS_MAX)
+        .try_filter_map(|commit| async move { Ok(commit) })
+        .try_collect()
+        .await?;
+    commits.sort_unstable_by_key(|commit| commit.shard);
+    Ok(commits)
+}
+
+/// Tells a lease store everything that plan and commits know. Idempotent.
+pub async fn fill(
+    leases: &dyn LeaseStore,
+    plan: &Plan,
+    committed: &[Commit],
+) -> Result<(), LeaseError> {
+    // Committed shards first: a shard that is pushed while it looks open may be claimed at once.
+    for commit in committed {
+        leases.mark_committed(commit.shard, commit.tally()).await?;
+    }
+    let mut done = committed.iter().map(|commit| commit.shard).peekable();
+    let mut open = Vec::new();
+    for shard in 0..plan.shards.len() as ShardIndex {
+        if done.next_if_eq(&shard).is_none() {
+            open.push(shard);
+        }
+    }
+    leases.push(&open).await
+}

@@ -1,0 +1,58 @@
+//! Writes all parts into one file, in input order, streaming.
+
+use futures::StreamExt;
+use millrace_protocol::layout;
+use millrace_protocol::manifest::LivePart;
+use object_store::ObjectStoreExt;
+use object_store::buffered::BufWriter;
+use tokio::io::AsyncWriteExt;
+
+use super::FinishError;
+use crate::store::{Location, StoreError};
+use crate::work::part::upload_failed;
+
+/// Merges `live` parts; returns the merged file's path below the output. Parts are JSON lines, or
+/// whole Zstandard frames of them, so end to end they are a valid file of the same kind.
+pub async fn merge(output: &Location, live: &[LivePart], zstd: bool) -> Result<String, FinishError> {
+    let merged = layout::merged(zstd);
+    let path = output.below(&merged);
+    let mut upload = BufWriter::new(output.store.clone(), path.clone());
+    let written = append_all(output, live, &mut upload).await;
+    match written {
+        Ok(()) => {
+            upload.shutdown().await.map_err(|error| upload_failed(&path, error))?;
+            Ok(merged)
+        }
+        Err(error) => {
+            // Nothing of an aborted upload is visible; the reason it failed matters more.
+            upload.abort().await.ok();
+            Err(error)
+        }
+    }
+}
+
+async fn append_all(
+    output: &Location,
+    live: &[LivePart],
+    upload: &mut BufWriter,
+) -> Result<(), FinishError> {
+    for commit in live.iter().map(|part| &part.commit) {
+        let Some(part) = &commit.part else {
+            continue;
+        };
+        let path = output.below(part);
+        let failed = |source| StoreError::at(&path, source);
+        let found = match output.store.get(&path).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(FinishError::PartMissing { shard: commit.shard, path: part.clone() });
+            }
+            Err(source) => return Err(failed(source).into()),
+        };
+        let mut bytes = found.into_stream();
+        while let Some(bytes) = bytes.next().await {
+            upload.put(bytes.map_err(failed)?).await.map_err(failed)?;
+        }
+    }
+    Ok(())
+}

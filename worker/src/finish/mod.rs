@@ -1,0 +1,211 @@
+//! The last step of a run: verify that commits cover the plan, merge if asked, write the manifest.
+//!
+//! Totals are summed from the commits, never from the lease store.
+
+mod merge;
+mod sweep;
+
+use std::collections::{BTreeMap, HashMap};
+
+use millrace_protocol::commit::Commit;
+use millrace_protocol::layout;
+use millrace_protocol::lease::DeadLetter;
+use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel};
+use millrace_protocol::plan::{Plan, ShardIndex};
+
+use crate::commits::{self, CommitsError};
+use crate::job::CheckedJob;
+use crate::store::{self, Location, StoreError};
+
+/// Why a run could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum FinishError {
+    /// The commits could not be read.
+    #[error("the commits could not be read")]
+    Commits(#[from] CommitsError),
+    /// A file of the output could not be read or written.
+    #[error("the output could not be written")]
+    Store(#[from] StoreError),
+    /// A commit names a file that is not there.
+    #[error("shard {shard} is committed but its file {path} is missing: the output was changed by hand")]
+    PartMissing {
+        /// The shard.
+        shard: ShardIndex,
+        /// The file below the output.
+        path: String,
+    },
+    /// `manifest.json` is not one.
+    #[error("{path} cannot be read: {message}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// What finishing came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finish {
+    /// The manifest is written; it names failed shards if there are any.
+    Finished(Box<Manifest>),
+    /// These shards are neither committed nor given up: they must be queued again.
+    Incomplete(Vec<ShardIndex>),
+}
+
+/// Finishes a run. `given_up` are the shards that the lease store gave up, with their reasons.
+pub async fn finish(
+    output: &Location,
+    job: &CheckedJob,
+    plan: &Plan,
+    given_up: &[DeadLetter],
+) -> Result<Finish, FinishError> {
+    let committed = commits::list(output, plan.run).await?;
+    let (live, failed, missing) = cover(plan, committed, given_up);
+    if !missing.is_empty() {
+        return Ok(Finish::Incomplete(missing));
+    }
+    if failed.is_empty() {
+        // A worker that was thought dead may still commit a shard that was given up.
+        sweep::sweep(output, plan.run, &live).await?;
+    }
+    let merged = if job.output.merge && failed.is_empty() {
+        Some(merge::merge(output, &live, job.output.zstd).await?)
+    } else {
+        None
+    };
+    let manifest = Manifest {
+        version: Manifest::VERSION,
+        run: plan.run,
+        spec_sha256: plan.spec_sha256.clone(),
+        complete: failed.is_empty(),
+        totals: live.iter().map(|part| part.commit.tally()).sum(),
+        inputs: plan.inputs.clone(),
+        models: models(&live),
+        parts: live,
+        failed_shards: failed,
+        merged,
+        finished_at: jiff::Timestamp::now().to_string(),
+    };
+    write(output, &manifest).await?;
+    Ok(Finish::Finished(Box::new(manifest)))
+}
+
+/// The manifest of an output, if a run was finished there.
+pub async fn read_manifest(output: &Location) -> Result<Option<Manifest>, FinishError> {
+    let path = output.below(layout::MANIFEST);
+    let Some(bytes) = store::read(&output.store, &path).await? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| FinishError::Unreadable {
+        path: path.to_string(),
+        message: error.to_string(),
+    })
+}
+
+async fn write(output: &Location, manifest: &Manifest) -> Result<(), FinishError> {
+    let path = output.below(layout::MANIFEST);
+    let bytes = serde_json::to_vec_pretty(manifest).expect("a manifest serialises");
+    store::replace(&output.store, &path, bytes).await?;
+    Ok(())
+}
+
+/// Splits the plan into shards with a commit, shards given up, and shards that are neither. A
+/// commit counts even where the lease store gave its shard up.
+fn cover(
+    plan: &Plan,
+    committed: Vec<Commit>,
+    given_up: &[DeadLetter],
+) -> (Vec<LivePart>, Vec<FailedShard>, Vec<ShardIndex>) {
+    let mut committed: HashMap<ShardIndex, Commit> =
+        committed.into_iter().map(|commit| (commit.shard, commit)).collect();
+    let given_up: HashMap<ShardIndex, &DeadLetter> =
+        given_up.iter().map(|letter| (letter.shard, letter)).collect();
+    let (mut live, mut failed, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for (shard, &range) in (0..).zip(&plan.shards) {
+        if let Some(commit) = committed.remove(&shard) {
+            live.push(LivePart { run: plan.run, range, commit });
+        } else if let Some(letter) = given_up.get(&shard) {
+            failed.push(FailedShard { shard, range, error: letter.error.clone() });
+        } else {
+            missing.push(shard);
+        }
+    }
+    (live, failed, missing)
+}
+
+fn models(live: &[LivePart]) -> Vec<ManifestModel> {
+    let mut digests: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, digest) in live.iter().flat_map(|part| &part.commit.models) {
+        let of_name = digests.entry(name).or_default();
+        if !of_name.contains(&digest.as_str()) {
+            of_name.push(digest);
+        }
+    }
+    let models = digests.into_iter().flat_map(|(name, digests)| {
+        digests.into_iter().map(move |digest| ManifestModel {
+            name: name.to_owned(),
+            digest: digest.to_owned(),
+        })
+    });
+    models.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::plan::{Shard, ShardRange};
+    use millrace_protocol::tally::Rows;
+
+    use super::*;
+
+    fn plan(shards: u64) -> Plan {
+        let shard = |start| Shard { input: 0, range: ShardRange::Bytes { start, end: start + 1 } };
+        Plan {
+            version: Plan::VERSION,
+            run: 1,
+            spec_sha256: "spec".to_owned(),
+            inputs: Vec::new(),
+            shards: (0..shards).map(shard).collect(),
+        }
+    }
+
+    fn commit(shard: ShardIndex, digest: &str) -> Commit {
+        Commit {
+            shard,
+            epoch: 1,
+            attempt: "a".to_owned(),
+            part: None,
+            errors: None,
+            rows: Rows { succeeded: 2, failed: 1, skipped: 0 },
+            tokens: 5,
+            sha256: None,
+            models: [("m".to_owned(), digest.to_owned())].into(),
+        }
+    }
+
+    fn letter(shard: ShardIndex) -> DeadLetter {
+        DeadLetter { shard, deliveries: 3, error: "no".to_owned() }
+    }
+
+    #[test]
+    fn a_shard_is_live_or_failed_or_missing() {
+        let (live, failed, missing) = cover(&plan(3), vec![commit(0, "x")], &[letter(2)]);
+        assert_eq!(live.iter().map(|part| part.commit.shard).collect::<Vec<_>>(), [0]);
+        assert_eq!(failed.iter().map(|failed| failed.shard).collect::<Vec<_>>(), [2]);
+        assert_eq!(missing, [1]);
+    }
+
+    #[test]
+    fn a_commit_is_believed_before_a_dead_letter() {
+        let (live, failed, missing) = cover(&plan(1), vec![commit(0, "x")], &[letter(0)]);
+        assert_eq!((live.len(), failed.len(), missing.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn parts_made_by_different_models_are_told_apart() {
+        let (live, _, _) =
+            cover(&plan(3), vec![commit(0, "x"), commit(1, "y"), commit(2, "x")], &[]);
+        let digests: Vec<_> = models(&live).into_iter().map(|model| model.digest).collect();
+        assert_eq!(digests, ["x", "y"]);
+    }
+}

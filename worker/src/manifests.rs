@@ -1,0 +1,101 @@
+//! Finds the job and its service among the manifests that a person names.
+
+use std::path::{Path, PathBuf};
+
+use millrace_crds::manifest::{self, Manifest, ManifestError};
+use millrace_crds::{BatchJob, InferenceService};
+
+use crate::job::{self, CheckedJob, JobError};
+
+/// A job with its service, checked, and the manifests they came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The job, checked and resolved.
+    pub job: CheckedJob,
+    /// The BatchJob as it was written.
+    pub batch_job: BatchJob,
+    /// The InferenceService as it was written.
+    pub service: InferenceService,
+    /// Absolute folder that relative paths are taken from.
+    pub base: PathBuf,
+}
+
+/// Why no job could be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The path does not exist or cannot be resolved.
+    #[error("{} cannot be read", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The manifests do not pass the check.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// There is not exactly one job.
+    #[error("{} holds {found} BatchJobs; give a file or folder with exactly one", path.display())]
+    NotOneJob {
+        /// The path.
+        path: PathBuf,
+        /// Jobs found.
+        found: usize,
+    },
+    /// The job's service is not among the manifests.
+    #[error(
+        "spec.serviceRef.name: no InferenceService {named:?} in {}; put it into the same file or \
+         folder as the BatchJob (found: {found})",
+        path.display()
+    )]
+    NoService {
+        /// The path.
+        path: PathBuf,
+        /// The name asked for.
+        named: String,
+        /// The services found.
+        found: String,
+    },
+    /// Job and service do not fit together.
+    #[error(transparent)]
+    Job(#[from] JobError),
+}
+
+/// Loads the one job of a file or folder, with the service it names. Where a file holds only the
+/// job, the service is looked for in the file's folder.
+pub fn load(path: &Path) -> Result<Loaded, LoadError> {
+    let resolved = path
+        .canonicalize()
+        .map_err(|source| LoadError::Path { path: path.to_owned(), source })?;
+    let base = match resolved.is_dir() {
+        true => resolved.clone(),
+        false => resolved.parent().unwrap_or(Path::new("/")).to_owned(),
+    };
+    let (mut jobs, mut services) = split(manifest::read_path(&resolved)?);
+    if jobs.len() != 1 {
+        return Err(LoadError::NotOneJob { path: path.to_owned(), found: jobs.len() });
+    }
+    let batch_job = jobs.remove(0);
+    let named = &batch_job.spec.service_ref.name;
+    if services.is_empty() && resolved.is_file() {
+        services = split(manifest::read_path(&base)?).1;
+    }
+    let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
+    let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
+    let service = services.into_iter().find(|service| name(service) == *named).ok_or_else(|| {
+        LoadError::NoService { path: path.to_owned(), named: named.clone(), found }
+    })?;
+    let job = job::check(&batch_job, &service, &base)?;
+    Ok(Loaded { job, batch_job, service, base })
+}
+
+fn split(manifests: Vec<Manifest>) -> (Vec<BatchJob>, Vec<InferenceService>) {
+    let (mut jobs, mut services) = (Vec::new(), Vec::new());
+    for manifest in manifests {
+        match manifest {
+            Manifest::BatchJob(job) => jobs.push(*job),
+            Manifest::InferenceService(service) => services.push(*service),
+        }
+    }
+    (jobs, services)
+}

@@ -1,0 +1,164 @@
+//! Reads an output the way its users do: visible lines only, in input order, streaming.
+
+use std::pin::Pin;
+
+use async_compression::tokio::bufread::ZstdDecoder;
+use futures::{Stream, StreamExt, TryStreamExt};
+use millrace_protocol::commit::Commit;
+use millrace_protocol::layout;
+use millrace_protocol::manifest::LivePart;
+use millrace_protocol::plan::{Plan, ShardIndex};
+use millrace_protocol::result::ErrorLine;
+use object_store::ObjectStoreExt;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio_util::io::StreamReader;
+
+use crate::commits::{self, CommitsError};
+use crate::finish::{self, FinishError};
+use crate::plan::FIRST_RUN;
+use crate::store::{self, Location, StoreError};
+
+/// Bytes read ahead of the lines handed out.
+const READ_AHEAD_BYTES: usize = 256 << 10;
+
+/// Why an output could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// Nothing of millrace is there.
+    #[error("{path} holds neither a manifest nor a plan: it is not the output of a BatchJob")]
+    NotAnOutput {
+        /// The folder.
+        path: String,
+    },
+    /// The manifest could not be read.
+    #[error("the manifest could not be read")]
+    Manifest(#[from] FinishError),
+    /// The commits could not be read.
+    #[error("the commits could not be read")]
+    Commits(#[from] CommitsError),
+    /// A file could not be read.
+    #[error("a file of the output could not be read")]
+    Store(#[from] StoreError),
+    /// A file broke off or cannot be decompressed.
+    #[error("{path} of shard {shard} cannot be read")]
+    Broken {
+        /// The shard.
+        shard: ShardIndex,
+        /// The file below the output.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A line is not what its file should hold.
+    #[error("{path} of shard {shard} holds a line that is not an error line: {message}")]
+    BadLine {
+        /// The shard.
+        shard: ShardIndex,
+        /// The file below the output.
+        path: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// The visible parts of an output, in input order, and whether its run is finished.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Visible {
+    /// One per committed shard.
+    pub parts: Vec<LivePart>,
+    /// Whether a manifest was written.
+    pub finished: bool,
+}
+
+/// What can be seen of an output: by its manifest, or by its commits while the run goes on.
+pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
+    if let Some(manifest) = finish::read_manifest(output).await? {
+        return Ok(Visible { parts: manifest.parts, finished: true });
+    }
+    let path = output.below(&layout::plan(FIRST_RUN));
+    let not_an_output = || OutputError::NotAnOutput { path: output.path.to_string() };
+    let bytes = store::read(&output.store, &path).await?.ok_or_else(not_an_output)?;
+    let plan: Plan = serde_json::from_slice(&bytes).map_err(|_| not_an_output())?;
+    let committed = commits::list(output, plan.run).await?;
+    let live = committed.into_iter().filter_map(|commit| {
+        let range = *plan.shards.get(commit.shard as usize)?;
+        Some(LivePart { run: plan.run, range, commit })
+    });
+    Ok(Visible { parts: live.collect(), finished: false })
+}
+
+/// The result lines of `parts`, without their newlines.
+pub fn results<'a>(
+    output: &'a Location,
+    parts: &'a [LivePart],
+) -> impl Stream<Item = Result<String, OutputError>> + 'a {
+    lines(output, parts, |commit| commit.part.as_deref()).map_ok(|line| line.text)
+}
+
+/// The error lines of `parts`.
+pub fn errors<'a>(
+    output: &'a Location,
+    parts: &'a [LivePart],
+) -> impl Stream<Item = Result<ErrorLine, OutputError>> + 'a {
+    lines(output, parts, |commit| commit.errors.as_deref()).and_then(|line| async move {
+        let Line { text, shard, path } = line;
+        serde_json::from_str(&text).map_err(|error| OutputError::BadLine {
+            shard,
+            path: path.to_owned(),
+            message: error.to_string(),
+        })
+    })
+}
+
+struct Line<'a> {
+    text: String,
+    shard: ShardIndex,
+    path: &'a str,
+}
+
+fn lines<'a>(
+    output: &'a Location,
+    parts: &'a [LivePart],
+    file: impl Fn(&'a Commit) -> Option<&'a str> + 'a,
+) -> impl Stream<Item = Result<Line<'a>, OutputError>> + 'a {
+    let files = parts.iter().filter_map(move |part| {
+        let path = file(&part.commit)?;
+        Some((part.commit.shard, path))
+    });
+    futures::stream::iter(files)
+        .then(move |(shard, path)| async move {
+            let reader = open(output, path).await?;
+            let lines = futures::stream::unfold(Some(reader), move |reader| async move {
+                let mut reader = reader?;
+                let mut text = String::new();
+                match reader.read_line(&mut text).await {
+                    Ok(0) => None,
+                    Ok(_) => {
+                        text.truncate(text.trim_end_matches('\n').len());
+                        Some((Ok(Line { text, shard, path }), Some(reader)))
+                    }
+                    Err(source) => {
+                        let path = path.to_owned();
+                        Some((Err(OutputError::Broken { shard, path, source }), None))
+                    }
+                }
+            });
+            Ok::<_, OutputError>(lines)
+        })
+        .try_flatten()
+}
+
+type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
+
+async fn open(output: &Location, relative_path: &str) -> Result<Reader, OutputError> {
+    let path = output.below(relative_path);
+    let found = output.store.get(&path).await.map_err(|source| StoreError::at(&path, source))?;
+    let bytes = StreamReader::new(found.into_stream().map_err(std::io::Error::other).boxed());
+    if !relative_path.ends_with(".zst") {
+        return Ok(Box::pin(BufReader::with_capacity(READ_AHEAD_BYTES, bytes)));
+    }
+    let mut decoder = ZstdDecoder::new(bytes);
+    // A part is one frame per window.
+    decoder.multiple_members(true);
+    Ok(Box::pin(BufReader::with_capacity(READ_AHEAD_BYTES, decoder)))
+}

@@ -1,0 +1,205 @@
+//! The steps of a run, in order: prepare → work → conclude. The local command drives all three in
+//! one process; in a cluster each is a process of its own. The code is the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_protocol::commit::Commit;
+use millrace_protocol::manifest::Manifest;
+use millrace_protocol::plan::Plan;
+use millrace_protocol::tally::Tally;
+use tokio_util::sync::CancellationToken;
+
+use crate::commits::{self, CommitsError};
+use crate::finish::{self, Finish, FinishError};
+use crate::job::CheckedJob;
+use crate::lease::{LeaseError, LeaseStore};
+use crate::plan::{self, PlanError};
+use crate::store::{Location, StoreError, Stores};
+use crate::work::client::{Client, ClientError};
+use crate::work::progress::Progress;
+use crate::work::submit::{SubmitOptions, Submitter};
+use crate::work::{Ended, ShardContext, WorkError, Worker};
+
+/// Chunks at the server at a time: one batch runs, one is prefetched, and the rest gives the
+/// batcher a choice of lengths.
+const CHUNKS_IN_FLIGHT_MAX: usize = 12;
+
+/// Longest wait for a server that loads its models.
+const SERVER_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Dead letters that a manifest can name.
+const GIVEN_UP_MAX: usize = 10_000;
+
+/// Why a run did not get to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The output could not be opened.
+    #[error("spec.output.uri cannot be used")]
+    Output(#[source] StoreError),
+    /// Planning failed.
+    #[error("the run could not be planned")]
+    Plan(#[from] PlanError),
+    /// There is no plan to work off.
+    #[error("{output} holds no plan: run `millrace-worker plan` first")]
+    NoPlan {
+        /// The output.
+        output: String,
+    },
+    /// The commits could not be read.
+    #[error("the commits could not be read")]
+    Commits(#[from] CommitsError),
+    /// The lease store failed.
+    #[error("the lease store failed")]
+    Lease(#[from] LeaseError),
+    /// The inference-server did not answer.
+    #[error("the inference-server could not be asked for its models")]
+    Server(#[source] ClientError),
+    /// Working off shards failed.
+    #[error("the run stopped")]
+    Work(#[from] WorkError),
+    /// Commits that were made have disappeared.
+    #[error("{shards} shards were committed and their records are gone: the output was changed by hand; run again")]
+    Incomplete {
+        /// Shards without a record.
+        shards: usize,
+    },
+    /// Finishing failed.
+    #[error("the run could not be finished")]
+    Finish(#[from] FinishError),
+}
+
+/// A run that is planned.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The plan that stands.
+    pub plan: Plan,
+    /// What earlier processes committed.
+    pub committed: Vec<Commit>,
+    /// Where the output is.
+    pub output: Location,
+}
+
+/// The manifest of the output, if the job is already finished there with every shard committed.
+pub async fn finished(stores: &Stores, job: &CheckedJob) -> Result<Option<Manifest>, RunError> {
+    let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
+    let manifest = finish::read_manifest(&output).await?;
+    Ok(manifest.filter(|manifest| manifest.complete && manifest.spec_sha256 == job.spec_sha256))
+}
+
+/// Plans the run, or reads the plan that is there, and looks up what is committed.
+pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
+    let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
+    let plan = plan::plan(stores, job).await?;
+    let committed = commits::list(&output, plan.run).await?;
+    Ok(Prepared { plan, committed, output })
+}
+
+/// Reads the plan that is there.
+pub async fn resume(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
+    let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
+    let plan = plan::existing(&output, job).await?;
+    let plan = plan.ok_or_else(|| RunError::NoPlan { output: job.output.uri.clone() })?;
+    let committed = commits::list(&output, plan.run).await?;
+    Ok(Prepared { plan, committed, output })
+}
+
+/// What working off a run needs besides its plan.
+pub struct WorkOptions {
+    /// The inference-server.
+    pub client: Client,
+    /// The lease store, shared by all workers of the run.
+    pub leases: Arc<dyn LeaseStore>,
+    /// How long a lease holds without renewal.
+    pub lease_ttl: Duration,
+    /// Counts for whoever shows them.
+    pub progress: Arc<Progress>,
+    /// Cancelled to stop early.
+    pub stop: CancellationToken,
+}
+
+/// Works off shards until none is left or `stop` is cancelled.
+pub async fn work(
+    stores: &Stores,
+    job: &CheckedJob,
+    prepared: &Prepared,
+    options: &WorkOptions,
+) -> Result<Ended, RunError> {
+    let Prepared { plan, committed, output } = prepared;
+    let WorkOptions { client, leases, lease_ttl, progress, stop } = options;
+    let tally: Tally = committed.iter().map(Commit::tally).sum();
+    progress.start(plan.shards.len() as u32, committed.len() as u32, tally);
+    let models = tokio::select! {
+        models = models(client) => models.map_err(RunError::Server)?,
+        () = stop.cancelled() => return Ok(Ended::Stopped),
+    };
+    let submit_options = SubmitOptions {
+        retry: job.retry.clone(),
+        chunks_in_flight_max: CHUNKS_IN_FLIGHT_MAX,
+        server_patience: SERVER_PATIENCE,
+    };
+    let context = ShardContext {
+        job: job.clone(),
+        plan: plan.clone(),
+        stores: stores.clone(),
+        output: output.clone(),
+        submitter: Submitter::new(client.clone(), job.steps.clone(), submit_options),
+        models,
+        progress: progress.clone(),
+    };
+    let worker = Worker::new(Arc::new(context), leases.clone(), *lease_ttl);
+    Ok(worker.run(stop.clone()).await?)
+}
+
+async fn models(client: &Client) -> Result<BTreeMap<String, String>, ClientError> {
+    client.wait_ready(SERVER_PATIENCE).await?;
+    let models = client.models().await?;
+    Ok(models.into_iter().map(|model| (model.name, model.digest)).collect())
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RunEnd {
+    /// The manifest is written.
+    Finished(Box<Manifest>),
+    /// It was asked to stop; the same command goes on.
+    Stopped,
+}
+
+/// Works off and finishes a prepared run in this process.
+pub async fn drive(
+    stores: &Stores,
+    job: &CheckedJob,
+    mut prepared: Prepared,
+    options: &WorkOptions,
+) -> Result<RunEnd, RunError> {
+    let mut missing_before = Vec::new();
+    loop {
+        commits::fill(options.leases.as_ref(), &prepared.plan, &prepared.committed).await?;
+        if work(stores, job, &prepared, options).await? == Ended::Stopped {
+            return Ok(RunEnd::Stopped);
+        }
+        match conclude(job, &prepared, options.leases.as_ref()).await? {
+            Finish::Finished(manifest) => return Ok(RunEnd::Finished(manifest)),
+            Finish::Incomplete(missing) if missing == missing_before => {
+                return Err(RunError::Incomplete { shards: missing.len() });
+            }
+            Finish::Incomplete(missing) => {
+                tracing::warn!(shards = missing.len(), "commits are missing: queueing them again");
+                prepared.committed = commits::list(&prepared.output, prepared.plan.run).await?;
+                missing_before = missing;
+            }
+        }
+    }
+}
+
+/// Verifies and finishes the run.
+pub async fn conclude(
+    job: &CheckedJob,
+    prepared: &Prepared,
+    leases: &dyn LeaseStore,
+) -> Result<Finish, RunError> {
+    let given_up = leases.dead_letters(GIVEN_UP_MAX).await?;
+    Ok(finish::finish(&prepared.output, job, &prepared.plan, &given_up).await?)
+}

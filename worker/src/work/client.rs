@@ -1,0 +1,195 @@
+//! The worker's side of the Unix socket: sends rows to the local inference-server.
+//!
+//! Knows nothing of shards or leases, and never retries: it tells apart what a caller must treat
+//! differently and leaves the rest to it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use millrace_protocol::wire::{ROWS_CONTENT_TYPE, ROWS_PATH, RowsReply, RowsRequest};
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Longest a request may take; a batch of the longest rows takes far less on the slowest device.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Pause between two looks at a server that is starting.
+const READY_POLL: Duration = Duration::from_millis(25);
+
+/// Largest reply: 4,096 rows of 4,096 numbers, with room for several models.
+const REPLY_BYTES_MAX: usize = 512 << 20;
+
+/// Why a request gave no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server's queue is full; ask again after the given time.
+    #[error("the inference-server is over capacity")]
+    Busy {
+        /// How long the server asked to wait.
+        retry_after: Duration,
+    },
+    /// Nobody listens; the request was never sent.
+    #[error("the inference-server cannot be reached: {0}")]
+    Away(String),
+    /// The server went away before it answered; it may have died of this very request.
+    #[error("the inference-server went away before it answered: {0}")]
+    Gone(String),
+    /// The server did not answer within five minutes.
+    #[error("the inference-server did not answer within {REQUEST_TIMEOUT:?}")]
+    Timeout,
+    /// The server refused the request; sending it again cannot help.
+    #[error("the inference-server refused the request with status {status}: {message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// The server's own words.
+        message: String,
+    },
+}
+
+/// A model as the server's `/info` describes it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ModelInfo {
+    /// Name in the service.
+    pub name: String,
+    /// SHA-256 over the model's files.
+    pub digest: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Info {
+    models: Vec<ModelInfo>,
+}
+
+/// A cheap handle on the inference-server behind a Unix socket. One connection per request: on a
+/// Unix socket that costs microseconds, and no request ever meets a connection that died idle.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the server that listens on `socket`.
+    pub fn new(socket: impl AsRef<Path>) -> Self {
+        Self { socket: socket.as_ref().to_owned() }
+    }
+
+    /// Runs texts through models.
+    pub async fn infer(&self, request: &RowsRequest) -> Result<RowsReply, ClientError> {
+        let body = rmp_serde::to_vec_named(request).expect("rows always serialise");
+        let (status, retry_after, body) = self.send(Method::POST, ROWS_PATH, body).await?;
+        match status {
+            StatusCode::OK => decode_reply(request, &body),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                Err(ClientError::Busy { retry_after })
+            }
+            status => Err(refused(status, &body)),
+        }
+    }
+
+    /// Waits until the server is ready, for at most `patience`.
+    pub async fn wait_ready(&self, patience: Duration) -> Result<(), ClientError> {
+        let ready = async {
+            loop {
+                let answer = self.send(Method::GET, "/ready", Vec::new()).await;
+                if matches!(answer, Ok((StatusCode::OK, _, _))) {
+                    return;
+                }
+                tokio::time::sleep(READY_POLL).await;
+            }
+        };
+        tokio::time::timeout(patience, ready)
+            .await
+            .map_err(|_| ClientError::Away(format!("it was not ready within {patience:?}")))
+    }
+
+    /// The models that the server has loaded.
+    pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+        let (status, _, body) = self.send(Method::GET, "/info", Vec::new()).await?;
+        if status != StatusCode::OK {
+            return Err(refused(status, &body));
+        }
+        let info: Info = serde_json::from_slice(&body).map_err(|error| ClientError::Refused {
+            status: status.as_u16(),
+            message: format!("/info is not what this worker expects: {error}"),
+        })?;
+        Ok(info.models)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Duration, Bytes), ClientError> {
+        tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(method, path, body))
+            .await
+            .map_err(|_| ClientError::Timeout)?
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Duration, Bytes), ClientError> {
+        let away = |error: &dyn std::fmt::Display| ClientError::Away(error.to_string());
+        let gone = |error: &dyn std::fmt::Display| ClientError::Gone(error.to_string());
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| away(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| away(&error))?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "inference-server")
+            .header(header::CONTENT_TYPE, ROWS_CONTENT_TYPE)
+            .body(Full::new(Bytes::from(body)))
+            .expect("a request of known parts is valid");
+        let reply = sender.send_request(request).await.map_err(|error| gone(&error))?;
+        let retry_after = retry_after(reply.headers());
+        let status = reply.status();
+        let body = Limited::new(reply.into_body(), REPLY_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| gone(&error))?.to_bytes();
+        drop(connection);
+        Ok((status, retry_after, body))
+    }
+}
+
+fn decode_reply(request: &RowsRequest, body: &[u8]) -> Result<RowsReply, ClientError> {
+    let mismatch = |message: String| ClientError::Refused { status: 200, message };
+    let reply: RowsReply = rmp_serde::from_slice(body)
+        .map_err(|error| mismatch(format!("the reply cannot be read: {error}")))?;
+    let whole = reply.rows.len() == request.texts.len()
+        && reply.rows.iter().all(|row| row.len() == request.models.len());
+    if whole {
+        Ok(reply)
+    } else {
+        Err(mismatch(format!(
+            "{} rows were answered where {} were asked",
+            reply.rows.len(),
+            request.texts.len()
+        )))
+    }
+}
+
+fn retry_after(headers: &http::HeaderMap) -> Duration {
+    let seconds = headers
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse::<u64>().ok());
+    // A queue on the same machine empties within milliseconds, so a missing or zero header means
+    // soon rather than at once.
+    seconds.map_or(Duration::from_millis(20), |s| Duration::from_secs(s.min(60)))
+}
+
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    let message = String::from_utf8_lossy(&body[..body.len().min(512)]).into_owned();
+    ClientError::Refused { status: status.as_u16(), message }
+}

@@ -1,0 +1,182 @@
+//! Turns answered rows into the lines of a part and of an error file. Pure.
+
+use millrace_protocol::result::ErrorLine;
+use millrace_protocol::row::{Place, Position, ReadRow, RowError, RowErrorCode};
+use millrace_protocol::tally::Rows;
+use millrace_protocol::wire::{Prediction, Untagged};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::submit::RowOutcome;
+use crate::job::Step;
+
+/// A row on its way: what is left of it while its text is at the server.
+#[derive(Debug)]
+pub struct PendingRow {
+    place: Place,
+    id: Option<String>,
+    input: Option<Box<RawValue>>,
+    /// `None` while the row is at the server.
+    outcome: Option<RowOutcome>,
+}
+
+impl PendingRow {
+    /// Splits a read row into what stays and the text that goes to the server; a bad row keeps its
+    /// error and sends nothing.
+    pub fn split(row: ReadRow) -> (Self, Option<String>) {
+        match row {
+            ReadRow::Row(row) => {
+                let pending = Self { place: row.place, id: row.id, input: row.input, outcome: None };
+                (pending, Some(row.text))
+            }
+            ReadRow::Bad { place, id, error } => {
+                (Self { place, id, input: None, outcome: Some(Err(error)) }, None)
+            }
+        }
+    }
+
+    /// Gives the row what the server said.
+    pub fn answer(&mut self, outcome: RowOutcome) {
+        self.outcome = Some(outcome);
+    }
+}
+
+/// The lines of some rows, and how the rows ended.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// Lines for the part, in input order.
+    pub results: Vec<u8>,
+    /// Lines for the error file, in input order.
+    pub errors: Vec<u8>,
+    /// How the rows ended.
+    pub rows: Rows,
+}
+
+/// Writes the lines of `rows`, all of them answered, in the given order.
+pub fn lines(file: &str, steps: &[Step], rows: Vec<PendingRow>) -> Lines {
+    let mut lines = Lines::default();
+    for row in rows {
+        let PendingRow { place, id, input, outcome } = row;
+        match finite(steps, outcome.expect("every row of a window is answered")) {
+            Ok(predictions) => {
+                let line = Line {
+                    id: id.as_deref(),
+                    position: PositionRef { file, place },
+                    result: StepResults { steps, predictions: &predictions },
+                    input: input.as_deref(),
+                };
+                push(&mut lines.results, &line);
+                lines.rows.succeeded += 1;
+            }
+            Err(error) => {
+                let position = Position { file: file.to_owned(), place };
+                push(&mut lines.errors, &ErrorLine { id, position, error });
+                lines.rows.failed += 1;
+            }
+        }
+    }
+    lines
+}
+
+/// A number without a JSON form must end as a row error whoever sent it, or the line is invalid.
+fn finite(steps: &[Step], outcome: RowOutcome) -> RowOutcome {
+    let predictions = outcome?;
+    match predictions.iter().position(|prediction| !prediction.is_finite()) {
+        None => Ok(predictions),
+        Some(index) => Err(RowError {
+            code: RowErrorCode::NotFinite,
+            message: "the model answered NaN or infinity".to_owned(),
+            step: Some(steps[index].name.clone()),
+        }),
+    }
+}
+
+fn push(lines: &mut Vec<u8>, line: &impl Serialize) {
+    serde_json::to_writer(&mut *lines, line).expect("a line always serialises into memory");
+    lines.push(b'\n');
+}
+
+/// [`millrace_protocol::result::ResultLine`], borrowed, so that no vector is copied.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: Option<&'a str>,
+    position: PositionRef<'a>,
+    result: StepResults<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<&'a RawValue>,
+}
+
+/// [`Position`], borrowed.
+#[derive(Serialize)]
+struct PositionRef<'a> {
+    file: &'a str,
+    #[serde(flatten)]
+    place: Place,
+}
+
+struct StepResults<'a> {
+    steps: &'a [Step],
+    predictions: &'a [Prediction],
+}
+
+impl Serialize for StepResults<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.steps.len()))?;
+        for (step, prediction) in self.steps.iter().zip(self.predictions) {
+            map.serialize_entry(&step.name, &Untagged(prediction))?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::result::ResultLine;
+    use millrace_protocol::row::Row;
+
+    use super::*;
+
+    fn step(name: &str) -> Step {
+        Step { name: name.to_owned(), model: name.to_owned() }
+    }
+
+    fn pending(offset: u64, outcome: RowOutcome) -> PendingRow {
+        let row = Row {
+            place: Place::Offset { offset },
+            id: Some(format!("row-{offset}")),
+            text: "a text".to_owned(),
+            input: None,
+        };
+        let (mut pending, text) = PendingRow::split(ReadRow::Row(row));
+        assert_eq!(text.as_deref(), Some("a text"));
+        pending.answer(outcome);
+        pending
+    }
+
+    #[test]
+    fn a_result_line_holds_every_step_under_its_name() {
+        let steps = [step("embed"), step("again")];
+        let vector = |value| Prediction::Embedding(vec![value, 0.5]);
+        let lines = lines("file:///a", &steps, vec![pending(7, Ok(vec![vector(1.0), vector(2.0)]))]);
+        let text = String::from_utf8(lines.results).unwrap();
+        assert_eq!(
+            text,
+            "{\"id\":\"row-7\",\"position\":{\"file\":\"file:///a\",\"offset\":7},\
+             \"result\":{\"embed\":[1.0,0.5],\"again\":[2.0,0.5]}}\n"
+        );
+        serde_json::from_str::<ResultLine>(&text).unwrap();
+    }
+
+    #[test]
+    fn nan_ends_as_a_row_error_that_names_its_step() {
+        let steps = [step("good"), step("bad")];
+        let predictions =
+            vec![Prediction::Embedding(vec![1.0]), Prediction::Embedding(vec![f32::NAN])];
+        let lines = lines("file:///a", &steps, vec![pending(0, Ok(predictions))]);
+        assert!(lines.results.is_empty());
+        let error: ErrorLine = serde_json::from_slice(&lines.errors).unwrap();
+        assert_eq!(error.error.code, RowErrorCode::NotFinite);
+        assert_eq!(error.error.step.as_deref(), Some("bad"));
+    }
+}

@@ -1,0 +1,115 @@
+//! Writes one file of an attempt: a part or its errors.
+//!
+//! Nothing of it is visible to readers until a commit names it, so a file that is never finished
+//! harms nobody; dropping one aborts its upload.
+
+use bytes::Bytes;
+use object_store::ObjectStoreExt;
+use object_store::buffered::BufWriter;
+use object_store::path::Path;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+
+use crate::store::{Location, StoreError};
+
+/// One file being written, hashed on the way.
+pub struct PartWriter {
+    location: Location,
+    path: Path,
+    relative_path: String,
+    sha256: Sha256,
+    /// `None` until there is something to write: an empty file is never made.
+    upload: Option<BufWriter>,
+}
+
+/// A file that was written whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenPart {
+    /// Path below the output.
+    pub relative_path: String,
+    /// SHA-256 of the stored bytes, hexadecimal.
+    pub sha256: String,
+}
+
+impl PartWriter {
+    /// A file at `relative_path` below `output`; nothing is stored yet.
+    pub fn new(output: &Location, relative_path: String) -> Self {
+        Self {
+            location: output.clone(),
+            path: output.below(&relative_path),
+            relative_path,
+            sha256: Sha256::new(),
+            upload: None,
+        }
+    }
+
+    /// Appends bytes, which may be uploaded later.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.sha256.update(&bytes);
+        let upload = self.upload.get_or_insert_with(|| {
+            BufWriter::new(self.location.store.clone(), self.path.clone())
+        });
+        upload.put(bytes).await.map_err(|source| StoreError::at(&self.path, source))
+    }
+
+    /// Makes the file durable. `None` if nothing was ever written.
+    pub async fn finish(mut self) -> Result<Option<WrittenPart>, StoreError> {
+        let Some(mut upload) = self.upload.take() else {
+            return Ok(None);
+        };
+        if let Err(error) = upload.shutdown().await {
+            // The upload may be half done; what can be aborted is.
+            self.upload = Some(upload);
+            return Err(upload_failed(&self.path, error));
+        }
+        let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
+        Ok(Some(WrittenPart { relative_path: std::mem::take(&mut self.relative_path), sha256 }))
+    }
+}
+
+impl Drop for PartWriter {
+    fn drop(&mut self) {
+        let Some(mut upload) = self.upload.take() else {
+            return;
+        };
+        let path = self.path.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = upload.abort().await {
+                    tracing::debug!(%path, %error, "an abandoned upload could not be aborted");
+                }
+            });
+        }
+    }
+}
+
+/// Removes a file of an attempt that lost its race; its absence is all that matters.
+pub async fn discard(output: &Location, relative_path: &str) {
+    let path = output.below(relative_path);
+    if let Err(error) = output.store.delete(&path).await {
+        tracing::debug!(%path, %error, "a part that lost its race could not be removed");
+    }
+}
+
+/// What a failed upload means: the store's own error where the stream carried it.
+pub fn upload_failed(path: &Path, error: std::io::Error) -> StoreError {
+    match error.downcast::<object_store::Error>() {
+        Ok(source) => StoreError::at(path, source),
+        Err(error) => {
+            let source = Box::new(error);
+            StoreError::at(path, object_store::Error::Generic { store: "upload", source })
+        }
+    }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}

@@ -1,0 +1,98 @@
+//! How far a run is, for whoever shows it. A hint: totals come from the commits.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use millrace_protocol::plan::ShardIndex;
+use millrace_protocol::tally::Tally;
+
+/// Counts of one run, shared by all its shards.
+#[derive(Debug, Default)]
+pub struct Progress {
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    shards_total: u32,
+    shards_committed: u32,
+    shards_failed: u32,
+    committed: Tally,
+    /// Rows of shards in hand; they count again from zero if the shard is given up.
+    in_hand: HashMap<ShardIndex, Tally>,
+    /// Rows and tokens that this process had answered, whether or not they were committed.
+    answered: Tally,
+}
+
+/// A look at a run's counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProgressSnapshot {
+    /// Shards of the plan.
+    pub shards_total: u32,
+    /// Shards with a commit.
+    pub shards_committed: u32,
+    /// Shards that were given up.
+    pub shards_failed: u32,
+    /// Rows and tokens of committed shards.
+    pub committed: Tally,
+    /// Rows and tokens of committed shards and of shards in hand.
+    pub done: Tally,
+    /// Rows and tokens that this process had answered so far: what rates are computed from.
+    pub answered: Tally,
+}
+
+impl Progress {
+    /// Starts the count: `committed` is what earlier processes left.
+    pub fn start(&self, shards_total: u32, shards_committed: u32, committed: Tally) {
+        let mut counts = self.lock();
+        counts.shards_total = shards_total;
+        counts.shards_committed = shards_committed;
+        counts.committed = committed;
+    }
+
+    /// Rows of a shard in hand were answered.
+    pub fn answered(&self, shard: ShardIndex, tally: Tally) {
+        let mut counts = self.lock();
+        counts.answered += tally;
+        *counts.in_hand.entry(shard).or_default() += tally;
+    }
+
+    /// A shard in hand was let go without a commit of ours.
+    pub fn let_go(&self, shard: ShardIndex) {
+        self.lock().in_hand.remove(&shard);
+    }
+
+    /// A shard has a commit with these counts.
+    pub fn committed(&self, shard: ShardIndex, tally: Tally) {
+        let mut counts = self.lock();
+        counts.in_hand.remove(&shard);
+        counts.shards_committed += 1;
+        counts.committed += tally;
+    }
+
+    /// A shard was given up.
+    pub fn failed(&self, shard: ShardIndex) {
+        let mut counts = self.lock();
+        counts.in_hand.remove(&shard);
+        counts.shards_failed += 1;
+    }
+
+    /// The counts now.
+    pub fn snapshot(&self) -> ProgressSnapshot {
+        let counts = self.lock();
+        let in_hand: Tally = counts.in_hand.values().copied().sum();
+        ProgressSnapshot {
+            shards_total: counts.shards_total,
+            shards_committed: counts.shards_committed,
+            shards_failed: counts.shards_failed,
+            committed: counts.committed,
+            done: counts.committed + in_hand,
+            answered: counts.answered,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
+        // The counts are plain numbers: a panic elsewhere cannot leave them half changed.
+        self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

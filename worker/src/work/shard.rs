@@ -1,0 +1,215 @@
+//! Works off one shard: read → submit → write, window by window, then commit.
+//!
+//! Memory is bounded by the windows: while one is at the server the next is read, and a window's
+//! lines are written before a third is begun.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_protocol::commit::Commit;
+use millrace_protocol::layout;
+use millrace_protocol::lease::Lease;
+use millrace_protocol::plan::Plan;
+use millrace_protocol::row::ReadRow;
+use millrace_protocol::tally::{Rows, Tally};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::commit::{CommitError, Verdict, commit};
+use super::lines::{Lines, PendingRow, lines};
+use super::part::PartWriter;
+use super::progress::Progress;
+use super::submit::{SubmitError, Submitter};
+use super::window::{ChunkLimits, chunks};
+use crate::job::CheckedJob;
+use crate::read::{self, ReadError};
+use crate::store::{Location, StoreError, Stores};
+
+/// Rows in a window: enough chunks to sort by length and keep the server's queue full.
+const WINDOW_ROWS_MAX: usize = 4_096;
+/// Bytes of rows in a window.
+const WINDOW_BYTES_MAX: usize = 4 << 20;
+/// Windows of a shard in flight: one at the server, one behind it so that the queue never empties.
+const WINDOWS_MAX: usize = 2;
+/// About one batch of 4,096 tokens in text, at some four bytes a token.
+const CHUNK_LIMITS: ChunkLimits = ChunkLimits { rows_max: 512, text_bytes_max: 16 << 10 };
+
+/// What all shards of a worker share.
+pub struct ShardContext {
+    /// The job.
+    pub job: CheckedJob,
+    /// The plan of the run.
+    pub plan: Plan,
+    /// Where inputs are read from.
+    pub stores: Stores,
+    /// Where the output is.
+    pub output: Location,
+    /// The way to the inference-server.
+    pub submitter: Submitter,
+    /// Digest of each model that the server has loaded, by name.
+    pub models: BTreeMap<String, String>,
+    /// Counts for whoever shows them.
+    pub progress: Arc<Progress>,
+}
+
+/// Why a shard was not worked off.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// Its input could not be read.
+    #[error("the shard's input could not be read")]
+    Read(#[from] ReadError),
+    /// Its rows could not be answered at all.
+    #[error("the shard's rows could not be answered")]
+    Submit(#[from] SubmitError),
+    /// Its part could not be written.
+    #[error("the shard's part could not be written")]
+    Write(#[from] StoreError),
+    /// Its commit could not be decided.
+    #[error("the shard could not be committed")]
+    Commit(#[from] CommitError),
+}
+
+impl ShardError {
+    /// Whether another delivery cannot help.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            ShardError::Read(error) => error.is_permanent(),
+            ShardError::Submit(_) | ShardError::Write(_) | ShardError::Commit(_) => false,
+        }
+    }
+}
+
+/// A shard whose files are written and whose commit is still to be made.
+pub struct Worked {
+    commit: Commit,
+}
+
+/// Reads, submits and writes the shard. Dropping the future abandons the attempt.
+pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, ShardError> {
+    let run = ctx.plan.run;
+    let shard = &ctx.plan.shards[lease.shard as usize];
+    let input = ctx.plan.input_of(shard);
+    let job = &ctx.job;
+    let attempt = format!("{:016x}", rand::random::<u64>());
+    let mut rows_in =
+        read::open_shard(&ctx.stores, input, shard, &job.input.fields, job.input.row_bytes_max)
+            .await?;
+    let part = layout::part(run, lease.shard, &attempt, job.output.zstd);
+    let mut part = PartWriter::new(&ctx.output, part);
+    let mut errors =
+        PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
+    let mut tally = Tally::default();
+    let mut windows: VecDeque<AbortOnDropHandle<Result<Window, SubmitError>>> = VecDeque::new();
+    let mut ended = false;
+    loop {
+        while !ended && windows.len() < WINDOWS_MAX {
+            let rows = rows_in.next_batch(WINDOW_ROWS_MAX, WINDOW_BYTES_MAX).await?;
+            ended = rows.is_empty();
+            if !ended {
+                let answered = answer_window(ctx.clone(), input.uri.clone(), rows);
+                windows.push_back(AbortOnDropHandle::new(tokio::spawn(answered)));
+            }
+        }
+        let Some(window) = windows.pop_front() else {
+            break;
+        };
+        let window = window.await.expect("a window neither panics nor is aborted")?;
+        ctx.progress.answered(lease.shard, window.tally);
+        tally += window.tally;
+        part.write(window.results).await?;
+        errors.write(window.errors).await?;
+    }
+    let (part, errors) = (part.finish().await?, errors.finish().await?);
+    let Tally { rows, tokens } = tally;
+    let sha256 = part.as_ref().map(|part| part.sha256.clone());
+    Ok(Worked {
+        commit: Commit {
+            shard: lease.shard,
+            epoch: lease.epoch,
+            attempt,
+            part: part.map(|part| part.relative_path),
+            errors: errors.map(|errors| errors.relative_path),
+            rows,
+            tokens,
+            sha256,
+            models: ctx.models.clone(),
+        },
+    })
+}
+
+/// Makes the shard's results visible, if no other attempt was first. Returns the counts of the
+/// commit that stands.
+pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardError> {
+    let Worked { commit: ours } = worked;
+    match commit(&ctx.output, ctx.plan.run, &ours).await? {
+        Verdict::Won => Ok(ours.tally()),
+        Verdict::Lost(standing) => {
+            tracing::info!(
+                shard = ours.shard,
+                epoch = ours.epoch,
+                standing_epoch = standing.epoch,
+                "another attempt committed this shard first: ours is discarded"
+            );
+            Ok(standing.tally())
+        }
+    }
+}
+
+/// A window whose rows are all answered, as lines.
+struct Window {
+    results: Bytes,
+    errors: Bytes,
+    tally: Tally,
+}
+
+async fn answer_window(
+    ctx: Arc<ShardContext>,
+    file: String,
+    rows: Vec<ReadRow>,
+) -> Result<Window, SubmitError> {
+    let (pending, tokens) = answer_rows(&ctx.submitter, rows).await?;
+    // Formatting floats takes milliseconds of pure computing, which the runtime's threads lack.
+    let formatted = tokio::task::spawn_blocking(move || {
+        let Lines { results, errors, rows } = lines(&file, &ctx.job.steps, pending);
+        let results = if ctx.job.output.zstd { zstd_frame(&results) } else { results };
+        (results, errors, rows)
+    });
+    let (results, errors, rows): (Vec<u8>, Vec<u8>, Rows) =
+        formatted.await.expect("formatting does not panic");
+    Ok(Window { results: results.into(), errors: errors.into(), tally: Tally { rows, tokens } })
+}
+
+async fn answer_rows(
+    submitter: &Submitter,
+    rows: Vec<ReadRow>,
+) -> Result<(Vec<PendingRow>, u64), SubmitError> {
+    let (mut pending, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
+        rows.into_iter().map(PendingRow::split).unzip();
+    let at_server: Vec<usize> = (0..texts.len()).filter(|&row| texts[row].is_some()).collect();
+    let lengths: Vec<usize> =
+        at_server.iter().map(|&row| texts[row].as_ref().map_or(0, String::len)).collect();
+    let submitted = chunks(&lengths, CHUNK_LIMITS).into_iter().map(|chunk| {
+        let chunk: Vec<usize> = chunk.into_iter().map(|i| at_server[i as usize]).collect();
+        let texts = chunk.iter().map(|&row| texts[row].take().expect("sent once")).collect();
+        async move { submitter.submit(texts).await.map(|answered| (chunk, answered)) }
+    });
+    let submitted: Vec<_> = submitted.collect();
+    let mut tokens = 0;
+    for (chunk, answered) in futures::future::try_join_all(submitted).await? {
+        tokens += answered.tokens;
+        for (row, outcome) in chunk.into_iter().zip(answered.outcomes) {
+            pending[row].answer(outcome);
+        }
+    }
+    Ok((pending, tokens))
+}
+
+/// One frame per window: frames end to end are a valid file, and readers may enter at any of them.
+fn zstd_frame(lines: &[u8]) -> Vec<u8> {
+    if lines.is_empty() {
+        return Vec::new();
+    }
+    zstd::bulk::compress(lines, zstd::DEFAULT_COMPRESSION_LEVEL)
+        .expect("compressing into memory cannot fail")
+}

@@ -1,0 +1,224 @@
+//! Gets an answer for every row of a chunk: retries what the moment spoiled, and finds the row that
+//! kills the server.
+//!
+//! When the server dies, every chunk in flight is a suspect. Suspects are sent again one at a time,
+//! alone; a chunk that kills the server alone is halved until one row is left, and a row that kills
+//! it twice on its own is quarantined with a reason.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use millrace_protocol::row::{RowError, RowErrorCode};
+use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
+use tokio::sync::{RwLock, Semaphore};
+
+use super::client::{Client, ClientError};
+use crate::job::{Retry, Step};
+
+/// How often a row may kill the server all alone before it is quarantined. Twice, because the
+/// first death may have had another reason.
+const LONE_DEATHS_MAX: u32 = 2;
+
+/// Why rows could not be answered at all: nothing is wrong with the rows.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The server did not come back.
+    #[error("the inference-server did not come back")]
+    ServerAway(#[source] ClientError),
+    /// The server does not do what the job asks.
+    #[error("the inference-server refused the job's rows")]
+    Refused(#[source] ClientError),
+}
+
+/// What became of one row: one prediction per step, or the reason why not.
+pub type RowOutcome = Result<Vec<Prediction>, RowError>;
+
+/// The outcomes of a chunk, in the order of its texts.
+#[derive(Debug, Default)]
+pub struct Answered {
+    /// One outcome per text.
+    pub outcomes: Vec<RowOutcome>,
+    /// Tokens that went through models.
+    pub tokens: u64,
+}
+
+/// How a submitter behaves.
+#[derive(Debug, Clone)]
+pub struct SubmitOptions {
+    /// How often a row is tried again.
+    pub retry: Retry,
+    /// Most chunks at the server at a time: enough to keep its queue full while one batch runs and
+    /// one is prefetched, and few enough that finding a killer among them is quick.
+    pub chunks_in_flight_max: usize,
+    /// Longest wait for a server that is starting again.
+    pub server_patience: Duration,
+}
+
+/// Sends chunks to one inference-server, shared by all shards of a worker.
+pub struct Submitter {
+    client: Client,
+    steps: Vec<Step>,
+    options: SubmitOptions,
+    slots: Semaphore,
+    /// Held shared by chunks in flight and alone by a suspect.
+    suspicion: RwLock<()>,
+}
+
+/// One delivery: an outcome for every row, or the server died under it.
+enum Delivery {
+    Answered(RowsReply),
+    Died(RowError),
+}
+
+impl Submitter {
+    /// A submitter that asks for the models of `steps`.
+    pub fn new(client: Client, steps: Vec<Step>, options: SubmitOptions) -> Self {
+        let slots = Semaphore::new(options.chunks_in_flight_max);
+        Self { client, steps, options, slots, suspicion: RwLock::new(()) }
+    }
+
+    /// Answers every text.
+    pub async fn submit(&self, texts: Vec<String>) -> Result<Answered, SubmitError> {
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let mut answered = self.deliver(&texts).await?;
+        for attempt in 1..self.options.retry.attempts_max {
+            let open = retryable(&answered.outcomes);
+            if open.is_empty() {
+                break;
+            }
+            tokio::time::sleep(backoff(&self.options.retry, attempt)).await;
+            let again = open.iter().map(|&index| texts[index].clone()).collect::<Vec<_>>();
+            let retried = self.deliver(&again).await?;
+            answered.tokens += retried.tokens;
+            for (index, outcome) in open.into_iter().zip(retried.outcomes) {
+                answered.outcomes[index] = outcome;
+            }
+        }
+        Ok(answered)
+    }
+
+    /// Delivers once, whatever the server dies of.
+    async fn deliver(&self, texts: &[String]) -> Result<Answered, SubmitError> {
+        {
+            let _in_company = self.suspicion.read().await;
+            if let Delivery::Answered(reply) = self.ask(texts).await? {
+                return Ok(self.outcomes(reply));
+            }
+        }
+        let _alone = self.suspicion.write().await;
+        self.isolate(texts).await
+    }
+
+    /// Bisects `texts` until every row is answered or known to kill the server.
+    async fn isolate(&self, texts: &[String]) -> Result<Answered, SubmitError> {
+        let mut outcomes: Vec<Option<RowOutcome>> = texts.iter().map(|_| None).collect();
+        let mut tokens = 0;
+        let mut suspects: Vec<(Range<usize>, u32)> = vec![(0..texts.len(), 0)];
+        while let Some((range, deaths)) = suspects.pop() {
+            self.client
+                .wait_ready(self.options.server_patience)
+                .await
+                .map_err(SubmitError::ServerAway)?;
+            match self.ask(&texts[range.clone()]).await? {
+                Delivery::Answered(reply) => {
+                    let answered = self.outcomes(reply);
+                    tokens += answered.tokens;
+                    for (index, outcome) in range.zip(answered.outcomes) {
+                        outcomes[index] = Some(outcome);
+                    }
+                }
+                Delivery::Died(_) if range.len() > 1 => {
+                    let middle = range.start + range.len() / 2;
+                    tracing::warn!(rows = range.len(), "a chunk killed the server: halving it");
+                    suspects.push((middle..range.end, 0));
+                    suspects.push((range.start..middle, 0));
+                }
+                Delivery::Died(_) if deaths + 1 < LONE_DEATHS_MAX => {
+                    suspects.push((range, deaths + 1));
+                }
+                Delivery::Died(error) => outcomes[range.start] = Some(Err(error)),
+            }
+        }
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.expect("all rows were asked"));
+        Ok(Answered { outcomes: outcomes.collect(), tokens })
+    }
+
+    /// Asks until the server takes the request; waits while it is full or starting.
+    async fn ask(&self, texts: &[String]) -> Result<Delivery, SubmitError> {
+        let request = RowsRequest {
+            models: self.steps.iter().map(|step| step.model.clone()).collect(),
+            texts: texts.to_vec(),
+        };
+        loop {
+            match self.client.infer(&request).await {
+                Ok(reply) => return Ok(Delivery::Answered(reply)),
+                Err(ClientError::Busy { retry_after }) => tokio::time::sleep(retry_after).await,
+                Err(ClientError::Away(_)) => self
+                    .client
+                    .wait_ready(self.options.server_patience)
+                    .await
+                    .map_err(SubmitError::ServerAway)?,
+                Err(ClientError::Gone(_)) => {
+                    return Ok(Delivery::Died(RowError::new(
+                        RowErrorCode::ServerCrashed,
+                        "the inference-server died on this row alone, more than once",
+                    )));
+                }
+                Err(ClientError::Timeout) => {
+                    return Ok(Delivery::Died(RowError::new(
+                        RowErrorCode::Timeout,
+                        "the inference-server did not answer this row in time",
+                    )));
+                }
+                Err(refused @ ClientError::Refused { .. }) => {
+                    return Err(SubmitError::Refused(refused));
+                }
+            }
+        }
+    }
+
+    fn outcomes(&self, reply: RowsReply) -> Answered {
+        let outcomes = reply.rows.into_iter().map(|row| self.outcome(row)).collect();
+        Answered { outcomes, tokens: reply.tokens }
+    }
+
+    /// A row succeeds when every step does; else the first failed step is the row's error.
+    fn outcome(&self, replies: Vec<ModelReply>) -> RowOutcome {
+        let steps = self.steps.iter().zip(replies);
+        steps
+            .map(|(step, reply)| match reply {
+                ModelReply::Ok(prediction) => Ok(prediction),
+                ModelReply::Err(error) => Err(RowError { step: Some(step.name.clone()), ..error }),
+            })
+            .collect()
+    }
+}
+
+fn retryable(outcomes: &[RowOutcome]) -> Vec<usize> {
+    let failed = outcomes.iter().enumerate();
+    failed
+        .filter(|(_, outcome)| matches!(outcome, Err(error) if error.code.is_retryable()))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+/// Wait before try `attempt + 1`: doubles from `backoff_initial` up to `backoff_max`.
+fn backoff(retry: &Retry, attempt: u32) -> Duration {
+    retry.backoff_initial.saturating_mul(1 << (attempt - 1).min(30)).min(retry.backoff_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_between_tries_doubles_up_to_its_bound() {
+        let retry = Retry {
+            attempts_max: 100,
+            backoff_initial: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(1),
+        };
+        let waits = [1, 2, 3, 4, 99].map(|attempt| backoff(&retry, attempt).as_millis());
+        assert_eq!(waits, [200, 400, 800, 1000, 1000]);
+    }
+}
