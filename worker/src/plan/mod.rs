@@ -3,6 +3,7 @@
 //! Planning never writes more than the plan and a probe, and never keeps anything the size of the
 //! data. Whoever plans second reads the plan that is there.
 
+mod csv;
 mod cut;
 mod error;
 mod list;

@@ -1,9 +1,6 @@
 //! Rows that lie one after the other in a byte stream: JSONL, text and CSV.
 
-use millrace_protocol::{
-    plan::Format,
-    row::{Place, ReadRow, RowErrorCode},
-};
+use millrace_protocol::row::{Place, ReadRow, RowErrorCode};
 
 use super::{
     ReadError, csv::RecordParser, jsonl,
@@ -64,7 +61,7 @@ impl Lines {
     /// Hands `visit` the next row, and says how many bytes it had; `None` at the end.
     pub(crate) async fn next<T>(
         &mut self,
-        visit: impl FnOnce(Place, usize, Result<RowView<'_>, Refused>) -> T,
+        visit: impl FnOnce(Place, u64, Result<RowView<'_>, Refused>) -> T,
     ) -> Result<Option<T>, ReadError> {
         loop {
             let (offset, bytes, row) = match self.splitter.next() {
@@ -73,7 +70,7 @@ impl Lines {
                     continue;
                 }
                 Split::Row { offset, bytes, open_quote } => {
-                    (offset, bytes.len(), self.parser.parse(bytes, open_quote))
+                    (offset, bytes.len() as u64, self.parser.parse(bytes, open_quote))
                 }
                 Split::TooLong { offset } => (offset, 0, Err(Refused::too_long(self.row_bytes_max))),
                 Split::More => {
@@ -95,21 +92,13 @@ impl Lines {
         rows_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<ReadRow>, ReadError> {
-        let (mut rows, mut bytes) = (Vec::new(), 0_usize);
-        while rows.len() < rows_max.max(1) && (rows.is_empty() || bytes < bytes_max) {
+        let (mut rows, mut bytes) = (Vec::new(), 0_u64);
+        while rows.len() < rows_max.max(1) && (rows.is_empty() || bytes < bytes_max as u64) {
             let next = self.next(|place, bytes, row| (bytes, view::owned(place, row))).await?;
             let Some((row_bytes, row)) = next else { break };
             bytes += row_bytes;
             rows.push(row);
         }
         Ok(rows)
-    }
-}
-
-/// Whether the rows of a format are found by [`Lines`].
-pub(crate) fn is_lines(format: Format) -> bool {
-    match format {
-        Format::Jsonl | Format::Csv | Format::Text => true,
-        Format::Parquet => false,
     }
 }

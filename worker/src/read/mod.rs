@@ -15,29 +15,32 @@
 //! - The id may be a string, a number or a boolean. A joined field that a JSON row does not have is
 //!   left out of the result line's `input`.
 
-mod csv;
+pub(crate) mod csv;
 mod error;
 mod jsonl;
 mod lines;
-mod pinned;
-mod quotes;
-mod source;
-mod splitter;
-mod view;
+pub(crate) mod parquet;
+mod parquet_file;
+pub(crate) mod pinned;
+pub(crate) mod quotes;
+pub(crate) mod source;
+pub(crate) mod splitter;
+pub(crate) mod view;
 
 use millrace_protocol::{
     plan::{Format, InputFile, Shard, ShardRange},
-    row::ReadRow,
+    row::{Place, ReadRow},
 };
 
 use self::{
     csv::RecordParser,
     lines::{Lines, Parser},
+    parquet::{ParquetRange, ParquetRows},
     pinned::PinnedFile,
     quotes::QuoteScanner,
     source::Source,
     splitter::{RowEnd, Splitter},
-    view::Wanted,
+    view::{Refused, RowView, Wanted},
 };
 use crate::{job::Fields, store::Stores};
 
@@ -45,7 +48,12 @@ pub use error::ReadError;
 
 /// The rows of one shard, in the order of the file.
 pub struct RowStream {
-    rows: Lines,
+    rows: Rows,
+}
+
+enum Rows {
+    Lines(Box<Lines>),
+    Parquet(ParquetRows),
 }
 
 impl RowStream {
@@ -56,12 +64,38 @@ impl RowStream {
         rows_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<ReadRow>, ReadError> {
-        self.rows.next_batch(rows_max, bytes_max).await
+        match &mut self.rows {
+            Rows::Lines(lines) => lines.next_batch(rows_max, bytes_max).await,
+            Rows::Parquet(rows) => rows.next_batch(rows_max, bytes_max).await,
+        }
+    }
+
+    /// Hands every row to `visit` with its place and its length in bytes, without owning it where
+    /// the format allows. Lets the runtime's other tasks run between rows.
+    pub(crate) async fn visit(
+        mut self,
+        mut visit: impl FnMut(Place, u64, Result<RowView<'_>, Refused>),
+    ) -> Result<(), ReadError> {
+        match &mut self.rows {
+            Rows::Lines(lines) => while lines.next(&mut visit).await?.is_some() {},
+            Rows::Parquet(rows) => loop {
+                let batch = rows.next_batch(1024, 1 << 20).await?;
+                if batch.is_empty() {
+                    break;
+                }
+                for row in batch {
+                    let place = row.place();
+                    let (bytes, row) = view::borrowed(&row);
+                    visit(place, bytes, row);
+                }
+            },
+        }
+        Ok(())
     }
 }
 
-/// Opens a shard of `input` for reading. Nothing of the file is kept but a window of it and the
-/// rows being handed out.
+/// Opens a shard of `input` for reading. Nothing of the file is kept but windows of it and the rows
+/// being handed out.
 pub async fn open_shard(
     stores: &Stores,
     input: &InputFile,
@@ -70,25 +104,32 @@ pub async fn open_shard(
     row_bytes_max: usize,
 ) -> Result<RowStream, ReadError> {
     let file = PinnedFile::open(stores, input)?;
+    let wanted = Wanted::new(fields);
     let (start, end) = match shard.range {
         ShardRange::Bytes { start, end } => (start, end),
-        ShardRange::Rows { start, end, .. } => (start, end),
-    };
-    let row_end = match input.format {
-        Format::Csv => RowEnd::NewlineOutsideQuotes(QuoteScanner::new()),
-        Format::Jsonl | Format::Text | Format::Parquet => RowEnd::Newline,
-    };
-    let splitter = Splitter::new(row_end, start, end, row_bytes_max);
-    let wanted = Wanted::new(fields);
-    let parser = match input.format {
-        Format::Jsonl | Format::Parquet => Parser::Jsonl(wanted),
-        Format::Text => Parser::Text,
-        Format::Csv => {
-            let columns = input.columns.as_deref().unwrap_or_default();
-            Parser::Csv(Box::new(RecordParser::new(&input.uri, columns, wanted)?))
+        ShardRange::Rows { row_group, start, end } => {
+            let range = ParquetRange { row_group, rows: start..end, wanted, row_bytes_max };
+            return Ok(RowStream { rows: Rows::Parquet(ParquetRows::open(file, range)) });
         }
     };
+    let (row_end, parser) = match input.format {
+        Format::Jsonl => (RowEnd::Newline, Parser::Jsonl(wanted)),
+        Format::Text => (RowEnd::Newline, Parser::Text),
+        Format::Csv => {
+            let columns = input.columns.as_deref().unwrap_or_default();
+            let record = RecordParser::new(&input.uri, columns, wanted)?;
+            let row_end = RowEnd::NewlineOutsideQuotes(QuoteScanner::new());
+            (row_end, Parser::Csv(Box::new(record)))
+        }
+        Format::Parquet => {
+            let (uri, encoding) = (input.uri.clone(), "Parquet");
+            let reason = "a shard of it must be a range of rows".into();
+            return Err(ReadError::Decode { uri, encoding, reason });
+        }
+    };
+    let splitter = Splitter::new(row_end, start, end, row_bytes_max);
     let header_next = input.format == Format::Csv && start == 0;
     let source = Source::new(file, input.compression, splitter.first_offset(), end);
-    Ok(RowStream { rows: Lines::new(source, splitter, parser, row_bytes_max, header_next) })
+    let lines = Lines::new(source, splitter, parser, row_bytes_max, header_next);
+    Ok(RowStream { rows: Rows::Lines(Box::new(lines)) })
 }

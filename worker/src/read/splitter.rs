@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use super::quotes::QuoteScanner;
 
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+/// U+FEFF in UTF-8.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// How rows end.
 #[derive(Debug, Clone)]

@@ -52,6 +52,20 @@ pub(crate) fn owned(place: Place, row: Result<RowView<'_>, Refused>) -> ReadRow 
     }
 }
 
+/// Borrows what a parser owned, with the length of the text.
+pub(crate) fn borrowed(row: &ReadRow) -> (u64, Result<RowView<'_>, Refused>) {
+    match row {
+        ReadRow::Row(Row { place: _, id, text, input }) => {
+            let id = id.as_deref().map(Cow::Borrowed);
+            let text = Cow::Borrowed(text.as_str());
+            (text.len() as u64, Ok(RowView { id, text, input: input.clone() }))
+        }
+        ReadRow::Bad { place: _, id, error } => {
+            (0, Err(Refused { id: id.clone(), error: error.clone() }))
+        }
+    }
+}
+
 /// The fields that a job names, ready for comparing and writing.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
