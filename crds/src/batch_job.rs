@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
     kind = "BatchJob",
     plural = "batchjobs",
     shortname = "mbj",
+    doc = "Runs every row of a dataset through the models of an InferenceService.",
     namespaced,
     status = "BatchJobStatus",
     derive = "PartialEq",
@@ -87,7 +88,10 @@ pub struct ServiceRef {
 #[serde(rename_all = "camelCase")]
 pub struct Step {
     /// Key of this step's value in the `result` object of a result line.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
+    )]
     pub name: String,
     /// Name of a model of the service.
     #[schemars(length(min = 1, max = 63))]
@@ -108,7 +112,13 @@ pub struct Step {
 pub struct Input {
     /// Files to read: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative to
     /// the manifest. `*`, `?`, `[…]`, `{a,b}` and `**` match as in a shell.
-    #[schemars(length(min = 1, max = 1000), inner(length(min = 1, max = 1024), regex(pattern = r"^(s3://[^/]+/.+|file:///.+|[^:]+)$")))]
+    #[schemars(
+        length(min = 1, max = 1000),
+        inner(
+            length(min = 1, max = 1024),
+            regex(pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+)$")
+        )
+    )]
     pub uris: Vec<String>,
 
     /// How rows are laid out. By default told from the file name: `.jsonl`, `.ndjson`, `.csv`,
@@ -142,6 +152,8 @@ fn default_max_row_bytes() -> u32 {
 
 /// How rows are laid out in a file.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
 pub enum InputFormat {
     /// One JSON object per line.
     Jsonl,
@@ -155,6 +167,8 @@ pub enum InputFormat {
 
 /// How a file is compressed.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
 pub enum Compression {
     /// Not at all.
     None,
@@ -174,7 +188,10 @@ pub enum Compression {
 pub struct Output {
     /// Folder to write to: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative
     /// to the manifest. The store must honour put-if-absent.
-    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^(s3://[^/]+(/.*)?|file:///.+|[^:]+)$"))]
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?|file:///.+|[^:]+)$")
+    )]
     pub uri: String,
 
     /// Compression of the parts.
@@ -213,7 +230,9 @@ pub struct Sharding {
 
 impl Default for Sharding {
     fn default() -> Self {
-        Self { target_bytes: 4 << 20 }
+        Self {
+            target_bytes: 4 << 20,
+        }
     }
 }
 
@@ -284,9 +303,6 @@ pub struct BatchJobStatus {
     /// Rows finished per second, over the run so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_per_second: Option<f64>,
-    /// When the first shard was claimed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<Time>,
     /// When the manifest was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,

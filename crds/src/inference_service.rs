@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
     kind = "InferenceService",
     plural = "inferenceservices",
     shortname = "mis",
+    doc = "Models that run together in one server.",
     namespaced,
     derive = "PartialEq",
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
@@ -44,7 +45,10 @@ pub struct InferenceServiceSpec {
 )]
 pub struct ModelSpec {
     /// Name by which steps and requests call the model.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
+    )]
     pub name: String,
 
     /// What the model does.
@@ -102,7 +106,12 @@ pub enum Task {
 pub struct Source {
     /// Folder in Hugging Face layout: `hf://owner/name` (looked up in the model cache),
     /// `file:///path`, or, for a local run, a path relative to the manifest.
-    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^(hf://[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*|file:///.+|[^:]+)$"))]
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(
+            pattern = r"^(hf://[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*|file:///.+|[^:]+)$"
+        )
+    )]
     pub uri: String,
 
     /// Digest that the model's files must have, `sha256:` and 64 hexadecimal digits.
@@ -128,6 +137,8 @@ pub enum Dtype {
 
 /// How token vectors become one.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
 pub enum Pooling {
     /// Mean over all tokens.
     Mean,
@@ -137,6 +148,8 @@ pub enum Pooling {
 
 /// How logits become scores.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
 pub enum Activation {
     /// Scores of all labels sum to 1.
     Softmax,

@@ -5,6 +5,7 @@
 
 pub mod batch_job;
 pub mod check;
+pub mod crd;
 pub mod inference_service;
 pub mod manifest;
 

@@ -1,2 +1,16 @@
-//! x
-fn main(){}
+//! Writes `crds/generated/*.yaml` from the types; a test fails while the files are stale.
+
+use std::path::Path;
+
+use millrace_crds::{crd, manifest::Kind};
+
+fn main() -> std::io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("generated");
+    std::fs::create_dir_all(&folder)?;
+    for kind in Kind::ALL {
+        let path = folder.join(crd::file_name(kind));
+        std::fs::write(&path, crd::yaml(kind))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
