@@ -16,7 +16,10 @@ pub struct PackedBatch {
 impl PackedBatch {
     /// Packs sequences in the given order. No sequence may be empty.
     pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut batch = Self { token_ids: Vec::new(), offsets: vec![0] };
+        let mut batch = Self {
+            token_ids: Vec::new(),
+            offsets: vec![0],
+        };
         for sequence in sequences {
             assert!(!sequence.is_empty(), "a sequence has at least one token");
             batch.token_ids.extend_from_slice(sequence);
@@ -110,9 +113,6 @@ pub trait Backend: Send + Sync {
 
     /// Computes the heads asked for, one output per entry of `heads`, in that order. Blocks; never
     /// called from an async runtime's thread.
-    fn forward(
-        &self,
-        batch: &PackedBatch,
-        heads: &[Head],
-    ) -> Result<Vec<HeadOutput>, BackendError>;
+    fn forward(&self, batch: &PackedBatch, heads: &[Head])
+    -> Result<Vec<HeadOutput>, BackendError>;
 }

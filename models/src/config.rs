@@ -194,7 +194,7 @@ impl ModelConfig {
         refuse_variants(&fields)?;
         match architecture {
             Architecture::Bert => bert_like(&fields, architecture, 2, 0),
-            Architecture::Roberta => bert_like(&fields, architecture, 1, 1),
+            Architecture::Roberta => bert_like(&fields, architecture, 2, 1),
             Architecture::DistilBert => distilbert(&fields),
             Architecture::MpNet => mpnet(&fields),
             Architecture::TorchScript => torchscript(&fields),
