@@ -1,6 +1,6 @@
 //! Cuts files into shards.
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use millrace_protocol::plan::{Compression, Format, InputFile, Shard, ShardRange};
 
 use super::{PlanError, csv};

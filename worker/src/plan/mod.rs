@@ -6,8 +6,10 @@
 mod csv;
 mod cut;
 mod error;
+mod estimate;
 mod list;
 mod overlap;
+mod preflight;
 
 use millrace_protocol::{
     layout,
@@ -22,6 +24,9 @@ use crate::{
 pub use cut::{CutOptions, SHARDS_MAX, cut};
 pub use error::PlanError;
 pub use list::list_inputs;
+pub use preflight::{
+    BadRows, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate, preflight,
+};
 
 /// The run that a plan without earlier runs has.
 pub const FIRST_RUN: RunNumber = 1;

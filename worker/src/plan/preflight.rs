@@ -1,0 +1,344 @@
+//! Reads the whole dataset once, without a model, and says what a run would meet.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use millrace_protocol::{
+    plan::{Compression, InputFile, Plan, Shard, ShardRange},
+    row::{Place, Position},
+};
+use serde::Serialize;
+use tokio::{sync::Semaphore, task::JoinSet};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    PlanError,
+    estimate::{DuplicateSample, TokenSample, spread},
+};
+use crate::{
+    job::{CheckedJob, Fields},
+    read::{self, ReadError},
+    store::Stores,
+};
+
+/// Shards read at a time.
+const SHARDS_AT_ONCE: usize = 2;
+/// Positions kept of the rows that share a code.
+const POSITIONS_MAX: usize = 5;
+/// What compressed text grows to, for a first guess at the number of rows.
+const GROWTH_GUESS: u64 = 4;
+
+/// Counts the tokens of a text.
+pub type TokenCounter = Arc<dyn Fn(&str) -> usize + Send + Sync>;
+
+/// What a run would meet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preflight {
+    /// Rows for the models.
+    pub rows: u64,
+    /// Rows that would end as errors, by code.
+    pub bad_rows: BTreeMap<&'static str, BadRows>,
+    /// Stored bytes of the input files.
+    pub input_bytes: u64,
+    /// Bytes of all rows, decoded and without line ends; for Parquet, of the texts.
+    pub row_bytes: u64,
+    /// The longest row that is not too long.
+    pub longest_row: Option<LongestRow>,
+    /// Tokens of all texts; absent without a tokenizer.
+    pub tokens: Option<TokenEstimate>,
+    /// Rows whose text an earlier row has too.
+    pub duplicates: DuplicateEstimate,
+}
+
+/// Rows that share an error code.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct BadRows {
+    /// How many.
+    pub count: u64,
+    /// The first few, in input order.
+    pub first: Vec<Position>,
+}
+
+/// The longest row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LongestRow {
+    /// Its bytes, as [`Preflight::row_bytes`] counts them.
+    pub bytes: u64,
+    /// Where it stands.
+    pub position: Position,
+}
+
+/// Tokens, estimated from a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenEstimate {
+    /// Tokens of all texts, by tokens per byte of the sample.
+    pub tokens: u64,
+    /// Rows in the sample.
+    pub sampled_rows: u64,
+}
+
+/// Duplicates, counted or estimated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DuplicateEstimate {
+    /// Rows whose text an earlier row has too.
+    pub rows: u64,
+    /// Whether every text was compared; else a sample was.
+    pub exact: bool,
+}
+
+/// Reads every row of the plan once, in memory that does not grow with the data.
+pub async fn preflight(
+    stores: &Stores,
+    job: &CheckedJob,
+    plan: &Plan,
+    token_counter: Option<TokenCounter>,
+) -> Result<Preflight, PlanError> {
+    let reader = Arc::new(Reader {
+        stores: stores.clone(),
+        // Joined fields are not needed to know what becomes of a row.
+        fields: Fields { join: Vec::new(), ..job.input.fields.clone() },
+        row_bytes_max: job.input.row_bytes_max,
+        zstd: Semaphore::new(1),
+        samples: Samples::new(guess_rows(stores, job, plan).await?, token_counter),
+    });
+    let mut found = Found::default();
+    let mut running = JoinSet::new();
+    let mut shards = plan.shards.iter().zip(0_u64..);
+    loop {
+        while running.len() < SHARDS_AT_ONCE {
+            let Some((shard, index)) = shards.next() else { break };
+            let (reader, shard, input) = (Arc::clone(&reader), *shard, plan.input_of(shard).clone());
+            running.spawn(async move { reader.read(shard, index, input).await });
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok(shard)) => found.add(shard?),
+            Some(Err(failed)) => std::panic::resume_unwind(failed.into_panic()),
+        }
+    }
+    Ok(found.summary(plan, &reader.samples))
+}
+
+/// About how many rows the plan has: from the first rows of the first shard that has any.
+async fn guess_rows(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<u64, ReadError> {
+    let (mut rows, mut bytes) = (0_u64, 0_u64);
+    for input in &plan.inputs {
+        bytes = bytes.saturating_add(match input.compression {
+            Compression::None => input.size_bytes,
+            Compression::Gzip | Compression::Zstd => input.size_bytes.saturating_mul(GROWTH_GUESS),
+        });
+    }
+    for shard in &plan.shards {
+        match shard.range {
+            ShardRange::Rows { start, end, .. } => rows = rows.saturating_add(end - start),
+            ShardRange::Bytes { .. } => {
+                let input = plan.input_of(shard);
+                let (fields, row_bytes_max) = (&job.input.fields, job.input.row_bytes_max);
+                let mut stream =
+                    read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
+                let first = stream.next_batch(256, 64 << 10).await?;
+                let places = first.iter().map(|row| row.place());
+                let offset = |place| match place {
+                    Place::Offset { offset } => Some(offset),
+                    Place::Group { .. } => None,
+                };
+                let (low, high) = (places.clone().next(), places.last());
+                let span = low.and_then(offset).zip(high.and_then(offset));
+                let Some((low, high)) = span.filter(|(low, high)| low < high) else { continue };
+                return Ok(bytes / ((high - low) / (first.len() as u64 - 1)).max(1));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// What all shards share.
+struct Reader {
+    stores: Stores,
+    fields: Fields,
+    row_bytes_max: usize,
+    /// Decoding one zstd file may take 128 MiB, so it is done for one at a time.
+    zstd: Semaphore,
+    samples: Samples,
+}
+
+impl Reader {
+    async fn read(
+        &self,
+        shard: Shard,
+        shard_index: u64,
+        input: InputFile,
+    ) -> Result<ShardFound, ReadError> {
+        let _permit = match input.compression {
+            Compression::Zstd => self.zstd.acquire().await.ok(),
+            Compression::None | Compression::Gzip => None,
+        };
+        let (fields, row_bytes_max) = (&self.fields, self.row_bytes_max);
+        let stream = read::open_shard(&self.stores, &input, &shard, fields, row_bytes_max).await?;
+        let mut found = ShardFound { input: shard.input, ..ShardFound::default() };
+        let salt = spread(shard_index);
+        stream
+            .visit(|place, bytes, row| {
+                found.row_bytes += bytes;
+                match row {
+                    Ok(row) => {
+                        found.rows += 1;
+                        found.text_bytes += row.text.len() as u64;
+                        if found.longest.is_none_or(|(longest, _)| bytes > longest) {
+                            found.longest = Some((bytes, place));
+                        }
+                        self.samples.take(&row.text, salt ^ number(place));
+                    }
+                    Err(refused) => {
+                        let bad = found.bad.entry(refused.error.code.as_str()).or_default();
+                        bad.count += 1;
+                        if bad.first.len() < POSITIONS_MAX {
+                            bad.first.push((shard.input, place));
+                        }
+                    }
+                }
+            })
+            .await?;
+        Ok(found)
+    }
+}
+
+/// A number that no other row of the shard has.
+fn number(place: Place) -> u64 {
+    match place {
+        Place::Offset { offset } => offset,
+        Place::Group { row_group, row } => (u64::from(row_group) << 40) ^ row,
+    }
+}
+
+/// The samples, with their thresholds readable without a lock: few rows pass them.
+struct Samples {
+    duplicates: Mutex<DuplicateSample>,
+    level: AtomicU32,
+    tokens: Mutex<TokenSample>,
+    threshold: AtomicU64,
+    token_counter: Option<TokenCounter>,
+}
+
+impl Samples {
+    fn new(rows: u64, token_counter: Option<TokenCounter>) -> Self {
+        let tokens = TokenSample::new(rows);
+        Self {
+            duplicates: Mutex::default(),
+            level: AtomicU32::new(0),
+            threshold: AtomicU64::new(tokens.threshold()),
+            tokens: Mutex::new(tokens),
+            token_counter,
+        }
+    }
+
+    fn take(&self, text: &str, number: u64) {
+        let hash = xxh3_64(text.as_bytes());
+        if hash.leading_zeros() >= self.level.load(Ordering::Relaxed) {
+            let mut duplicates = lock(&self.duplicates);
+            duplicates.insert(hash);
+            self.level.store(duplicates.level(), Ordering::Relaxed);
+        }
+        let Some(count) = &self.token_counter else { return };
+        let hash = spread(number);
+        if hash <= self.threshold.load(Ordering::Relaxed) {
+            let counted = count(text) as u64;
+            let mut tokens = lock(&self.tokens);
+            tokens.insert(hash, counted, text.len() as u64);
+            self.threshold.store(tokens.threshold(), Ordering::Relaxed);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one shard held. Places are kept with the index of their file.
+#[derive(Debug, Default)]
+struct ShardFound {
+    input: u32,
+    rows: u64,
+    row_bytes: u64,
+    text_bytes: u64,
+    longest: Option<(u64, Place)>,
+    bad: BTreeMap<&'static str, BadPlaces>,
+}
+
+#[derive(Debug, Default)]
+struct BadPlaces {
+    count: u64,
+    first: Vec<(u32, Place)>,
+}
+
+/// What the shards held together.
+#[derive(Debug, Default)]
+struct Found {
+    rows: u64,
+    row_bytes: u64,
+    text_bytes: u64,
+    longest: Option<(u64, (u32, Place))>,
+    bad: BTreeMap<&'static str, BadPlaces>,
+}
+
+impl Found {
+    /// Adds a shard; the order of shards makes no difference.
+    fn add(&mut self, shard: ShardFound) {
+        let ShardFound { input, rows, row_bytes, text_bytes, longest, bad } = shard;
+        self.rows += rows;
+        self.row_bytes += row_bytes;
+        self.text_bytes += text_bytes;
+        if let Some((bytes, place)) = longest {
+            let place = (input, place);
+            let is_longer = self
+                .longest
+                .is_none_or(|(most, at)| bytes > most || (bytes == most && place < at));
+            if is_longer {
+                self.longest = Some((bytes, place));
+            }
+        }
+        for (code, places) in bad {
+            let all = self.bad.entry(code).or_default();
+            all.count += places.count;
+            all.first.extend(places.first);
+            all.first.sort_unstable();
+            all.first.truncate(POSITIONS_MAX);
+        }
+    }
+
+    fn summary(self, plan: &Plan, samples: &Samples) -> Preflight {
+        let position = |(input, place): (u32, Place)| Position {
+            file: plan.inputs[input as usize].uri.clone(),
+            place,
+        };
+        let bad_rows = self.bad.into_iter().map(|(code, BadPlaces { count, first })| {
+            (code, BadRows { count, first: first.into_iter().map(position).collect() })
+        });
+        let duplicates = lock(&samples.duplicates);
+        let tokens = lock(&samples.tokens);
+        Preflight {
+            rows: self.rows,
+            bad_rows: bad_rows.collect(),
+            input_bytes: plan.inputs.iter().map(|input| input.size_bytes).sum(),
+            row_bytes: self.row_bytes,
+            longest_row: self
+                .longest
+                .map(|(bytes, place)| LongestRow { bytes, position: position(place) }),
+            tokens: samples.token_counter.as_ref().map(|_| TokenEstimate {
+                tokens: tokens.tokens(self.text_bytes),
+                sampled_rows: tokens.rows(),
+            }),
+            duplicates: DuplicateEstimate {
+                rows: duplicates.duplicates(),
+                exact: duplicates.is_exact(),
+            },
+        }
+    }
+}
