@@ -115,6 +115,9 @@ fn classify(error: RedisError) -> LeaseError {
         | ErrorKind::Server(Server::NoPerm | Server::Moved) => LeaseError::Refused(error),
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => LeaseError::Corrupt(error),
         _ => match error.code() {
+            // A command as long as ours is cut off before the server asks who sent it.
+            Some("ERR") if says(&error, "unauthenticated") => LeaseError::Refused(error),
+            Some("ERR") if says(&error, "max number of clients") => LeaseError::Unavailable(error),
             // Out of memory; cannot persist; too few replicas; busy with another's script.
             Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY") => LeaseError::Unavailable(error),
             Some("NOAUTH" | "WRONGPASS") => LeaseError::Refused(error),
@@ -122,4 +125,8 @@ fn classify(error: RedisError) -> LeaseError {
             _ => LeaseError::Script(error),
         },
     }
+}
+
+fn says(error: &RedisError, words: &str) -> bool {
+    error.detail().is_some_and(|detail| detail.contains(words))
 }

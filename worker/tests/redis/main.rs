@@ -1,0 +1,9 @@
+//! The lease stores: what both promise, and what the one on Redis does when the server fails.
+
+mod conformance;
+mod faults;
+mod model;
+mod proxy;
+mod subject;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,154 @@
+//! A real Redis server on a loopback port, with its data in a folder of its own.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a server may take to answer after its start, on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Ports tried before giving up: another process may take a free port before the server does.
+const START_ATTEMPTS_MAX: usize = 10;
+
+/// A server as the leases want it (append-only file, no eviction); killed when dropped.
+pub struct RedisServer {
+    child: Option<Child>,
+    port: u16,
+    folder: TempDir,
+}
+
+impl RedisServer {
+    /// Starts a server and waits until it answers.
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the server's data");
+        for _ in 0..START_ATTEMPTS_MAX {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
+            let port = listener.local_addr().expect("the port").port();
+            drop(listener);
+            if let Some(child) = spawn(port, &folder) {
+                return Self {
+                    child: Some(child),
+                    port,
+                    folder,
+                };
+            }
+        }
+        panic!(
+            "redis-server did not start; its log stands in {}",
+            folder.keep().display()
+        );
+    }
+
+    /// `redis://127.0.0.1:<port>`
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The loopback port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Stops the server in an orderly way; its data stays.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        if let Some(mut child) = self.child.take() {
+            child.wait().expect("the server's end");
+        }
+    }
+
+    /// Starts a stopped server again, on the same port and data.
+    pub fn start_again(&mut self) {
+        assert!(self.child.is_none(), "the server runs");
+        let child = spawn(self.port, &self.folder);
+        self.child = Some(child.expect("the server starts again on its port"));
+    }
+
+    /// Stops the server's process in its tracks: connections stay open and nothing answers.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Runs one command, such as `["CONFIG", "SET", "maxmemory", "1"]`, over a connection of its own.
+    pub fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut connection = connect(self.port).expect("a connection");
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(word);
+        }
+        command
+            .query(&mut connection)
+            .expect("the command succeeds")
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.as_ref().expect("the server runs").id();
+        let kill = format!("kill -{name} {id}");
+        let status = Command::new("sh")
+            .args(["-c", &kill])
+            .status()
+            .expect("sh runs");
+        assert!(status.success(), "{kill}");
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // The kill reaches a frozen process too; it fails only for one that has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A server that answers on `port`, or nothing where it ended at once, as for a port in use.
+fn spawn(port: u16, folder: &TempDir) -> Option<Child> {
+    let mut child = Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+        .args(["--dir", &folder.path().to_string_lossy(), "--logfile", "redis.log"])
+        .args(["--appendonly", "yes", "--maxmemory-policy", "noeviction", "--save", ""])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!("redis-server cannot be run ({error}): install the package redis-server, 7.0 or later")
+        });
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        if child.try_wait().expect("the server's state").is_some() {
+            return None;
+        }
+        if is_ready(port) {
+            return Some(child);
+        }
+        if Instant::now() > deadline {
+            child.kill().expect("the server can be killed");
+            child.wait().expect("the server's end");
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether the server answers, and not only to say that it is loading.
+fn is_ready(port: u16) -> bool {
+    connect(port)
+        .and_then(|mut connection| redis::cmd("PING").query::<String>(&mut connection))
+        .is_ok()
+}
+
+fn connect(port: u16) -> redis::RedisResult<redis::Connection> {
+    let client = redis::Client::open(format!("redis://127.0.0.1:{port}"))?;
+    let connection = client.get_connection_with_timeout(START_TIMEOUT)?;
+    connection.set_read_timeout(Some(START_TIMEOUT))?;
+    Ok(connection)
+}
