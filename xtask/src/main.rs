@@ -1,2 +1,42 @@
-//! Project tasks.
-fn main() {}
+//! `cargo xtask <task>`: the project's tasks, each one command from a fresh clone.
+
+mod cache;
+mod needs;
+mod process;
+mod setup;
+mod tasks;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <task>
+
+  test     set up, then format, lint, build and run every test
+  setup    only fetch what the others need: libtorch, the model, the servers of the tests
+
+Downloads are pinned by hash and kept in $MILLRACE_CACHE, by default ~/.cache/millrace.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments.as_slice() {
+        ["test"] => tasks::test(),
+        ["setup"] => tasks::setup(),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The tasks that consist of other people's commands: `setup` and `test`.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{self, Cache};
+use crate::needs::{self, Task};
+use crate::process::{heading, repository, run, shown, succeeds};
+use crate::setup::{self, Libtorch};
+
+/// `cargo xtask setup`.
+pub fn setup() -> Result<()> {
+    needs::check(Task::Test)?;
+    let cache = Cache::open()?;
+    let libtorch = setup::for_running(&cache)?;
+    setup::versitygw(&cache)?;
+    println!(
+        "everything is in {}; to call cargo yourself:",
+        cache.path("").display()
+    );
+    for (name, value) in libtorch.environment() {
+        println!("  export {name}={}", value.display());
+    }
+    Ok(())
+}
+
+/// `cargo xtask test`: what a change must pass.
+pub fn test() -> Result<()> {
+    let started = Instant::now();
+    needs::check(Task::Test)?;
+    let libtorch = {
+        let cache = Cache::open()?;
+        setup::versitygw(&cache)?;
+        setup::for_running(&cache)?
+    };
+    let environment = environment(&libtorch)?;
+    let step = |arguments: &[&str]| {
+        let mut command = cargo(&environment, arguments);
+        heading(&shown(&command));
+        run(&mut command)
+    };
+    step(&["fmt", "--all", "--check"])?;
+    step(&[
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
+    if succeeds("cargo", &["deny", "--version"]) {
+        step(&["deny", "--offline", "check", "bans", "licenses", "sources"])?;
+    } else {
+        println!("\ncargo-deny is not installed: deny.toml is not checked here");
+    }
+    // A test reads the programs themselves, so they are built before it runs.
+    step(BUILD)?;
+    let mut command = cargo(
+        &environment,
+        &["test", "--release", "--workspace", "--no-fail-fast"],
+    );
+    heading(&shown(&command));
+    let (succeeded, counts) = counted(&mut command)?;
+    println!("\ntook {}", spoken(started.elapsed().as_secs()));
+    if succeeded {
+        println!("next: `cargo xtask demo` shows it at work, `cargo xtask bench` measures it");
+    }
+    println!("{} passed, {} failed", counts.passed, counts.failed);
+    if !succeeded {
+        bail!("the tests failed; the output above says which");
+    }
+    Ok(())
+}
+
+/// Builds the three programs of a local run.
+pub const BUILD: &[&str] = &[
+    "build",
+    "--release",
+    "--package=millrace-cli",
+    "--package=millrace-inference-server",
+    "--package=millrace-worker",
+];
+
+/// What cargo and the programs find in their environment.
+pub fn environment(libtorch: &Libtorch) -> Result<Vec<(&'static str, OsString)>> {
+    let root = cache::root()?;
+    let mut environment = libtorch.environment();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = vec![root.join("bin")];
+    folders.extend(std::env::split_paths(&path));
+    environment.push((
+        "PATH",
+        std::env::join_paths(folders).context("PATH is malformed")?,
+    ));
+    environment.push(("MILLRACE_MODEL_CACHE", root.join("models").into()));
+    Ok(environment)
+}
+
+/// A call of cargo in the repository. What the cargo that runs this program told it about its own
+/// package is taken out, or build scripts would see a changed environment and run again.
+pub fn cargo(environment: &[(&'static str, OsString)], arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(repository());
+    for (name, _) in std::env::vars_os() {
+        let shown = name.to_string_lossy();
+        if shown.starts_with("CARGO_PKG_") || shown.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// Tests by how they ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+impl Counts {
+    /// Adds what a closing line of a test binary says; other lines say nothing.
+    fn add(&mut self, line: &str) {
+        let Some((_, numbers)) = line.split_once("test result: ") else {
+            return;
+        };
+        let before = |word: &str| {
+            let (head, _) = numbers.split_once(word)?;
+            head.rsplit([' ', '.'])
+                .find(|it| !it.is_empty())?
+                .parse::<u64>()
+                .ok()
+        };
+        self.passed += before(" passed").unwrap_or(0);
+        self.failed += before(" failed").unwrap_or(0);
+    }
+}
+
+/// Runs tests with all their output on this terminal, and counts them. Returns whether all passed.
+fn counted(command: &mut Command) -> Result<(bool, Counts)> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cargo cannot be started")?;
+    let output = child.stdout.take().expect("it is piped");
+    let mut counts = Counts::default();
+    let mut stdout = std::io::stdout().lock();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        counts.add(&String::from_utf8_lossy(&line));
+        stdout.write_all(&line)?;
+        stdout.write_all(b"\n")?;
+        stdout.flush()?;
+    }
+    Ok((child.wait()?.success(), counts))
+}
+
+/// `3 min 12 s`
+fn spoken(seconds: u64) -> String {
+    format!("{} min {} s", seconds / 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_test_binaries_are_summed() {
+        let mut counts = Counts::default();
+        counts.add("test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        counts.add("test result: FAILED. 3 passed; 2 failed; 0 ignored");
+        counts.add("test said_nothing ... ok");
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 15,
+                failed: 2
+            }
+        );
+    }
+}
