@@ -1,6 +1,8 @@
 //! `cargo xtask <task>`: the project's tasks, each one command from a fresh clone.
 
 mod cache;
+mod corpus;
+mod demo;
 mod needs;
 mod process;
 mod setup;
@@ -11,6 +13,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <task>
 
+  demo     set up, build, embed some 20,000 texts of this machine and search them
   test     set up, then format, lint, build and run every test
   setup    only fetch what the others need: libtorch, the model, the servers of the tests
 
@@ -21,6 +24,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments.as_slice() {
+        ["demo"] => demo::run_demo(),
         ["test"] => tasks::test(),
         ["setup"] => tasks::setup(),
         ["help" | "--help" | "-h"] => {

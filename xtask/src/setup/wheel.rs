@@ -71,7 +71,7 @@ impl Wheel {
         }
         heading(&format!("downloading {} {}", self.name, self.version));
         let incoming = cache.path("downloads/incoming");
-        // What a stopped run left there is of no use: pip keeps its own half-done downloads.
+        // pip cannot go on with a file that a stopped run left half-done.
         if incoming.exists() {
             fs::remove_dir_all(&incoming)?;
         }
