@@ -20,15 +20,19 @@ const BATCH_TOKENS: usize = 4_096;
 const CRASH_ID: u32 = 1;
 const FAIL_ID: u32 = 2;
 const NAN_ID: u32 = 3;
+const PANIC_ID: u32 = 4;
 const FIRST_WORD_ID: u32 = 16;
 const WORD_IDS: u32 = 1 << 20;
 
 /// How the fake behaves, as `key=value` pairs with commas between them: `crash-on=WORD`,
-/// `fail-on=WORD`, `nan-on=WORD`, `oom-above-tokens=N`, `micros-per-token=N`. Empty is well-behaved.
+/// `panic-on=WORD`, `fail-on=WORD`, `nan-on=WORD`, `oom-above-tokens=N`, `micros-per-token=N`. Empty
+/// is well-behaved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FakeOptions {
     /// A text with this word aborts the process.
     pub crash_on: Option<String>,
+    /// A batch with this word panics.
+    pub panic_on: Option<String>,
     /// A batch with this word fails.
     pub fail_on: Option<String>,
     /// A text with this word is answered NaN.
@@ -42,8 +46,8 @@ pub struct FakeOptions {
 /// Why options could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no option of the fake backend; known are crash-on=WORD, fail-on=WORD, nan-on=WORD, \
-     oom-above-tokens=N and micros-per-token=N, with commas between them"
+    "{0:?} is no option of the fake backend; known are crash-on=WORD, panic-on=WORD, fail-on=WORD, \
+     nan-on=WORD, oom-above-tokens=N and micros-per-token=N, with commas between them"
 )]
 pub struct FakeOptionsError(String);
 
@@ -57,6 +61,7 @@ impl FromStr for FakeOptions {
             let (key, value) = pair.split_once('=').ok_or_else(unknown)?;
             match key {
                 "crash-on" => options.crash_on = Some(value.to_owned()),
+                "panic-on" => options.panic_on = Some(value.to_owned()),
                 "fail-on" => options.fail_on = Some(value.to_owned()),
                 "nan-on" => options.nan_on = Some(value.to_owned()),
                 "oom-above-tokens" => {
@@ -110,6 +115,7 @@ impl FakeOptions {
     fn id(&self, word: &str) -> u32 {
         match Some(word) {
             word if word == self.crash_on.as_deref() => CRASH_ID,
+            word if word == self.panic_on.as_deref() => PANIC_ID,
             word if word == self.fail_on.as_deref() => FAIL_ID,
             word if word == self.nan_on.as_deref() => NAN_ID,
             _ => FIRST_WORD_ID + fold(word.bytes().map(u64::from)) as u32 % WORD_IDS,
@@ -144,6 +150,7 @@ impl Backend for FakeBackend {
         if batch.token_ids.contains(&CRASH_ID) {
             std::process::abort();
         }
+        assert!(!batch.token_ids.contains(&PANIC_ID), "a word that it was told to panic on");
         if batch.token_ids.contains(&FAIL_ID) {
             return Err(BackendError::Failed("a word that it was told to fail on".to_owned()));
         }
