@@ -1,7 +1,7 @@
 //! The inference-server binary: reads the options, supervises or serves, and says by its exit code
 //! whether starting it again can help.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
@@ -10,7 +10,11 @@ use millrace_inference_server::{
     server::{Server, ServerConfig, ServerError},
     service_file,
 };
-use millrace_models::model::{BackendChoice, LoadOptions};
+use millrace_crds::inference_service::Task;
+use millrace_models::{
+    model::{BackendChoice, LoadOptions},
+    source,
+};
 use millrace_supervisor::{Address, CommandSpec, EXIT_CODE_BROKEN, Failure, Probe, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,6 +23,7 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
         .init();
     match run(&options) {
@@ -49,21 +54,30 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    if options.supervise {
-        return runtime.block_on(supervise(options));
-    }
-    runtime.block_on(async {
-        let server = Server::bind(config(options)?).await?;
-        let shutdown = shutdown_signal()?;
-        Ok(server.run(shutdown).await?)
-    })
+    let outcome = if options.supervise {
+        runtime.block_on(supervise(options))
+    } else {
+        runtime.block_on(serve(options))
+    };
+    // A model that is still loading, or a tokeniser past its deadline, must not hold the exit up.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(options: &Options) -> anyhow::Result<()> {
+    let shutdown = shutdown_signal()?;
+    let server = Server::bind(config(options)?).await?;
+    Ok(server.run(shutdown).await?)
 }
 
 fn config(options: &Options) -> anyhow::Result<ServerConfig> {
     let service = options.service.as_deref().context("--service is missing")?;
     let limits = &options.limits;
     let backend = match &options.fake_backend {
-        Some(fake) => BackendChoice::Fake(fake.parse()?),
+        Some(fake) => {
+            tracing::warn!("the models are stand-ins for tests: their answers mean nothing");
+            BackendChoice::Fake(fake.parse()?)
+        }
         None => BackendChoice::Torch,
     };
     Ok(ServerConfig {
@@ -128,6 +142,13 @@ async fn supervise(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_digest(_folder: &Path) -> anyhow::Result<()> {
+/// The digest depends on which file holds the weights, so a folder without safetensors is taken for
+/// a TorchScript module's.
+fn print_digest(folder: &Path) -> anyhow::Result<()> {
+    let torchscript = folder.join("model.pt").is_file()
+        && !folder.join("model.safetensors").is_file()
+        && !folder.join("model.safetensors.index.json").is_file();
+    let task = if torchscript { Task::TorchScript } else { Task::Embedding };
+    println!("{}", source::open(folder, task, None)?.digest);
     Ok(())
 }

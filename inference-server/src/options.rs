@@ -124,8 +124,9 @@ pub struct LimitOptions {
     #[arg(long, env = "MILLRACE_REQUEST_DEADLINE_MS", default_value_t = 60_000)]
     pub request_deadline_ms: u64,
 
-    /// Time for the answer of a request to /v1/rows.
-    #[arg(long, env = "MILLRACE_ROWS_DEADLINE_MS", default_value_t = 600_000)]
+    /// Time for the answer of a request to /v1/rows; below the worker's own patience, so that it
+    /// learns which texts were too slow.
+    #[arg(long, env = "MILLRACE_ROWS_DEADLINE_MS", default_value_t = 240_000)]
     pub rows_deadline_ms: u64,
 
     /// After SIGTERM, time in which /ready says no but new requests are still served, so that

@@ -126,6 +126,14 @@ impl EngineSeat {
     }
 }
 
+impl Drop for EngineSeat {
+    fn drop(&mut self) {
+        let _ = self.wants.send(Want::Gone {
+            engine: self.engine,
+        });
+    }
+}
+
 enum Want {
     Batch {
         engine: usize,
@@ -135,10 +143,15 @@ enum Want {
     NowIdle {
         engine: usize,
     },
+    /// The thread died: otherwise it ends only after the queue.
+    Gone {
+        engine: usize,
+    },
 }
 
 /// Starts the queue's owner on the current runtime. It ends when every [`QueueHandle`] is gone and
-/// the last text is delivered; then the engine threads end too.
+/// the last text is delivered; then the engine threads end too. It ends at once if one of them
+/// dies, and every text still waiting is answered as failed.
 pub fn start(
     limits: Limits,
     queue_items_max: usize,
@@ -202,8 +215,18 @@ impl Owner {
                     None => self.open = false,
                 },
                 want = self.wanted.recv() => match want {
-                    Some(want) => self.note(want),
-                    // Without engine threads nothing can be answered any more.
+                    Some(Want::Batch { engine, demand, reply }) => {
+                        self.requests[engine] = Some((demand, reply));
+                    }
+                    Some(Want::NowIdle { engine }) => {
+                        if let Some((demand, _)) = &mut self.requests[engine] {
+                            *demand = Demand::Idle;
+                        }
+                    }
+                    Some(Want::Gone { engine }) => {
+                        tracing::error!(engine, "an engine thread died");
+                        return;
+                    }
                     None => return,
                 },
                 () = self.gone.notified() => {
@@ -221,21 +244,6 @@ impl Owner {
             .iter()
             .flatten()
             .any(|(demand, _)| *demand == Demand::Idle)
-    }
-
-    fn note(&mut self, want: Want) {
-        match want {
-            Want::Batch {
-                engine,
-                demand,
-                reply,
-            } => self.requests[engine] = Some((demand, reply)),
-            Want::NowIdle { engine } => {
-                if let Some((demand, _)) = &mut self.requests[engine] {
-                    *demand = Demand::Idle;
-                }
-            }
-        }
     }
 
     /// Drops what came too late and serves the engine threads, the idle ones first.

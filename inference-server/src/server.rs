@@ -174,7 +174,11 @@ impl Server {
         };
         match outcome {
             Ok(()) => self.drain(Some(working)).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                // Who is still connected learns that its texts failed.
+                self.config.drain_delay = Duration::ZERO;
+                self.drain(None).await.and(Err(error))
+            }
         }
     }
 
@@ -264,7 +268,7 @@ async fn load(spec: InferenceServiceSpec, options: LoadOptions) -> Result<Vec<Mo
             })?;
             tracing::info!(
                 model = model.name(), digest = model.digest(), dtype = model.dtype(),
-                device = %model.device(), max_length = model.max_length(), "loaded"
+                device = model.device(), max_length = model.max_length(), "loaded"
             );
             Ok(model)
         };

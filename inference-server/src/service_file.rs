@@ -2,59 +2,54 @@
 
 use std::path::{Path, PathBuf};
 
-use millrace_crds::inference_service::{InferenceService, InferenceServiceSpec};
+use millrace_crds::{
+    inference_service::InferenceServiceSpec,
+    manifest::{Manifest, ManifestError, read_path},
+};
 
 /// Why a service file cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceFileError {
-    /// The file cannot be read.
-    #[error("{} cannot be read", path.display())]
-    Unreadable {
+    /// The file cannot be read or breaks a rule of the API.
+    #[error("the service cannot be read")]
+    Manifest(#[from] ManifestError),
+    /// The file holds no service, or several.
+    #[error("{} holds {found} InferenceServices, expected one", path.display())]
+    NotOneService {
+        /// The file.
+        path: PathBuf,
+        /// Services in it.
+        found: usize,
+    },
+    /// The file's own folder is unknown.
+    #[error("{} has no absolute path", path.display())]
+    NoFolder {
         /// The file.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not an InferenceService.
-    #[error("{} is not an InferenceService: {message}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
 }
 
-/// The spec in `path`, with relative model folders made absolute from the file's own folder.
+/// The spec in `path`, with relative model folders made absolute from the file's own folder. Other
+/// kinds in the file are passed over.
 pub fn read(path: &Path) -> Result<InferenceServiceSpec, ServiceFileError> {
-    let unreadable = |source| ServiceFileError::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
-    let invalid = |message| ServiceFileError::Invalid {
-        path: path.to_owned(),
-        message,
-    };
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let folder = std::path::absolute(path).map_err(unreadable)?;
-    let folder = folder.parent().unwrap_or(Path::new("/"));
-    // JSON is YAML, so one parser reads both.
-    let service = serde_saphyr::from_str::<InferenceService>(&text)
-        .map_err(|error| invalid(error.to_string()))?;
-    let mut spec = service.spec;
-    if spec.models.is_empty() {
-        return Err(invalid("spec.models is empty".into()));
-    }
-    for (index, model) in spec.models.iter().enumerate() {
-        if spec.models[..index]
-            .iter()
-            .any(|other| other.name == model.name)
-        {
-            return Err(invalid(format!("spec.models names {:?} twice", model.name)));
+    let no_folder = |source| ServiceFileError::NoFolder { path: path.to_owned(), source };
+    let absolute = std::path::absolute(path).map_err(no_folder)?;
+    let folder = if absolute.is_dir() { Some(absolute.as_path()) } else { absolute.parent() };
+    let mut services = Vec::new();
+    for manifest in read_path(path)? {
+        match manifest {
+            Manifest::InferenceService(service) => services.push(service.spec),
+            Manifest::BatchJob(_) => {}
         }
     }
+    let found = services.len();
+    let (Some(mut spec), 1) = (services.pop(), found) else {
+        return Err(ServiceFileError::NotOneService { path: path.to_owned(), found });
+    };
     for model in &mut spec.models {
-        absolute_uri(&mut model.source.uri, folder);
+        absolute_uri(&mut model.source.uri, folder.unwrap_or(Path::new("/")));
     }
     Ok(spec)
 }
@@ -77,13 +72,15 @@ mod tests {
         read(&path)
     }
 
-    const HEAD: &str =
-        "apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: s}\n";
+    fn service(models: &str) -> String {
+        let head = "apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: s}";
+        format!("{head}\nspec: {{models: [{models}]}}\n")
+    }
 
     #[test]
     fn a_relative_folder_is_found_beside_the_file() {
-        let models = "spec: {models: [{name: m, task: Embedding, source: {uri: models/m}}]}";
-        let spec = check(&format!("{HEAD}{models}")).unwrap();
+        let models = "{name: m, task: Embedding, source: {uri: models/m}}";
+        let spec = check(&service(models)).unwrap();
         assert!(spec.models[0].source.uri.starts_with('/'));
         assert!(spec.models[0].source.uri.ends_with("/models/m"));
     }
@@ -91,28 +88,24 @@ mod tests {
     #[test]
     fn uris_and_absolute_folders_stay_as_they_are() {
         for uri in ["hf://owner/name", "file:///models/m", "/models/m"] {
-            let models = format!(
-                "spec: {{models: [{{name: m, task: Embedding, source: {{uri: {uri:?}}}}}]}}"
-            );
-            assert_eq!(
-                check(&format!("{HEAD}{models}")).unwrap().models[0]
-                    .source
-                    .uri,
-                uri
-            );
+            let models = format!("{{name: m, task: Embedding, source: {{uri: {uri:?}}}}}");
+            assert_eq!(check(&service(&models)).unwrap().models[0].source.uri, uri);
         }
     }
 
     #[test]
-    fn two_models_of_one_name_are_refused() {
-        let model = "{name: m, task: Embedding, source: {uri: /m}}";
-        let error = check(&format!("{HEAD}spec: {{models: [{model}, {model}]}}")).unwrap_err();
-        assert!(error.to_string().contains("twice"), "{error}");
+    fn a_file_that_breaks_a_rule_is_refused_by_name() {
+        for yaml in ["hello: world", &service("")] {
+            let error = check(yaml).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap();
+            assert!(source.to_string().contains("service.yaml"), "{source}");
+        }
     }
 
     #[test]
-    fn a_file_that_is_something_else_is_refused_by_name() {
-        let error = check("hello: world").unwrap_err();
-        assert!(error.to_string().contains("service.yaml"), "{error}");
+    fn a_file_with_two_services_is_refused() {
+        let one = service("{name: m, task: Embedding, source: {uri: /m}}");
+        let two = format!("{one}---\n{}", one.replace("{name: s}", "{name: t}"));
+        assert!(matches!(check(&two), Err(ServiceFileError::NotOneService { found: 2, .. })));
     }
 }

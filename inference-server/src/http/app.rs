@@ -56,7 +56,7 @@ impl Default for HttpLimits {
             header_deadline: Duration::from_secs(30),
             body_deadline: Duration::from_secs(30),
             request_deadline: Duration::from_secs(60),
-            rows_deadline: Duration::from_secs(600),
+            rows_deadline: Duration::from_secs(240),
             auto_truncate: false,
         }
     }

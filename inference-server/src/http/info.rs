@@ -62,7 +62,7 @@ impl From<&Model> for ModelInfo {
             task: model.task(),
             digest: model.digest().to_owned(),
             dtype: model.dtype().to_owned(),
-            device: model.device().to_string(),
+            device: model.device().to_owned(),
             max_length: model.max_length(),
         }
     }

@@ -1,0 +1,8 @@
+//! The server as its clients see it: the real server over real sockets, with the stand-in backend.
+
+mod binary;
+mod client;
+mod faults;
+mod overload;
+mod replies;
+mod scene;
