@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::cache::Cache;
 use crate::corpus;
 use crate::needs::{self, Task};
 use crate::process::{heading, repository, run};
 use crate::setup;
-use crate::tasks::{BUILD, cargo, environment};
+use crate::tasks::{BUILD, cargo, environment, programs};
 
 /// The manifests of the demo, which are also the first example.
 const MANIFESTS: [(&str, &str); 2] = [
@@ -38,7 +38,7 @@ pub fn run_demo() -> Result<()> {
     heading("building millrace (some minutes the first time)");
     run(&mut cargo(&environment, BUILD))?;
 
-    let millrace = millrace(&environment)?;
+    let millrace = programs(&environment)?.join("millrace");
     let finished_before = folder.join("output/manifest.json").exists();
     heading(&format!(
         "{} run -f {}",
@@ -88,20 +88,6 @@ fn prepare(cache: &Cache) -> Result<PathBuf> {
         }
         Ok(())
     })
-}
-
-/// The built program. Cargo is asked for the folder, because users may have moved it.
-fn millrace(environment: &[(&'static str, std::ffi::OsString)]) -> Result<PathBuf> {
-    let mut metadata = cargo(
-        environment,
-        &["metadata", "--format-version=1", "--no-deps"],
-    );
-    let metadata: serde_json::Value =
-        serde_json::from_str(&crate::process::output(&mut metadata)?)?;
-    let target = metadata["target_directory"]
-        .as_str()
-        .context("cargo names no target directory")?;
-    Ok(Path::new(target).join("release/millrace"))
 }
 
 /// Where the results are, and three commands to go on with, as they can be pasted from here.

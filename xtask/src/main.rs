@@ -1,5 +1,6 @@
 //! `cargo xtask <task>`: the project's tasks, each one command from a fresh clone.
 
+mod bench;
 mod cache;
 mod corpus;
 mod demo;
@@ -15,6 +16,7 @@ usage: cargo xtask <task>
 
   demo     set up, build, embed some 20,000 texts of this machine and search them
   test     set up, then format, lint, build and run every test
+  bench    compare engine, whole jobs and sentence-transformers in one run
   setup    only fetch what the others need: libtorch, the model, the servers of the tests
 
 Downloads are pinned by hash and kept in $MILLRACE_CACHE, by default ~/.cache/millrace.
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments.as_slice() {
         ["demo"] => demo::run_demo(),
+        ["bench", rest @ ..] => bench::run_bench(rest),
         ["test"] => tasks::test(),
         ["setup"] => tasks::setup(),
         ["help" | "--help" | "-h"] => {

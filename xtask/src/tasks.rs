@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache::{self, Cache};
 use crate::needs::{self, Task};
-use crate::process::{heading, repository, run, shown, succeeds};
+use crate::process::{heading, output, repository, run, shown, succeeds};
 use crate::setup::{self, Libtorch};
 
 /// `cargo xtask setup`.
@@ -101,6 +102,19 @@ pub fn environment(libtorch: &Libtorch) -> Result<Vec<(&'static str, OsString)>>
     Ok(environment)
 }
 
+/// The folder of built programs. Cargo is asked for it, because users may have moved it.
+pub fn programs(environment: &[(&'static str, OsString)]) -> Result<PathBuf> {
+    let mut metadata = cargo(
+        environment,
+        &["metadata", "--format-version=1", "--no-deps"],
+    );
+    let metadata: serde_json::Value = serde_json::from_str(&output(&mut metadata)?)?;
+    let target = metadata["target_directory"]
+        .as_str()
+        .context("cargo names no target directory")?;
+    Ok(Path::new(target).join("release"))
+}
+
 /// A call of cargo in the repository. What the cargo that runs this program told it about its own
 /// package is taken out, or build scripts would see a changed environment and run again.
 pub fn cargo(environment: &[(&'static str, OsString)], arguments: &[&str]) -> Command {
@@ -147,10 +161,10 @@ fn counted(command: &mut Command) -> Result<(bool, Counts)> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cargo cannot be started")?;
-    let output = child.stdout.take().expect("it is piped");
+    let printed = child.stdout.take().expect("it is piped");
     let mut counts = Counts::default();
     let mut stdout = std::io::stdout().lock();
-    for line in BufReader::new(output).split(b'\n') {
+    for line in BufReader::new(printed).split(b'\n') {
         let line = line?;
         counts.add(&String::from_utf8_lossy(&line));
         stdout.write_all(&line)?;

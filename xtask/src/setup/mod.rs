@@ -2,6 +2,7 @@
 
 mod libtorch;
 mod model;
+mod peers;
 mod wheel;
 
 use std::fs;
@@ -10,6 +11,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 pub use libtorch::Libtorch;
+pub use model::MODEL;
+pub use peers::peers;
 
 use crate::cache::Cache;
 use crate::process::{heading, run};
