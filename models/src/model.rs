@@ -1,6 +1,6 @@
 //! A loaded model: tokeniser, backend, and what its task makes of the numbers.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use millrace_crds::inference_service::{Activation, ModelSpec, Task};
@@ -8,12 +8,12 @@ use millrace_protocol::row::RowError;
 use millrace_protocol::wire::Prediction;
 
 use crate::backend::{Backend, Head};
-use crate::config::{ConfigError, ModelConfig, ProblemType};
+use crate::config::{ModelConfig, ProblemType};
 use crate::fake::{self, FakeBackend, FakeOptions};
 use crate::prediction::{self, Finish};
-use crate::settings::{self, SettingsError};
-use crate::source::{self, ModelFiles, SourceError};
-use crate::tokenizer::{TextLimits, TextTokenizer, TokenizerError, check_chars};
+use crate::folder::{FolderError, ModelFolder};
+use crate::source::ModelFiles;
+use crate::tokenizer::{TextLimits, TextTokenizer, check_chars};
 
 pub use crate::tokenizer::Encoding;
 
@@ -46,29 +46,9 @@ pub enum BackendChoice {
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Its files cannot be used.
-    #[error("the model's files cannot be used")]
-    Source(#[from] SourceError),
-    /// Its `config.json` was refused.
-    #[error("the model's config.json was refused")]
-    Config(#[from] ConfigError),
-    /// Another of its settings was refused.
-    #[error("the model's settings were refused")]
-    Settings(#[from] SettingsError),
-    /// Its tokeniser cannot be loaded.
-    #[error("the model's tokenizer cannot be loaded")]
-    Tokenizer(#[from] TokenizerError),
-    /// Tokeniser and weights do not belong together.
-    #[error(
-        "tokenizer.json has {tokenizer} tokens, but the model embeds only {embeddings}: they do not \
-         belong together"
-    )]
-    Vocabulary {
-        /// Tokens of the tokeniser.
-        tokenizer: usize,
-        /// Rows of the word embeddings.
-        embeddings: usize,
-    },
+    /// Its folder was refused.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// Its weights cannot be loaded.
     #[cfg(feature = "torch")]
     #[error("the model's weights cannot be loaded")]
@@ -126,24 +106,17 @@ impl Model {
     }
 
     fn from_files(spec: &ModelSpec, options: &LoadOptions) -> Result<Model, LoadError> {
-        let ModelSpec { name, task, source: spec_source, .. } = spec;
-        let folder = source::resolve(&spec_source.uri, &options.model_cache)?;
-        let files = source::open(&folder, *task, spec_source.digest.as_deref())?;
-        let config = ModelConfig::read(&files.config)?;
-        let max_length = settings::max_length(spec, &files, &config)?;
-        let tokenizer = load_tokenizer(&files.tokenizer, max_length, *task, options)?;
-        if tokenizer.vocabulary_size() > config.vocab_size && *task != Task::TorchScript {
-            return Err(LoadError::Vocabulary {
-                tokenizer: tokenizer.vocabulary_size(),
-                embeddings: config.vocab_size,
-            });
-        }
+        let limits = TextLimits {
+            text_chars_max: options.text_chars_max,
+            tokenize_deadline: options.tokenize_deadline,
+        };
+        let ModelFolder { files, config, tokenizer, max_length, normalize } =
+            ModelFolder::open(spec, &options.model_cache, limits)?;
         let labels = spec.labels.clone().unwrap_or_else(|| config.labels.clone());
-        let normalize = settings::normalize(spec, &files)?;
         let Computing { backend, dtype, device } = computing(&files, &config, spec, options)?;
         Ok(Model {
-            name: name.clone(),
-            task: *task,
+            name: spec.name.clone(),
+            task: spec.task,
             digest: files.digest,
             dtype,
             device,
@@ -245,18 +218,6 @@ fn finish(
         Task::TokenClassification => Finish::Entities { labels },
         Task::TorchScript => Finish::Values,
     }
-}
-
-fn load_tokenizer(
-    path: &Path,
-    max_length: usize,
-    task: Task,
-    options: &LoadOptions,
-) -> Result<TextTokenizer, TokenizerError> {
-    let LoadOptions { text_chars_max, tokenize_deadline, .. } = options;
-    let limits =
-        TextLimits { text_chars_max: *text_chars_max, tokenize_deadline: *tokenize_deadline };
-    TextTokenizer::load(path, max_length, task == Task::TokenClassification, limits)
 }
 
 /// A backend, and where and how it computes.

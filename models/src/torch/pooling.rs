@@ -13,8 +13,15 @@ use crate::source::ModelFiles;
 /// Real files of this kind have under 1 KiB.
 const POOLING_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Chooses the pooling of an embedding model.
+/// Chooses the pooling of an embedding model. Refuses a model whose vectors pass through more than
+/// pooling and normalising: leaving the rest out would be wrong without a sign of it.
 pub fn choose(spec: &ModelSpec, files: &ModelFiles) -> Result<Pooling, TorchLoadError> {
+    if let Some(path) = &files.modules {
+        check_modules(&read(path)?).map_err(|reason| TorchLoadError::Pooling {
+            path: path.clone(),
+            reason,
+        })?;
+    }
     match (spec.pooling, &files.pooling_config) {
         (Some(asked), _) => Ok(asked),
         (None, None) => Ok(Pooling::Mean),
@@ -36,6 +43,18 @@ fn read(path: &Path) -> Result<Vec<u8>, TorchLoadError> {
         .read_to_end(&mut bytes)
         .map_err(fail)?;
     Ok(bytes)
+}
+
+fn check_modules(bytes: &[u8]) -> Result<(), String> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    for module in value.as_array().ok_or("not a JSON array")? {
+        let name = module["type"].as_str().ok_or("a module has no type")?;
+        match name.rsplit('.').next() {
+            Some("Transformer" | "Pooling" | "Normalize" | "Dropout") => {}
+            _ => return Err(format!("module {name} is not supported")),
+        }
+    }
+    Ok(())
 }
 
 /// Reads `pooling_mode`, or the older form with one flag per mode, which joins the vectors of
@@ -86,6 +105,21 @@ mod tests {
             Ok(Pooling::Cls),
         );
         check(r#"{"pooling_mode": "cls"}"#, Ok(Pooling::Cls));
+    }
+
+    #[test]
+    fn a_module_that_is_not_computed_is_refused() {
+        let known = r#"[{"type": "sentence_transformers.models.Transformer"},
+            {"type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"}]"#;
+        assert_eq!(check_modules(known.as_bytes()), Ok(()));
+        let dense = br#"[{"type": "sentence_transformers.models.Dense"}]"#;
+        let refused = Err("module sentence_transformers.models.Dense is not supported".to_owned());
+        assert_eq!(check_modules(dense), refused);
+        assert_eq!(check_modules(b"{}"), Err("not a JSON array".to_owned()));
+        assert_eq!(
+            check_modules(b"[{}]"),
+            Err("a module has no type".to_owned())
+        );
     }
 
     #[test]

@@ -124,6 +124,14 @@ impl CutFinder {
     }
 }
 
+/// The cuts of a file that is in memory.
+#[cfg(test)]
+pub(crate) fn cuts_of(file: &[u8], target_bytes: u64) -> Vec<u64> {
+    let mut finder = CutFinder::new(target_bytes);
+    finder.push(file.to_vec().into());
+    finder.cuts(file.len() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

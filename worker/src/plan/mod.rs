@@ -10,6 +10,9 @@ mod estimate;
 mod list;
 mod overlap;
 mod preflight;
+#[cfg(test)]
+mod tests;
+mod tokens;
 
 use millrace_protocol::{
     layout,
@@ -21,12 +24,16 @@ use crate::{
     store::{self, Created, Location, Stores},
 };
 
+#[cfg(test)]
+pub(crate) use csv::cuts_of as csv_cuts_of;
 pub use cut::{CutOptions, SHARDS_MAX, cut};
 pub use error::PlanError;
 pub use list::list_inputs;
 pub use preflight::{
     BadRows, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate, preflight,
 };
+
+pub use tokens::token_counter;
 
 /// The run that a plan without earlier runs has.
 pub const FIRST_RUN: RunNumber = 1;
@@ -37,16 +44,7 @@ pub async fn plan(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> 
     if let Some(plan) = existing(&output, job).await? {
         return Ok(plan);
     }
-    let mut inputs = list_inputs(stores, &job.input).await?;
-    overlap::check(stores, job, &inputs)?;
-    let options = CutOptions {
-        shard_bytes_target: job.shard_bytes_target,
-        fields: &job.input.fields,
-        row_bytes_max: job.input.row_bytes_max,
-    };
-    let shards = cut(stores, &mut inputs, options).await?;
-    let spec_sha256 = job.spec_sha256.clone();
-    let plan = Plan { version: Plan::VERSION, run: FIRST_RUN, spec_sha256, inputs, shards };
+    let plan = draft(stores, job).await?;
     store::probe_create_only(&output.store, &output.path).await?;
     let path = output.below(&layout::plan(FIRST_RUN));
     let bytes = serde_json::to_vec(&plan).expect("a plan is plain data");
@@ -58,6 +56,20 @@ pub async fn plan(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> 
             reason: "it was deleted while the job was planned".into(),
         }),
     }
+}
+
+/// The plan that the first planner would write. Writes nothing.
+pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> {
+    let mut inputs = list_inputs(stores, &job.input).await?;
+    overlap::check(stores, job, &inputs)?;
+    let options = CutOptions {
+        shard_bytes_target: job.shard_bytes_target,
+        fields: &job.input.fields,
+        row_bytes_max: job.input.row_bytes_max,
+    };
+    let shards = cut(stores, &mut inputs, options).await?;
+    let spec_sha256 = job.spec_sha256.clone();
+    Ok(Plan { version: Plan::VERSION, run: FIRST_RUN, spec_sha256, inputs, shards })
 }
 
 /// The plan that is there, if it was made by the same spec.

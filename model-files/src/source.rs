@@ -227,7 +227,8 @@ fn digest(files: &ModelFiles) -> Result<String, SourceError> {
     paths.extend(pooling_config);
     paths.extend(modules);
     let lengths = folder.join("sentence_bert_config.json");
-    paths.extend(lengths.is_file().then_some(&lengths));
+    let bounds = folder.join("tokenizer_config.json");
+    paths.extend([&lengths, &bounds].into_iter().filter(|path| path.is_file()));
     let mut lines = Vec::new();
     for path in paths {
         let name = path.strip_prefix(folder).unwrap_or(path);

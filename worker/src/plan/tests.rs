@@ -1,0 +1,236 @@
+//! Listing, planning and the preflight, on a local disk.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use millrace_protocol::{
+    plan::{Compression, Format, ShardRange},
+    row::{Place, Position},
+};
+
+use super::*;
+use crate::{
+    job::{Fields, Input, Output, Retry, Step},
+    read::ReadError,
+    store::StoreOptions,
+};
+
+fn stores() -> Stores {
+    Stores::new(StoreOptions::default())
+}
+
+/// Writes files into a new folder.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    folder
+}
+
+/// The smallest job over files of `folder`.
+fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
+    let uri = |path: &&str| format!("file://{}/{path}", folder.display());
+    CheckedJob {
+        namespace: "default".into(),
+        name: "job".into(),
+        steps: vec![Step { name: "step".into(), model: "model".into() }],
+        input: Input {
+            uris: uris.iter().map(uri).collect(),
+            format: None,
+            compression: None,
+            fields: Fields { id: None, text: "text".into(), join: Vec::new() },
+            row_bytes_max: 1 << 20,
+        },
+        output: Output { uri: uri(&output), zstd: false, merge: false },
+        shard_bytes_target: 64,
+        retry: Retry {
+            attempts_max: 1,
+            backoff_initial: Duration::from_millis(1),
+            backoff_max: Duration::from_millis(1),
+        },
+        deliveries_max: 1,
+        spec_sha256: "spec".into(),
+    }
+}
+
+async fn list(folder: &Path, uris: &[&str]) -> Result<Vec<String>, PlanError> {
+    let inputs = list_inputs(&stores(), &job(folder, uris, "out").input).await?;
+    let root = format!("file://{}/", folder.display());
+    Ok(inputs.iter().map(|input| input.uri.strip_prefix(&root).unwrap().to_owned()).collect())
+}
+
+async fn refused(folder: &Path, uris: &[&str]) -> String {
+    list(folder, uris).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn patterns_match_as_in_a_shell() {
+    let names = ["b.jsonl", "a.jsonl", "c.csv", "d/e.jsonl", "d/f/g.jsonl", ".h.jsonl", ".i/j.jsonl"];
+    let folder = folder(&names.map(|name| (name, "x")));
+    let check = async |pattern: &str, expected: &[&str]| {
+        assert_eq!(list(folder.path(), &[pattern]).await.unwrap(), expected, "{pattern}");
+    };
+    check("*.jsonl", &["a.jsonl", "b.jsonl"]).await;
+    check("**/*.jsonl", &["a.jsonl", "b.jsonl", "d/e.jsonl", "d/f/g.jsonl"]).await;
+    check("d/**", &["d/e.jsonl", "d/f/g.jsonl"]).await;
+    check("{a,c}.{jsonl,csv}", &["a.jsonl", "c.csv"]).await;
+    check("[ab].jsonl", &["a.jsonl", "b.jsonl"]).await;
+    check("?.csv", &["c.csv"]).await;
+    check(".h.*", &[".h.jsonl"]).await;
+    check("d/../a.jsonl", &["d/../a.jsonl"]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_named_twice_is_read_once() {
+    let folder = folder(&[("a.jsonl", "x"), ("b.jsonl", "x")]);
+    std::os::unix::fs::symlink(folder.path().join("a.jsonl"), folder.path().join("c.jsonl")).unwrap();
+    let uris = ["a.jsonl", "*.jsonl", "./b.jsonl"];
+    assert_eq!(list(folder.path(), &uris).await.unwrap(), ["a.jsonl", "b.jsonl"]);
+}
+
+#[tokio::test]
+async fn a_uri_that_matches_nothing_is_named() {
+    let folder = folder(&[("a.jsonl", "x"), ("d/b.jsonl", "x")]);
+    for uri in ["b.jsonl", "*.csv", "missing/*.jsonl"] {
+        assert!(refused(folder.path(), &["a.jsonl", uri]).await.contains(uri));
+    }
+    for uri in ["d", "d/"] {
+        assert!(refused(folder.path(), &[uri]).await.contains("/**"));
+    }
+    assert!(refused(folder.path(), &["[a.jsonl"]).await.contains("pattern"));
+}
+
+#[tokio::test]
+async fn the_name_tells_format_and_compression() {
+    let names = ["a.ndjson", "b.CSV.gz", "c.txt.zst", "d.parquet"];
+    let folder = folder(&names.map(|name| (name, "x")));
+    let input = job(folder.path(), &names, "out").input;
+    let inputs = list_inputs(&stores(), &input).await.unwrap();
+    let layouts: Vec<_> = inputs.iter().map(|input| (input.format, input.compression)).collect();
+    let expected = [
+        (Format::Jsonl, Compression::None),
+        (Format::Csv, Compression::Gzip),
+        (Format::Text, Compression::Zstd),
+        (Format::Parquet, Compression::None),
+    ];
+    assert_eq!(layouts, expected);
+}
+
+#[tokio::test]
+async fn a_name_that_tells_no_format_says_which_field_to_set() {
+    let folder = folder(&[("a.log", "x"), ("b", "x"), ("c.parquet.gz", "x")]);
+    for name in ["a.log", "b"] {
+        let message = refused(folder.path(), &[name]).await;
+        assert!(message.contains(name) && message.contains("input.format"), "{message}");
+    }
+    let mut input = job(folder.path(), &["a.log"], "out").input;
+    input.format = Some(Format::Text);
+    assert_eq!(list_inputs(&stores(), &input).await.unwrap()[0].format, Format::Text);
+    assert!(refused(folder.path(), &["c.parquet.gz"]).await.contains("input.compression"));
+}
+
+#[tokio::test]
+async fn an_output_that_overlaps_the_input_is_refused() {
+    let folder = folder(&[("in/a.jsonl", "x"), ("in/deep/b.jsonl", "x")]);
+    std::os::unix::fs::symlink(folder.path().join("in"), folder.path().join("link")).unwrap();
+    let check = async |input: &str, output: &str, overlaps: bool| {
+        let result = plan(&stores(), &job(folder.path(), &[input], output)).await;
+        let refused = matches!(result, Err(PlanError::OutputOverlapsInput { .. }));
+        assert_eq!(refused, overlaps, "{input} to {output}: {result:?}");
+    };
+    check("in/a.jsonl", "in", true).await;
+    check("in/a.jsonl", "link", true).await;
+    check("in/deep/b.jsonl", "in", true).await;
+    check("in/**", "in/out", true).await;
+    check("in/**/*.jsonl", "in/out", true).await;
+    check("in/*.jsonl", "link/out", false).await;
+    check("in/a.jsonl", "out", false).await;
+}
+
+#[tokio::test]
+async fn whoever_plans_second_reads_the_plan_that_is_there() {
+    let folder = folder(&[("a.jsonl", &"{\"text\":\"x\"}\n".repeat(100))]);
+    let job = job(folder.path(), &["a.jsonl"], "out");
+    let racers = (0..8).map(|_| plan_in_task(job.clone()));
+    let plans = futures::future::join_all(racers).await;
+    assert!(plans[0].shards.len() > 10);
+    assert!(plans.iter().all(|plan| plan == &plans[0]));
+    std::fs::remove_file(folder.path().join("a.jsonl")).unwrap();
+    assert_eq!(plan(&stores(), &job).await.unwrap(), plans[0], "the inputs are not listed again");
+}
+
+async fn plan_in_task(job: CheckedJob) -> Plan {
+    tokio::spawn(async move { plan(&stores(), &job).await.unwrap() }).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_output_of_another_spec_is_refused() {
+    let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n")]);
+    let mut job = job(folder.path(), &["a.jsonl"], "out");
+    plan(&stores(), &job).await.unwrap();
+    job.spec_sha256 = "another".into();
+    let error = plan(&stores(), &job).await.unwrap_err();
+    assert!(matches!(error, PlanError::OtherSpec { .. }) && error.is_permanent(), "{error}");
+}
+
+#[tokio::test]
+async fn empty_files_are_planned_without_shards() {
+    let folder = folder(&[("a.jsonl", ""), ("b.csv", ""), ("c.txt", "")]);
+    let job = job(folder.path(), &["*.*"], "out");
+    let plan = plan(&stores(), &job).await.unwrap();
+    assert_eq!((plan.inputs.len(), plan.shards.len()), (3, 0));
+    let preflight = preflight(&stores(), &job, &plan, None).await.unwrap();
+    assert_eq!((preflight.rows, preflight.bad_rows.len(), preflight.longest_row), (0, 0, None));
+}
+
+#[tokio::test]
+async fn a_csv_column_that_is_missing_or_ambiguous_is_named() {
+    let folder = folder(&[("a.csv", "id,body\n1,x\n"), ("b.csv", "text,text\na,b\n")]);
+    let error = |name| {
+        let job = job(folder.path(), &[name], "out");
+        async move { plan(&stores(), &job).await.unwrap_err() }
+    };
+    let missing = error("a.csv").await;
+    assert!(matches!(&missing, PlanError::Read(ReadError::MissingColumn { column, .. }) if column == "text"));
+    assert!(missing.to_string().contains("id, body"), "{missing}");
+    assert!(error("b.csv").await.to_string().contains("more than once"));
+}
+
+#[tokio::test]
+async fn a_csv_plan_notes_the_columns_and_covers_the_file() {
+    let records: String = (0..100).map(|n| format!("{n},\"a\n{n}\"\n")).collect();
+    let folder = folder(&[("a.csv", &format!("id,text\n{records}"))]);
+    let plan = plan(&stores(), &job(folder.path(), &["a.csv"], "out")).await.unwrap();
+    assert_eq!(plan.inputs[0].columns.as_deref().unwrap(), ["id", "text"]);
+    let mut next = 0;
+    for shard in &plan.shards {
+        let ShardRange::Bytes { start, end } = shard.range else { panic!("{shard:?}") };
+        assert!(start == next && end > start);
+        next = end;
+    }
+    assert_eq!(next, plan.inputs[0].size_bytes);
+    assert!(plan.shards.len() > 10);
+}
+
+#[tokio::test]
+async fn the_preflight_says_what_a_run_would_meet() {
+    let good: String = (0..300).map(|n| format!("{{\"text\":\"word {}\"}}\n", n % 200)).collect();
+    let folder = folder(&[("a.jsonl", &good), ("b.jsonl", "{\"text\":\"\"}\nnonsense\n{}\n[]\n")]);
+    let job = job(folder.path(), &["*.jsonl"], "out");
+    let plan = plan(&stores(), &job).await.unwrap();
+    let count: TokenCounter = Arc::new(|text| text.split(' ').count());
+    let found = preflight(&stores(), &job, &plan, Some(count)).await.unwrap();
+    assert_eq!(found.rows, 300);
+    let counts: BTreeMap<_, _> = found.bad_rows.iter().map(|(k, bad)| (*k, bad.count)).collect();
+    assert_eq!(counts, [("empty_text", 1), ("invalid_json", 2), ("missing_field", 1)].into());
+    let file = plan.inputs[1].uri.clone();
+    let position = |offset| Position { file: file.clone(), place: Place::Offset { offset } };
+    assert_eq!(found.bad_rows["invalid_json"].first, [position(12), position(24)]);
+    assert_eq!(found.duplicates, DuplicateEstimate { rows: 100, exact: true });
+    assert_eq!(found.tokens.unwrap().sampled_rows, 300);
+    assert_eq!(found.tokens.unwrap().tokens, 600);
+    let longest = found.longest_row.unwrap();
+    assert_eq!((longest.bytes, longest.position.file), (19, plan.inputs[0].uri.clone()));
+}
