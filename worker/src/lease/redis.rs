@@ -74,8 +74,8 @@ static FAIL: LazyLock<Script> = script!(tight, "redis/fail.lua");
 static SNAPSHOT: LazyLock<Script> = script!(reading, "redis/snapshot.lua");
 static DEAD_LETTERS: LazyLock<Script> = script!(reading, "redis/dead_letters.lua");
 
-/// How to reach a Redis server.
-#[derive(Debug, Clone)]
+/// How to reach a Redis server. Not printable, since the URL may hold a password.
+#[derive(Clone)]
 pub struct RedisOptions {
     /// `redis://[user:password@]host[:port][/database]`
     pub url: String,

@@ -10,7 +10,7 @@ local deliveries = KEYS[6]  -- hash: shard that was ever leased -> deliveries th
 local errors     = KEYS[7]  -- hash: dead shard -> why its last delivery failed
 local dead       = KEYS[8]  -- sorted set: dead shards, by index
 local done       = KEYS[9]  -- bitmap: one bit per shard that is done
-local counters   = KEYS[10] -- hash: known, succeeded, failed, skipped, tokens
+local counters   = KEYS[10] -- hash: known (shards held after the push), succeeded, failed, skipped, tokens
 
 -- A run that nobody touches for a week is forgotten; whoever comes back plans again.
 local RETENTION_MS = 7 * 24 * 3600 * 1000
@@ -45,7 +45,7 @@ local function unlease(shard)
     redis.call('HDEL', claims, owner)
     redis.call('HDEL', owners, shard)
   end
-  return redis.call('ZREM', leased, shard)
+  redis.call('ZREM', leased, shard)
 end
 
 local function reopen(shard)
@@ -72,7 +72,8 @@ local function shards_held()
     + redis.call('ZCARD', dead) + redis.call('BITCOUNT', done)
 end
 
--- Whether the run was pushed and all of it is still here: a server that evicts keys may lose a part.
+-- Whether the run was pushed and all of it is still here: shards only ever come and never go, unless
+-- the server lost its data, or a part of it by evicting keys.
 local function is_whole()
   local known = redis.call('HGET', counters, 'known')
   return known and tonumber(known) <= shards_held()

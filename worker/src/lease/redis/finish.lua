@@ -12,10 +12,9 @@ if epoch and not is_live(shard, epoch, owner) then
   return {'lost'}
 end
 
-local held = redis.call('ZREM', open, shard) + unlease(shard) + redis.call('ZREM', dead, shard)
-if held == 0 and redis.call('HEXISTS', counters, 'known') == 1 then
-  redis.call('HINCRBY', counters, 'known', 1)
-end
+unlease(shard)
+redis.call('ZREM', open, shard)
+redis.call('ZREM', dead, shard)
 redis.call('HDEL', epochs, shard)
 redis.call('HDEL', deliveries, shard)
 redis.call('HDEL', errors, shard)
