@@ -240,8 +240,8 @@ impl Default for Sharding {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("duration(self.initialBackoff) > duration('0s') && duration(self.maxBackoff) >= duration(self.initialBackoff)")
-        .message("maxBackoff must be at least initialBackoff, and both above zero"),
+    validation = Rule::new("duration(self.initialBackoff) > duration('0s') && duration(self.maxBackoff) >= duration(self.initialBackoff) && duration(self.maxBackoff) <= duration('1h')")
+        .message("maxBackoff must be at least initialBackoff and at most 1h, and both above zero"),
 )]
 pub struct Retry {
     /// Tries per row, the first one included.
@@ -250,11 +250,11 @@ pub struct Retry {
     pub max_attempts: u32,
     /// Wait before the second try, such as `200ms`; doubles with each further one.
     #[serde(default = "default_initial_backoff")]
-    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    #[schemars(length(max = 16), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
     pub initial_backoff: Duration,
     /// Longest wait between two tries.
     #[serde(default = "default_max_backoff")]
-    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    #[schemars(length(max = 16), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
     pub max_backoff: Duration,
 }
 

@@ -58,7 +58,8 @@ fn check_with(kind: Kind, object: &Value, old: Option<&Value>) -> Result<Value, 
     } = structure::check(&schema, &object);
     // A rule cannot be evaluated on a value of the wrong shape; an API server skips them as well.
     if well_formed {
-        problems.extend(rules::check(&schema, &object, old));
+        let in_form = problems.is_empty();
+        problems.extend(rules::check(&schema, &object, old, in_form));
     }
     problems.sort();
     problems.dedup();

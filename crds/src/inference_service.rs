@@ -168,8 +168,11 @@ pub struct Batching {
     /// Most texts in a batch.
     #[schemars(range(min = 1, max = 65_536))]
     pub max_batch_size: u32,
-    /// Longest an online request waits for company while the engine is idle.
-    #[schemars(regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    /// Longest an online request waits for company while the engine is idle, such as `2ms`.
+    #[schemars(
+        length(max = 16),
+        regex(pattern = r"^[0-9]{1,4}(\.[0-9]{1,3})?(ms|s)$")
+    )]
     pub max_wait: Duration,
     /// Bounds of the queue.
     pub queue: Queue,

@@ -297,9 +297,12 @@ fn waits_are_durations_in_order() {
         "spec.retry.initialBackoff: has not the expected form",
     );
     refused(
-        &retry("-1s", "10s"),
-        "spec.retry.initialBackoff: has not the expected form",
+        &retry("1s", "61m"),
+        "spec.retry: maxBackoff must be at least initialBackoff and at",
     );
+    assert!(!problems(&retry("-1s", "10s")).is_empty());
+    let object = with(service(), "/spec/batching", json!({"maxWait": "99999999h"}));
+    refused(&object, "spec.batching.maxWait: has not the expected form");
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub(super) fn describe(schema: &Value, error: &ValidationError) -> Vec<Problem> 
         ValidationErrorKind::MaxItems { limit } => {
             one(format!("has too many entries; at most {limit} are allowed"))
         }
+        // That it is empty is said already.
+        ValidationErrorKind::Pattern { .. } if has_no_text(schema, error) => Vec::new(),
         ValidationErrorKind::Pattern { pattern } => one(match description(schema, error) {
             Some(description) => format!("has not the expected form. {description}"),
             None => format!("does not match {pattern}"),
@@ -191,6 +193,11 @@ fn known_fields<'a>(schema: &'a Value, error: &ValidationError) -> Vec<&'a str> 
         .into_iter()
         .flat_map(|properties| properties.keys().map(String::as_str))
         .collect()
+}
+
+fn has_no_text(schema: &Value, error: &ValidationError) -> bool {
+    let bounded = parent(schema, error).is_some_and(|field| field.get("minLength").is_some());
+    bounded && error.instance().as_str() == Some("")
 }
 
 /// The schema object that holds the keyword that failed.
