@@ -165,6 +165,9 @@ fn spawn(spec: &CommandSpec) -> std::io::Result<(Child, StderrReader)> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        // A terminal sends Ctrl-C to its whole process group. The parent decides when the child
+        // stops, so the child is in a group of its own.
+        .process_group(0)
         .kill_on_drop(true);
     for name in &spec.env_remove {
         command.env_remove(name);
