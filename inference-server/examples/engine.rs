@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use millrace_inference_server::service_file;
 use millrace_models::backend::PackedBatch;
-use millrace_models::model::{BackendChoice, Encoding, LoadOptions, Model, default_model_cache};
+use millrace_models::folder::default_model_cache;
+use millrace_models::model::{BackendChoice, Encoding, LoadOptions, Model};
 use serde::Deserialize;
 
 /// Texts that are tokenised by one thread at a time.
