@@ -1,0 +1,224 @@
+//! `millrace run --dry-run`: plans and reads the whole input, and writes nothing.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{DecimalBytes, HumanCount, HumanDuration};
+use millrace_model_files::folder::default_model_cache;
+use millrace_protocol::plan::Plan;
+use millrace_protocol::row::ReadRow;
+use millrace_protocol::wire::RowsRequest;
+use millrace_worker::manifests::Loaded;
+use millrace_worker::plan::{self, Preflight, TokenCounter};
+use millrace_worker::read;
+use millrace_worker::store::Stores;
+use serde::Serialize;
+
+use crate::display::OutputMode;
+use crate::local_server::LocalServer;
+use crate::output;
+
+/// Rows that are computed for the estimate of time.
+const MEASURED_ROWS_MAX: usize = 256;
+/// Bytes of rows that are computed for the estimate of time.
+const MEASURED_BYTES_MAX: usize = 256 << 10;
+/// Longest wait for a server that loads its models.
+const SERVER_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a dry run found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DryRun {
+    files: usize,
+    shards: usize,
+    plan_seconds: f64,
+    preflight_seconds: f64,
+    preflight: Preflight,
+    /// Rate of a few rows through the real server, in this job's steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimated_seconds: Option<u64>,
+}
+
+/// Plans, reads and reports. `server` is started for a moment to measure a few rows.
+pub async fn dry_run(
+    stores: &Stores,
+    loaded: &Loaded,
+    mode: OutputMode,
+    server: anyhow::Result<std::path::PathBuf>,
+) -> anyhow::Result<ExitCode> {
+    let job = &loaded.job;
+    let started = Instant::now();
+    let plan = plan::draft(stores, job).await?;
+    let planned = started.elapsed();
+    let counter = token_counter(loaded, mode);
+    let started = Instant::now();
+    let preflight = plan::preflight(stores, job, &plan, counter).await?;
+    let read = started.elapsed();
+    let rows_per_second = match server {
+        Ok(program) => measured(stores, loaded, &plan, &program, mode).await,
+        Err(_) => None,
+    };
+    let found = DryRun {
+        files: plan.inputs.len(),
+        shards: plan.shards.len(),
+        plan_seconds: planned.as_secs_f64(),
+        preflight_seconds: read.as_secs_f64(),
+        estimated_seconds: rows_per_second.map(|rate| (preflight.rows as f64 / rate).ceil() as u64),
+        preflight,
+        rows_per_second,
+    };
+    match mode {
+        OutputMode::Json => output::line(&serde_json::to_string(&found)?)?,
+        OutputMode::Text => output::line(&summary(&job.name, &found))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
+    match plan::token_counter(&loaded.service, &loaded.job.steps, &default_model_cache()) {
+        Ok(counter) => Some(counter),
+        Err(error) => {
+            if mode == OutputMode::Text {
+                eprintln!(
+                    "tokens are not counted: {}",
+                    millrace_worker::work::chain(&error)
+                );
+            }
+            None
+        }
+    }
+}
+
+/// Rows per second of a sample through the real server; `None`, with the reason on standard error,
+/// where it cannot be measured: an estimate is a service, not a condition.
+async fn measured(
+    stores: &Stores,
+    loaded: &Loaded,
+    plan: &Plan,
+    program: &Path,
+    mode: OutputMode,
+) -> Option<f64> {
+    match measure(stores, loaded, plan, program).await {
+        Ok(rate) => rate,
+        Err(error) => {
+            if mode == OutputMode::Text {
+                eprintln!("the time is not estimated: {error:#}");
+            }
+            None
+        }
+    }
+}
+
+async fn measure(
+    stores: &Stores,
+    loaded: &Loaded,
+    plan: &Plan,
+    program: &Path,
+) -> anyhow::Result<Option<f64>> {
+    let job = &loaded.job;
+    let Some(shard) = plan.shards.get(plan.shards.len() / 2) else {
+        return Ok(None);
+    };
+    let (input, fields) = (plan.input_of(shard), &job.input.fields);
+    let mut rows = read::open_shard(stores, input, shard, fields, job.input.row_bytes_max).await?;
+    let rows = rows
+        .next_batch(MEASURED_ROWS_MAX, MEASURED_BYTES_MAX)
+        .await?;
+    let texts = rows.into_iter().filter_map(|row| match row {
+        ReadRow::Row(row) => Some(row.text),
+        ReadRow::Bad { .. } => None,
+    });
+    let texts: Vec<String> = texts.collect();
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let request = RowsRequest {
+        models: job.steps.iter().map(|step| step.model.clone()).collect(),
+        texts,
+    };
+    let server = LocalServer::start(program, &loaded.service, &loaded.base)?;
+    let client = server.client();
+    let measuring = async {
+        client.wait_ready(SERVER_PATIENCE).await?;
+        // The first pass finds kernels and fills allocators; the second one is the rate.
+        client.infer(&request).await?;
+        let started = Instant::now();
+        client.infer(&request).await?;
+        Ok::<f64, anyhow::Error>(request.texts.len() as f64 / started.elapsed().as_secs_f64())
+    };
+    let rate = tokio::select! {
+        rate = measuring => rate,
+        failure = server.failed() => Err(failure),
+    };
+    server.stop().await;
+    rate.map(Some).context("the server could not be measured")
+}
+
+fn summary(name: &str, found: &DryRun) -> String {
+    let Preflight {
+        rows,
+        bad_rows,
+        input_bytes,
+        row_bytes: _,
+        longest_row,
+        tokens,
+        duplicates,
+    } = &found.preflight;
+    let mut lines = vec![format!("{name} (nothing was written)")];
+    let mut line = |what: &str, text: String| lines.push(format!("  {what:<12} {text}"));
+    line(
+        "input",
+        format!("{} files, {}", found.files, DecimalBytes(*input_bytes)),
+    );
+    line(
+        "shards",
+        format!("{} (cut in {:.3} s)", found.shards, found.plan_seconds),
+    );
+    line(
+        "rows",
+        format!(
+            "{} (read in {:.1} s)",
+            HumanCount(*rows),
+            found.preflight_seconds
+        ),
+    );
+    for (code, bad) in bad_rows {
+        let first = bad
+            .first
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        line(
+            code,
+            format!("{} rows, first at {first}", HumanCount(bad.count)),
+        );
+    }
+    if let Some(longest) = longest_row {
+        line(
+            "longest row",
+            format!("{} at {}", DecimalBytes(longest.bytes), longest.position),
+        );
+    }
+    if let Some(tokens) = tokens {
+        let (about, sampled) = (HumanCount(tokens.tokens), HumanCount(tokens.sampled_rows));
+        line("tokens", format!("about {about} (from {sampled} rows)"));
+    }
+    let about = if duplicates.exact { "" } else { "about " };
+    line(
+        "duplicates",
+        format!("{about}{} rows", HumanCount(duplicates.rows)),
+    );
+    if let (Some(rate), Some(seconds)) = (found.rows_per_second, found.estimated_seconds) {
+        let time = HumanDuration(Duration::from_secs(seconds));
+        line(
+            "time",
+            format!("about {time}, at {rate:.0} rows/s measured on a sample"),
+        );
+    }
+    lines.join("\n")
+}

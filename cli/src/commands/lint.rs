@@ -1,0 +1,100 @@
+//! `millrace lint`: checks manifests as the API server and a run would, without either.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use millrace_crds::manifest::{self, Kind, Manifest, ManifestError};
+use millrace_worker::job;
+
+use crate::output;
+
+/// Checks manifests: fields, bounds, rules, and whether jobs fit their services.
+///
+/// Every problem is printed with its file, document and field. Exit codes: 0 no problem; 1 some;
+/// 2 wrong usage.
+#[derive(Debug, Args)]
+pub struct LintArgs {
+    /// File or folder with manifests; `-` is standard input.
+    #[arg(short = 'f', long, value_name = "PATH")]
+    file: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
+    let LintArgs { file } = args;
+    let problems = match read(&file)? {
+        Ok(manifests) => {
+            let problems = misfits(&manifests);
+            if problems.is_empty() {
+                output::line(&summary(&file, &manifests))?;
+            }
+            problems
+        }
+        Err(error) => error.problems().iter().map(ToString::to_string).collect(),
+    };
+    for problem in &problems {
+        output::line(problem)?;
+    }
+    Ok(if problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn read(file: &Path) -> anyhow::Result<Result<Vec<Manifest>, ManifestError>> {
+    if file != Path::new("-") {
+        return Ok(manifest::read_path(file));
+    }
+    let mut text = String::new();
+    let bytes_max = manifest::FILE_BYTES_MAX;
+    std::io::stdin()
+        .take(bytes_max as u64 + 1)
+        .read_to_string(&mut text)
+        .context("standard input cannot be read")?;
+    anyhow::ensure!(
+        text.len() <= bytes_max,
+        "standard input is longer than {bytes_max} bytes"
+    );
+    Ok(manifest::read_str("standard input", &text))
+}
+
+/// Jobs that do not fit the service they name. A service that is not among the manifests may well
+/// be in the cluster, so its absence is no problem.
+fn misfits(manifests: &[Manifest]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for manifest in manifests {
+        let Manifest::BatchJob(batch_job) = manifest else {
+            continue;
+        };
+        let service = manifests.iter().find_map(|other| match other {
+            Manifest::InferenceService(service)
+                if service.metadata.name.as_ref() == Some(&batch_job.spec.service_ref.name)
+                    && service.metadata.namespace == batch_job.metadata.namespace =>
+            {
+                Some(service)
+            }
+            _ => None,
+        });
+        let Some(service) = service else { continue };
+        // Only whether they fit is asked, so it does not matter what relative paths mean.
+        if let Err(error) = job::check(batch_job, service, Path::new("/")) {
+            problems.push(format!("BatchJob {}: {error}", manifest.name()));
+        }
+    }
+    problems
+}
+
+fn summary(file: &Path, manifests: &[Manifest]) -> String {
+    let counts = Kind::ALL.map(|kind| {
+        let count = manifests
+            .iter()
+            .filter(|manifest| manifest.kind() == kind)
+            .count();
+        format!("{count} {}", kind.as_str())
+    });
+    format!("{}: {}: no problems", file.display(), counts.join(", "))
+}

@@ -1,0 +1,228 @@
+//! Shows how far a run is: a bar on a terminal, a line now and then in a pipe, or JSON lines.
+
+use std::convert::Infallible;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use millrace_worker::job::CheckedJob;
+use millrace_worker::run::Prepared;
+use millrace_worker::work::progress::{Progress, ProgressSnapshot};
+use serde::Serialize;
+
+use crate::output;
+
+/// How a command reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OutputMode {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: JSON lines, the last one the job with its status.
+    Json,
+}
+
+/// How often a terminal is redrawn.
+const BAR_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a pipe gets a line.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time over which the shown rate is taken, so that it follows the run without jumping.
+const RATE_WINDOW: Duration = Duration::from_secs(10);
+
+/// Shows the progress of one run.
+pub struct Display {
+    kind: Kind,
+}
+
+enum Kind {
+    Bar(ProgressBar),
+    Lines,
+    Json,
+}
+
+/// What is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    shards_committed: u32,
+    shards_total: u32,
+    rows_succeeded: u64,
+    rows_failed: u64,
+    rows_per_second: f64,
+    tokens_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_seconds: Option<u64>,
+}
+
+impl Display {
+    /// A display fit for where the output goes.
+    pub fn new(mode: OutputMode, job: &CheckedJob, prepared: &Prepared) -> Self {
+        let shards = prepared.plan.shards.len();
+        let committed = prepared.committed.len();
+        let kind = match mode {
+            OutputMode::Json => Kind::Json,
+            OutputMode::Text if std::io::stderr().is_terminal() => Kind::Bar(bar()),
+            OutputMode::Text => Kind::Lines,
+        };
+        if mode == OutputMode::Text {
+            let inputs = prepared.plan.inputs.len();
+            eprintln!(
+                "{}: {inputs} files, {shards} shards → {}",
+                job.name, job.output.uri
+            );
+            if committed > 0 {
+                eprintln!("going on: {committed} of {shards} shards are committed already");
+            }
+        }
+        Self { kind }
+    }
+
+    /// Shows `progress` until it is dropped.
+    pub async fn show(&self, progress: &Progress) -> Infallible {
+        let interval = match self.kind {
+            Kind::Bar(_) => BAR_INTERVAL,
+            Kind::Lines | Kind::Json => LINE_INTERVAL,
+        };
+        let mut samples: Vec<(Instant, ProgressSnapshot)> =
+            vec![(Instant::now(), progress.snapshot())];
+        loop {
+            tokio::time::sleep(interval).await;
+            let now = Instant::now();
+            samples.push((now, progress.snapshot()));
+            while samples.len() > 2 && now - samples[1].0 > RATE_WINDOW {
+                samples.remove(0);
+            }
+            self.draw(shown(&samples));
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if let Kind::Bar(bar) = &self.kind {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn draw(&self, shown: Shown) {
+        match &self.kind {
+            Kind::Bar(bar) => {
+                bar.set_length(u64::from(shown.shards_total));
+                bar.set_position(u64::from(shown.shards_committed));
+                bar.set_message(text(&shown));
+            }
+            Kind::Lines => eprintln!(
+                "{}/{} shards · {}",
+                shown.shards_committed,
+                shown.shards_total,
+                text(&shown)
+            ),
+            Kind::Json => {
+                let json = serde_json::json!({ "progress": shown });
+                // A reader that went away must not stop the run.
+                output::line(&json.to_string()).ok();
+            }
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30.cyan/dim} {pos}/{len} shards · {msg}")
+        .expect("the template is a constant that is right");
+    ProgressBar::new(0).with_style(style)
+}
+
+/// Rates between the first and the last sample, and the time left at that rate.
+fn shown(samples: &[(Instant, ProgressSnapshot)]) -> Shown {
+    let (first_at, first) = samples[0];
+    let (last_at, last) = samples[samples.len() - 1];
+    let seconds = (last_at - first_at).as_secs_f64().max(1e-3);
+    let rows = last.answered.rows.total() - first.answered.rows.total();
+    let tokens = last.answered.tokens - first.answered.tokens;
+    let rows_per_second = rows as f64 / seconds;
+    Shown {
+        shards_committed: last.shards_committed,
+        shards_total: last.shards_total,
+        rows_succeeded: last.done.rows.succeeded,
+        rows_failed: last.done.rows.failed,
+        rows_per_second: (rows_per_second * 10.0).round() / 10.0,
+        tokens_per_second: (tokens as f64 / seconds).round(),
+        eta_seconds: eta_seconds(&last, rows_per_second),
+    }
+}
+
+/// Committed shards tell how many rows a shard holds; before the first one nothing is known.
+fn eta_seconds(now: &ProgressSnapshot, rows_per_second: f64) -> Option<u64> {
+    if now.shards_committed == 0 || rows_per_second <= 0.0 {
+        return None;
+    }
+    let in_hand = now.done.rows.total() - now.committed.rows.total();
+    let rows_per_shard = now.committed.rows.total() as f64 / f64::from(now.shards_committed);
+    let ended = now.shards_committed + now.shards_failed;
+    let shards_left = now.shards_total.saturating_sub(ended);
+    let rows_left = (rows_per_shard * f64::from(shards_left) - in_hand as f64).max(0.0);
+    Some((rows_left / rows_per_second).ceil() as u64)
+}
+
+fn text(shown: &Shown) -> String {
+    let rows = HumanCount(shown.rows_succeeded + shown.rows_failed);
+    let eta = shown.eta_seconds.map_or(String::new(), |seconds| {
+        format!(" · {} left", HumanDuration(Duration::from_secs(seconds)))
+    });
+    format!(
+        "{rows} rows · {:.0} rows/s · {} tokens/s · {} failed{eta}",
+        shown.rows_per_second,
+        HumanCount(shown.tokens_per_second as u64),
+        HumanCount(shown.rows_failed),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::tally::{Rows, Tally};
+
+    use super::*;
+
+    fn tally(succeeded: u64) -> Tally {
+        Tally {
+            rows: Rows {
+                succeeded,
+                failed: 0,
+                skipped: 0,
+            },
+            tokens: succeeded * 10,
+        }
+    }
+
+    #[test]
+    fn the_time_left_follows_from_committed_shards_and_the_rate() {
+        let snapshot = ProgressSnapshot {
+            shards_total: 10,
+            shards_committed: 2,
+            shards_failed: 0,
+            committed: tally(200),
+            done: tally(250),
+            answered: tally(250),
+        };
+        // 8 shards of 100 rows are left, 50 rows of them are done: 750 rows at 50 a second.
+        assert_eq!(eta_seconds(&snapshot, 50.0), Some(15));
+        assert_eq!(eta_seconds(&snapshot, 0.0), None);
+    }
+
+    #[test]
+    fn rates_are_taken_over_the_window_and_not_over_what_others_committed() {
+        let start = Instant::now();
+        let snapshot = |answered, done| ProgressSnapshot {
+            answered: tally(answered),
+            done: tally(done),
+            ..ProgressSnapshot::default()
+        };
+        let later = start + Duration::from_secs(2);
+        let shown = shown(&[(start, snapshot(0, 500)), (later, snapshot(100, 600))]);
+        assert_eq!(
+            (shown.rows_per_second, shown.tokens_per_second),
+            (50.0, 500.0)
+        );
+        assert_eq!(shown.rows_succeeded, 600);
+    }
+}

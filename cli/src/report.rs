@@ -1,0 +1,204 @@
+//! What a command says at its end: a summary for people, or the job with its status for programs.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use indicatif::{HumanCount, HumanDuration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
+use millrace_crds::{BatchJob, BatchJobStatus};
+use millrace_protocol::manifest::Manifest;
+use millrace_protocol::tally::{Rows, Tally};
+use millrace_worker::job::CheckedJob;
+use millrace_worker::manifests::Loaded;
+use millrace_worker::output as worker_output;
+use millrace_worker::store::Stores;
+
+use crate::display::OutputMode;
+use crate::{exit, output};
+
+/// Errors that are shown; the rest is one command away.
+const SAMPLE_ERRORS_MAX: usize = 20;
+/// Errors that a person is shown.
+const TEXT_ERRORS_MAX: usize = 3;
+/// Shards without results that a person is shown; the manifest lists them all.
+const TEXT_SHARDS_MAX: usize = 10;
+
+/// Reports a job that this command finished.
+pub async fn finished(
+    stores: &Stores,
+    loaded: &Loaded,
+    manifest: &Manifest,
+    mode: OutputMode,
+    took: Option<Duration>,
+) -> anyhow::Result<ExitCode> {
+    let errors = sample_errors(stores, loaded, manifest).await?;
+    match mode {
+        OutputMode::Json => {
+            let job = BatchJob {
+                status: Some(status(loaded, manifest, errors, took)),
+                ..loaded.batch_job.clone()
+            };
+            output::line(&serde_json::to_string(&job)?)?;
+        }
+        OutputMode::Text => {
+            let CheckedJob { name, output, .. } = &loaded.job;
+            output::line(&summary(name, &output.uri, manifest, &errors, took))?;
+        }
+    }
+    Ok(exit::of(manifest))
+}
+
+/// Says how to go on after an interruption.
+pub fn stopped(file: &Path, mode: OutputMode) {
+    if mode == OutputMode::Text {
+        eprintln!("stopped; what is committed is kept. The same command goes on:");
+        eprintln!("  millrace run -f {}", file.display());
+    }
+}
+
+fn summary(
+    name: &str,
+    output: &str,
+    manifest: &Manifest,
+    errors: &[SampleError],
+    took: Option<Duration>,
+) -> String {
+    let Tally {
+        rows: Rows {
+            succeeded,
+            failed,
+            skipped,
+        },
+        tokens,
+    } = manifest.totals;
+    let mut lines = vec![match took {
+        Some(took) => format!("{name} finished in {}", HumanDuration(took)),
+        None => format!("{name} was finished before: nothing to do"),
+    }];
+    let (ok, bad, left_out) = (
+        HumanCount(succeeded),
+        HumanCount(failed),
+        HumanCount(skipped),
+    );
+    lines.push(format!(
+        "  rows     {ok} succeeded, {bad} failed, {left_out} skipped"
+    ));
+    lines.push(format!("  tokens   {}", HumanCount(tokens)));
+    lines.push(format!("  output   {output}"));
+    if let Some(merged) = &manifest.merged {
+        lines.push(format!("  merged   {output}/{merged}"));
+    }
+    for shard in manifest.failed_shards.iter().take(TEXT_SHARDS_MAX) {
+        lines.push(format!(
+            "  shard {} was given up: {}",
+            shard.shard, shard.error
+        ));
+    }
+    let unnamed = manifest.failed_shards.len().saturating_sub(TEXT_SHARDS_MAX);
+    if unnamed > 0 {
+        lines.push(format!(
+            "  {unnamed} more shards were given up; see {output}/manifest.json"
+        ));
+    }
+    for error in errors.iter().take(TEXT_ERRORS_MAX) {
+        lines.push(format!(
+            "  {} {}: {}",
+            error.position, error.code, error.message
+        ));
+    }
+    lines.push("next:".to_owned());
+    lines.push(format!("  millrace results {output} --limit 3"));
+    if failed > 0 {
+        lines.push(format!("  millrace errors {output}"));
+    }
+    lines.join("\n")
+}
+
+async fn sample_errors(
+    stores: &Stores,
+    loaded: &Loaded,
+    manifest: &Manifest,
+) -> anyhow::Result<Vec<SampleError>> {
+    let opened = stores.open(&loaded.job.output.uri)?;
+    let lines = worker_output::errors(&opened, &manifest.parts);
+    let mut lines = std::pin::pin!(lines);
+    let mut samples = Vec::new();
+    while samples.len() < SAMPLE_ERRORS_MAX {
+        let Some(line) = lines.try_next().await? else {
+            break;
+        };
+        samples.push(SampleError {
+            position: line.position.to_string(),
+            code: line.error.code.to_string(),
+            message: line.error.message,
+        });
+    }
+    Ok(samples)
+}
+
+fn status(
+    loaded: &Loaded,
+    manifest: &Manifest,
+    sample_errors: Vec<SampleError>,
+    took: Option<Duration>,
+) -> BatchJobStatus {
+    let Rows {
+        succeeded,
+        failed,
+        skipped,
+    } = manifest.totals.rows;
+    let (committed, given_up) = (manifest.parts.len(), manifest.failed_shards.len());
+    let total = committed + given_up;
+    let percent = (committed * 100).checked_div(total).unwrap_or(100);
+    let finished_at: Option<Time> = manifest
+        .finished_at
+        .parse()
+        .ok()
+        .map(|at: k8s_openapi::jiff::Timestamp| Time(at));
+    BatchJobStatus {
+        conditions: vec![succeeded_condition(manifest, finished_at.clone())],
+        progress: Some(format!("{percent}%")),
+        rows: Some(RowCounts {
+            succeeded,
+            failed,
+            skipped,
+        }),
+        shards: Some(ShardCounts {
+            total: total as u32,
+            committed: committed as u32,
+            failed: given_up as u32,
+        }),
+        tokens: Some(manifest.totals.tokens),
+        rows_per_second: took.map(|took| {
+            let rows = manifest.totals.rows.total() as f64;
+            (rows / took.as_secs_f64().max(1e-3) * 10.0).round() / 10.0
+        }),
+        completion_time: finished_at,
+        output: Some(loaded.job.output.uri.clone()),
+        sample_errors,
+    }
+}
+
+fn succeeded_condition(manifest: &Manifest, at: Option<Time>) -> Condition {
+    let (status, reason, message) = if manifest.complete {
+        ("True", "Finished", "every shard is committed".to_owned())
+    } else {
+        let failed = manifest.failed_shards.len();
+        (
+            "False",
+            "ShardsFailed",
+            format!("{failed} shards were given up; see failedShards"),
+        )
+    };
+    Condition {
+        type_: "Succeeded".to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        last_transition_time: at.unwrap_or_else(|| Time(k8s_openapi::jiff::Timestamp::now())),
+        observed_generation: None,
+    }
+}

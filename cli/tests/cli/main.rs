@@ -1,0 +1,7 @@
+//! The real `millrace` binary: what it prints, where, and how it exits.
+
+mod help;
+mod lint;
+mod read;
+mod run;
+mod support;

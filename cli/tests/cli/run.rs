@@ -1,0 +1,218 @@
+//! `millrace run`: arguments, displays and exit codes. What a run survives is tested in e2e.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{Ended, JOB, command, manifest, millrace};
+
+const ROWS: usize = 200;
+
+/// A folder with manifest and input; the fourth row is bad.
+struct Scene {
+    folder: tempfile::TempDir,
+    manifest: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with_job(JOB)
+    }
+
+    fn with_job(job: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = manifest(folder.path(), job);
+        let row = |index| match index {
+            3 => "{\"text\": \n".to_owned(),
+            index => format!("{{\"text\": \"review number {index}\"}}\n"),
+        };
+        let rows: String = (0..ROWS).map(row).collect();
+        std::fs::write(folder.path().join("reviews.jsonl"), rows).unwrap();
+        Self { folder, manifest }
+    }
+
+    fn output(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = command(&["run", "-f", self.manifest.to_str().unwrap()]);
+        command.args(arguments).env("MILLRACE_FAKE_BACKEND", "");
+        command.env("MILLRACE_INFERENCE_SERVER", server());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ended {
+        self.command(arguments).output().unwrap().into()
+    }
+}
+
+/// The server that was built beside the program.
+fn server() -> PathBuf {
+    let path =
+        Path::new(env!("CARGO_BIN_EXE_millrace")).with_file_name("millrace-inference-server");
+    assert!(
+        path.exists(),
+        "{} is missing: run cargo build --release -p millrace-inference-server",
+        path.display()
+    );
+    path
+}
+
+#[test]
+fn a_run_ends_with_a_summary_and_its_results_can_be_read() {
+    let scene = Scene::new();
+    let ended = scene.run(&[]).expect_code(0);
+    assert!(
+        ended.stdout.contains("199 succeeded, 1 failed, 0 skipped"),
+        "{ended:?}"
+    );
+    assert!(ended.stdout.contains("invalid_json"), "{ended:?}");
+    let output = scene.output();
+    let results = millrace(&["results", output.to_str().unwrap()]).expect_code(0);
+    assert_eq!(results.lines().len(), ROWS - 1);
+    assert_eq!(results.stderr, "");
+    let errors = millrace(&["errors", output.to_str().unwrap()]).expect_code(0);
+    assert_eq!(errors.lines().len(), 1);
+}
+
+#[test]
+fn a_finished_job_is_not_run_again() {
+    let scene = Scene::new();
+    scene.run(&[]).expect_code(0);
+    // Nothing is computed, so no server is needed.
+    let ended = scene
+        .run(&["--inference-server", "/bin/false"])
+        .expect_code(0);
+    assert!(
+        ended.stdout.contains("was finished before: nothing to do"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn the_last_json_line_is_the_job_with_its_status() {
+    let scene = Scene::new();
+    let ended = scene.run(&["-o", "json"]).expect_code(0);
+    for line in ended.lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+    let job: Value = serde_json::from_str(ended.lines().last().unwrap()).unwrap();
+    assert_eq!(job["kind"], "BatchJob");
+    let status = &job["status"];
+    assert_eq!(
+        status["rows"],
+        serde_json::json!({"succeeded": 199, "failed": 1, "skipped": 0})
+    );
+    assert_eq!(status["progress"], "100%");
+    assert_eq!(status["conditions"][0]["type"], "Succeeded");
+    assert_eq!(status["conditions"][0]["status"], "True");
+    assert_eq!(status["sampleErrors"][0]["code"], "invalid_json");
+}
+
+#[test]
+fn a_dry_run_counts_bad_rows_and_writes_nothing() {
+    let scene = Scene::new();
+    let ended = scene
+        .run(&["--dry-run", "--inference-server", "/bin/false"])
+        .expect_code(0);
+    assert!(
+        ended.stdout.contains("rows         199 (read in"),
+        "{ended:?}"
+    );
+    assert!(
+        ended
+            .stdout
+            .contains("invalid_json 1 rows, first at file://"),
+        "{ended:?}"
+    );
+    let ended = scene.run(&["--dry-run", "-o", "json"]).expect_code(0);
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(json["preflight"]["rows"], 199);
+    assert_eq!(json["shards"], 1);
+    assert!(!scene.output().exists());
+}
+
+#[test]
+fn a_manifest_that_is_refused_exits_with_2() {
+    let scene = Scene::with_job(&JOB.replace("uris", "urls"));
+    let ended = scene.run(&[]).expect_code(2);
+    assert!(
+        ended.stderr.contains("spec.input.urls: unknown field"),
+        "{ended:?}"
+    );
+    assert!(!scene.output().exists());
+}
+
+#[test]
+fn an_input_that_is_not_there_is_named() {
+    let scene = Scene::with_job(&JOB.replace("reviews.jsonl", "nothing-*.jsonl"));
+    let ended = scene.run(&[]).expect_code(1);
+    assert!(ended.stderr.contains("nothing-*.jsonl"), "{ended:?}");
+    assert!(ended.stderr.contains("no file"), "{ended:?}");
+}
+
+#[test]
+fn a_server_that_cannot_run_ends_the_run_with_its_reason() {
+    let scene = Scene::new();
+    let ended = scene
+        .run(&["--inference-server", "/nowhere/server"])
+        .expect_code(1);
+    assert!(
+        ended.stderr.contains("/nowhere/server does not exist"),
+        "{ended:?}"
+    );
+    let ended = scene
+        .run(&["--inference-server", "/bin/false"])
+        .expect_code(1);
+    assert!(ended.stderr.contains("before it was ready"), "{ended:?}");
+}
+
+#[test]
+fn an_interrupted_run_says_how_to_go_on_and_does() {
+    let job = JOB.replace("uri: out", "uri: out}\n  sharding: {targetBytes: 1024");
+    let scene = Scene::with_job(&job);
+    let mut child = scene
+        .command(&["-o", "text"])
+        .env("MILLRACE_FAKE_BACKEND", "micros-per-token=5000")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first line comes when the run is planned; the signal handler is there by the time the
+    // first shard is committed.
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.starts_with("reviews: 1 files, "), "{line}");
+    let commits = scene.output().join("_millrace/runs/0001/commits");
+    while std::fs::read_dir(&commits).map_or(0, Iterator::count) == 0 {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the run ended before its first commit"
+        );
+        std::thread::yield_now();
+    }
+    // SAFETY: kill takes no pointers, and the child is not reaped yet.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let code = child.wait().unwrap().code();
+    let said: String = stderr
+        .lines()
+        .map(Result::unwrap)
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert_eq!(code, Some(130), "{said}");
+    assert!(
+        said.contains("stopping: commits in flight are finished"),
+        "{said}"
+    );
+    assert!(said.contains("The same command goes on"), "{said}");
+    let ended = scene.run(&[]).expect_code(0);
+    assert!(ended.stderr.contains("going on: "), "{ended:?}");
+    assert!(
+        ended.stdout.contains("199 succeeded, 1 failed"),
+        "{ended:?}"
+    );
+}

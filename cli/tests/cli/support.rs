@@ -1,0 +1,192 @@
+//! Runs the binary, and builds manifests and outputs for it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use millrace_protocol::commit::Commit;
+use millrace_protocol::layout;
+use millrace_protocol::plan::{
+    Compression, Format, InputFile, Plan, Shard, ShardIndex, ShardRange,
+};
+use millrace_protocol::tally::Rows;
+
+pub const INPUT: &str = "file:///data/reviews.jsonl";
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    pub fn lines(&self) -> Vec<&str> {
+        self.stdout.lines().collect()
+    }
+
+    /// Asserts the exit code and shows what was printed where it differs.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+}
+
+impl From<Output> for Ended {
+    fn from(
+        Output {
+            status,
+            stdout,
+            stderr,
+        }: Output,
+    ) -> Self {
+        Self {
+            code: status.code(),
+            stdout: String::from_utf8(stdout).unwrap(),
+            stderr: String::from_utf8(stderr).unwrap(),
+        }
+    }
+}
+
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    command.args(arguments).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        let is_ours = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("MILLRACE_"));
+        if is_ours {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+pub fn millrace(arguments: &[&str]) -> Ended {
+    command(arguments).output().unwrap().into()
+}
+
+pub const SERVICE: &str = "
+apiVersion: millrace.dev/v1alpha1
+kind: InferenceService
+metadata: {name: sentiment}
+spec:
+  models:
+  - name: minilm
+    task: Embedding
+    source: {uri: hf://acme/minilm}
+";
+
+pub const JOB: &str = "
+apiVersion: millrace.dev/v1alpha1
+kind: BatchJob
+metadata: {name: reviews}
+spec:
+  serviceRef: {name: sentiment}
+  input: {uris: [reviews.jsonl]}
+  output: {uri: out}
+";
+
+/// Writes job and service into one file.
+pub fn manifest(folder: &Path, job: &str) -> PathBuf {
+    let path = folder.join("job.yaml");
+    std::fs::write(&path, format!("{SERVICE}---{job}")).unwrap();
+    path
+}
+
+/// An output as a run leaves it, part by part.
+pub struct OutputFolder {
+    pub folder: PathBuf,
+    pub plan: Plan,
+}
+
+impl OutputFolder {
+    /// An output with a plan of `shards` shards and no commit.
+    pub fn planned(folder: &Path, shards: u64) -> Self {
+        let input = InputFile {
+            uri: INPUT.to_owned(),
+            size_bytes: shards * 100,
+            etag: None,
+            format: Format::Jsonl,
+            compression: Compression::None,
+            columns: None,
+        };
+        let shard = |index| Shard {
+            input: 0,
+            range: ShardRange::Bytes {
+                start: index * 100,
+                end: (index + 1) * 100,
+            },
+        };
+        let plan = Plan {
+            version: Plan::VERSION,
+            run: 1,
+            spec_sha256: "00".to_owned(),
+            inputs: vec![input],
+            shards: (0..shards).map(shard).collect(),
+        };
+        let output = Self {
+            folder: folder.to_owned(),
+            plan,
+        };
+        output.write(&layout::plan(1), &serde_json::to_vec(&output.plan).unwrap());
+        output
+    }
+
+    /// Commits a shard with these lines.
+    pub fn commit(&self, shard: ShardIndex, results: &[String], errors: &[String], zstd: bool) {
+        let file = |lines: &[String], path: String, zstd: bool| {
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let bytes = if zstd {
+                zstd::encode_all(text.as_bytes(), 1).unwrap()
+            } else {
+                text.into()
+            };
+            self.write(&path, &bytes);
+            (!lines.is_empty()).then_some(path)
+        };
+        let commit = Commit {
+            shard,
+            epoch: 1,
+            attempt: "a".to_owned(),
+            part: file(results, layout::part(1, shard, "a", zstd), zstd),
+            errors: file(errors, layout::errors(1, shard, "a"), false),
+            rows: Rows {
+                succeeded: results.len() as u64,
+                failed: errors.len() as u64,
+                skipped: 0,
+            },
+            tokens: 0,
+            sha256: None,
+        };
+        self.write(
+            &layout::commit(1, shard),
+            &serde_json::to_vec(&commit).unwrap(),
+        );
+    }
+
+    fn write(&self, relative: &str, bytes: &[u8]) {
+        let path = self.folder.join(relative);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    pub fn path(&self) -> &str {
+        self.folder.to_str().unwrap()
+    }
+}
+
+/// A result line at an offset.
+pub fn result(offset: u64) -> String {
+    format!(
+        r#"{{"id":null,"position":{{"file":"{INPUT}","offset":{offset}}},"result":{{"minilm":[1.0]}}}}"#
+    )
+}
+
+/// An error line at an offset.
+pub fn error(offset: u64, code: &str) -> String {
+    format!(
+        r#"{{"id":"r{offset}","position":{{"file":"{INPUT}","offset":{offset}}},"error":{{"code":"{code}","message":"said of {code}"}}}}"#
+    )
+}
