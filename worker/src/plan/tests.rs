@@ -35,15 +35,26 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
     CheckedJob {
         namespace: "default".into(),
         name: "job".into(),
-        steps: vec![Step { name: "step".into(), model: "model".into() }],
+        steps: vec![Step {
+            name: "step".into(),
+            model: "model".into(),
+        }],
         input: Input {
             uris: uris.iter().map(uri).collect(),
             format: None,
             compression: None,
-            fields: Fields { id: None, text: "text".into(), join: Vec::new() },
+            fields: Fields {
+                id: None,
+                text: "text".into(),
+                join: Vec::new(),
+            },
             row_bytes_max: 1 << 20,
         },
-        output: Output { uri: uri(&output), zstd: false, merge: false },
+        output: Output {
+            uri: uri(&output),
+            zstd: false,
+            merge: false,
+        },
         shard_bytes_target: 64,
         retry: Retry {
             attempts_max: 1,
@@ -58,7 +69,10 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
 async fn list(folder: &Path, uris: &[&str]) -> Result<Vec<String>, PlanError> {
     let inputs = list_inputs(&stores(), &job(folder, uris, "out").input).await?;
     let root = format!("file://{}/", folder.display());
-    Ok(inputs.iter().map(|input| input.uri.strip_prefix(&root).unwrap().to_owned()).collect())
+    Ok(inputs
+        .iter()
+        .map(|input| input.uri.strip_prefix(&root).unwrap().to_owned())
+        .collect())
 }
 
 async fn refused(folder: &Path, uris: &[&str]) -> String {
@@ -67,13 +81,29 @@ async fn refused(folder: &Path, uris: &[&str]) -> String {
 
 #[tokio::test]
 async fn patterns_match_as_in_a_shell() {
-    let names = ["b.jsonl", "a.jsonl", "c.csv", "d/e.jsonl", "d/f/g.jsonl", ".h.jsonl", ".i/j.jsonl"];
+    let names = [
+        "b.jsonl",
+        "a.jsonl",
+        "c.csv",
+        "d/e.jsonl",
+        "d/f/g.jsonl",
+        ".h.jsonl",
+        ".i/j.jsonl",
+    ];
     let folder = folder(&names.map(|name| (name, "x")));
     let check = async |pattern: &str, expected: &[&str]| {
-        assert_eq!(list(folder.path(), &[pattern]).await.unwrap(), expected, "{pattern}");
+        assert_eq!(
+            list(folder.path(), &[pattern]).await.unwrap(),
+            expected,
+            "{pattern}"
+        );
     };
     check("*.jsonl", &["a.jsonl", "b.jsonl"]).await;
-    check("**/*.jsonl", &["a.jsonl", "b.jsonl", "d/e.jsonl", "d/f/g.jsonl"]).await;
+    check(
+        "**/*.jsonl",
+        &["a.jsonl", "b.jsonl", "d/e.jsonl", "d/f/g.jsonl"],
+    )
+    .await;
     check("d/**", &["d/e.jsonl", "d/f/g.jsonl"]).await;
     check("{a,c}.{jsonl,csv}", &["a.jsonl", "c.csv"]).await;
     check("[ab].jsonl", &["a.jsonl", "b.jsonl"]).await;
@@ -85,21 +115,33 @@ async fn patterns_match_as_in_a_shell() {
 #[tokio::test]
 async fn a_file_that_is_named_twice_is_read_once() {
     let folder = folder(&[("a.jsonl", "x"), ("b.jsonl", "x")]);
-    std::os::unix::fs::symlink(folder.path().join("a.jsonl"), folder.path().join("c.jsonl")).unwrap();
+    std::os::unix::fs::symlink(folder.path().join("a.jsonl"), folder.path().join("c.jsonl"))
+        .unwrap();
     let uris = ["a.jsonl", "*.jsonl", "./b.jsonl"];
-    assert_eq!(list(folder.path(), &uris).await.unwrap(), ["a.jsonl", "b.jsonl"]);
+    assert_eq!(
+        list(folder.path(), &uris).await.unwrap(),
+        ["a.jsonl", "b.jsonl"]
+    );
 }
 
 #[tokio::test]
 async fn a_uri_that_matches_nothing_is_named() {
     let folder = folder(&[("a.jsonl", "x"), ("d/b.jsonl", "x")]);
     for uri in ["b.jsonl", "*.csv", "missing/*.jsonl"] {
-        assert!(refused(folder.path(), &["a.jsonl", uri]).await.contains(uri));
+        assert!(
+            refused(folder.path(), &["a.jsonl", uri])
+                .await
+                .contains(uri)
+        );
     }
     for uri in ["d", "d/"] {
         assert!(refused(folder.path(), &[uri]).await.contains("/**"));
     }
-    assert!(refused(folder.path(), &["[a.jsonl"]).await.contains("pattern"));
+    assert!(
+        refused(folder.path(), &["[a.jsonl"])
+            .await
+            .contains("pattern")
+    );
 }
 
 #[tokio::test]
@@ -108,7 +150,10 @@ async fn the_name_tells_format_and_compression() {
     let folder = folder(&names.map(|name| (name, "x")));
     let input = job(folder.path(), &names, "out").input;
     let inputs = list_inputs(&stores(), &input).await.unwrap();
-    let layouts: Vec<_> = inputs.iter().map(|input| (input.format, input.compression)).collect();
+    let layouts: Vec<_> = inputs
+        .iter()
+        .map(|input| (input.format, input.compression))
+        .collect();
     let expected = [
         (Format::Jsonl, Compression::None),
         (Format::Csv, Compression::Gzip),
@@ -123,12 +168,22 @@ async fn a_name_that_tells_no_format_says_which_field_to_set() {
     let folder = folder(&[("a.log", "x"), ("b", "x"), ("c.parquet.gz", "x")]);
     for name in ["a.log", "b"] {
         let message = refused(folder.path(), &[name]).await;
-        assert!(message.contains(name) && message.contains("input.format"), "{message}");
+        assert!(
+            message.contains(name) && message.contains("input.format"),
+            "{message}"
+        );
     }
     let mut input = job(folder.path(), &["a.log"], "out").input;
     input.format = Some(Format::Text);
-    assert_eq!(list_inputs(&stores(), &input).await.unwrap()[0].format, Format::Text);
-    assert!(refused(folder.path(), &["c.parquet.gz"]).await.contains("input.compression"));
+    assert_eq!(
+        list_inputs(&stores(), &input).await.unwrap()[0].format,
+        Format::Text
+    );
+    assert!(
+        refused(folder.path(), &["c.parquet.gz"])
+            .await
+            .contains("input.compression")
+    );
 }
 
 #[tokio::test]
@@ -153,16 +208,16 @@ async fn an_output_that_overlaps_the_input_is_refused() {
 async fn whoever_plans_second_reads_the_plan_that_is_there() {
     let folder = folder(&[("a.jsonl", &"{\"text\":\"x\"}\n".repeat(100))]);
     let job = job(folder.path(), &["a.jsonl"], "out");
-    let racers = (0..8).map(|_| plan_in_task(job.clone()));
+    let racers = (0..8).map(|_| async { plan(&stores(), &job).await.unwrap() });
     let plans = futures::future::join_all(racers).await;
     assert!(plans[0].shards.len() > 10);
     assert!(plans.iter().all(|plan| plan == &plans[0]));
     std::fs::remove_file(folder.path().join("a.jsonl")).unwrap();
-    assert_eq!(plan(&stores(), &job).await.unwrap(), plans[0], "the inputs are not listed again");
-}
-
-async fn plan_in_task(job: CheckedJob) -> Plan {
-    tokio::spawn(async move { plan(&stores(), &job).await.unwrap() }).await.unwrap()
+    assert_eq!(
+        plan(&stores(), &job).await.unwrap(),
+        plans[0],
+        "the inputs are not listed again"
+    );
 }
 
 #[tokio::test]
@@ -172,7 +227,10 @@ async fn an_output_of_another_spec_is_refused() {
     plan(&stores(), &job).await.unwrap();
     job.spec_sha256 = "another".into();
     let error = plan(&stores(), &job).await.unwrap_err();
-    assert!(matches!(error, PlanError::OtherSpec { .. }) && error.is_permanent(), "{error}");
+    assert!(
+        matches!(error, PlanError::OtherSpec { .. }) && error.is_permanent(),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -182,7 +240,14 @@ async fn empty_files_are_planned_without_shards() {
     let plan = plan(&stores(), &job).await.unwrap();
     assert_eq!((plan.inputs.len(), plan.shards.len()), (3, 0));
     let preflight = preflight(&stores(), &job, &plan, None).await.unwrap();
-    assert_eq!((preflight.rows, preflight.bad_rows.len(), preflight.longest_row), (0, 0, None));
+    assert_eq!(
+        (
+            preflight.rows,
+            preflight.bad_rows.len(),
+            preflight.longest_row
+        ),
+        (0, 0, None)
+    );
 }
 
 #[tokio::test]
@@ -193,7 +258,9 @@ async fn a_csv_column_that_is_missing_or_ambiguous_is_named() {
         async move { plan(&stores(), &job).await.unwrap_err() }
     };
     let missing = error("a.csv").await;
-    assert!(matches!(&missing, PlanError::Read(ReadError::MissingColumn { column, .. }) if column == "text"));
+    assert!(
+        matches!(&missing, PlanError::Read(ReadError::MissingColumn { column, .. }) if column == "text")
+    );
     assert!(missing.to_string().contains("id, body"), "{missing}");
     assert!(error("b.csv").await.to_string().contains("more than once"));
 }
@@ -202,11 +269,15 @@ async fn a_csv_column_that_is_missing_or_ambiguous_is_named() {
 async fn a_csv_plan_notes_the_columns_and_covers_the_file() {
     let records: String = (0..100).map(|n| format!("{n},\"a\n{n}\"\n")).collect();
     let folder = folder(&[("a.csv", &format!("id,text\n{records}"))]);
-    let plan = plan(&stores(), &job(folder.path(), &["a.csv"], "out")).await.unwrap();
+    let plan = plan(&stores(), &job(folder.path(), &["a.csv"], "out"))
+        .await
+        .unwrap();
     assert_eq!(plan.inputs[0].columns.as_deref().unwrap(), ["id", "text"]);
     let mut next = 0;
     for shard in &plan.shards {
-        let ShardRange::Bytes { start, end } = shard.range else { panic!("{shard:?}") };
+        let ShardRange::Bytes { start, end } = shard.range else {
+            panic!("{shard:?}")
+        };
         assert!(start == next && end > start);
         next = end;
     }
@@ -216,21 +287,48 @@ async fn a_csv_plan_notes_the_columns_and_covers_the_file() {
 
 #[tokio::test]
 async fn the_preflight_says_what_a_run_would_meet() {
-    let good: String = (0..300).map(|n| format!("{{\"text\":\"word {}\"}}\n", n % 200)).collect();
-    let folder = folder(&[("a.jsonl", &good), ("b.jsonl", "{\"text\":\"\"}\nnonsense\n{}\n[]\n")]);
+    let good: String = (0..300)
+        .map(|n| format!("{{\"text\":\"word {}\"}}\n", n % 200))
+        .collect();
+    let folder = folder(&[
+        ("a.jsonl", &good),
+        ("b.jsonl", "{\"text\":\"\"}\nnonsense\n{}\n[]\n"),
+    ]);
     let job = job(folder.path(), &["*.jsonl"], "out");
     let plan = plan(&stores(), &job).await.unwrap();
     let count: TokenCounter = Arc::new(|text| text.split(' ').count());
-    let found = preflight(&stores(), &job, &plan, Some(count)).await.unwrap();
+    let found = preflight(&stores(), &job, &plan, Some(count))
+        .await
+        .unwrap();
     assert_eq!(found.rows, 300);
-    let counts: BTreeMap<_, _> = found.bad_rows.iter().map(|(k, bad)| (*k, bad.count)).collect();
-    assert_eq!(counts, [("empty_text", 1), ("invalid_json", 2), ("missing_field", 1)].into());
+    let counts: BTreeMap<_, _> = found
+        .bad_rows
+        .iter()
+        .map(|(k, bad)| (*k, bad.count))
+        .collect();
+    let expected = [("empty_text", 1), ("invalid_json", 2), ("missing_field", 1)];
+    assert_eq!(counts, BTreeMap::from(expected));
     let file = plan.inputs[1].uri.clone();
-    let position = |offset| Position { file: file.clone(), place: Place::Offset { offset } };
-    assert_eq!(found.bad_rows["invalid_json"].first, [position(12), position(24)]);
-    assert_eq!(found.duplicates, DuplicateEstimate { rows: 100, exact: true });
+    let position = |offset| Position {
+        file: file.clone(),
+        place: Place::Offset { offset },
+    };
+    assert_eq!(
+        found.bad_rows["invalid_json"].first,
+        [position(12), position(24)]
+    );
+    assert_eq!(
+        found.duplicates,
+        DuplicateEstimate {
+            rows: 100,
+            exact: true
+        }
+    );
     assert_eq!(found.tokens.unwrap().sampled_rows, 300);
     assert_eq!(found.tokens.unwrap().tokens, 600);
     let longest = found.longest_row.unwrap();
-    assert_eq!((longest.bytes, longest.position.file), (19, plan.inputs[0].uri.clone()));
+    assert_eq!(
+        (longest.bytes, longest.position.file),
+        (19, plan.inputs[0].uri.clone())
+    );
 }

@@ -21,10 +21,16 @@ mod jsonl;
 mod lines;
 pub(crate) mod parquet;
 mod parquet_file;
+#[cfg(test)]
+mod parquet_tests;
 pub(crate) mod pinned;
+#[cfg(test)]
+mod properties;
 pub(crate) mod quotes;
 pub(crate) mod source;
 pub(crate) mod splitter;
+#[cfg(test)]
+mod tests;
 pub(crate) mod view;
 
 use millrace_protocol::{

@@ -92,7 +92,11 @@ impl Splitter {
             row_offset: first,
             carry: Vec::new(),
             carry_used: false,
-            state: if enters_anywhere { State::Foreign } else { State::Row },
+            state: if enters_anywhere {
+                State::Foreign
+            } else {
+                State::Row
+            },
             last_window: false,
         }
     }
@@ -104,7 +108,11 @@ impl Splitter {
 
     /// Takes the next window; only after [`Split::More`].
     pub(crate) fn push(&mut self, window: Bytes) {
-        debug_assert_eq!(self.at, self.window.len(), "the window before was read to its end");
+        debug_assert_eq!(
+            self.at,
+            self.window.len(),
+            "the window before was read to its end"
+        );
         self.window_offset += self.window.len() as u64;
         let at_file_start = self.window_offset == 0;
         let marked = at_file_start && window.starts_with(BYTE_ORDER_MARK);
@@ -140,15 +148,22 @@ impl Splitter {
             }
             let (offset, state) = (self.row_offset, self.state);
             // Behind the last line no further row begins, not even an empty one.
-            self.row_offset =
-                if newline.is_some() { self.window_offset + self.at as u64 } else { u64::MAX };
+            self.row_offset = if newline.is_some() {
+                self.window_offset + self.at as u64
+            } else {
+                u64::MAX
+            };
             self.state = State::Row;
             let in_window = self.carry.is_empty();
             if !in_window && state == State::Row {
                 self.carry.extend_from_slice(&self.window[begin..stop]);
                 self.carry_used = true;
             }
-            let length = if in_window { stop - begin } else { self.carry.len() };
+            let length = if in_window {
+                stop - begin
+            } else {
+                self.carry.len()
+            };
             // One more byte is allowed for a carriage return that is dropped below.
             if state == State::TooLong || (state == State::Row && length > self.row_bytes_max + 1) {
                 return Split::TooLong { offset };
@@ -157,13 +172,27 @@ impl Splitter {
                 continue;
             }
             let open_quote = newline.is_none() && self.is_quote_open();
-            let row = if in_window { &self.window[begin..stop] } else { &self.carry[..] };
+            let row = if in_window {
+                &self.window[begin..stop]
+            } else {
+                &self.carry[..]
+            };
             let bytes = without_return(row);
             if bytes.len() > self.row_bytes_max {
                 return Split::TooLong { offset };
             }
-            return Split::Row { offset, bytes, open_quote };
+            return Split::Row {
+                offset,
+                bytes,
+                open_quote,
+            };
         }
+    }
+
+    /// Bytes kept of rows that lie in more than one window, and of the window.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.carry.capacity() + self.window.len()
     }
 
     fn find_newline(&mut self, begin: usize) -> Option<usize> {
@@ -195,7 +224,11 @@ impl Splitter {
     }
 
     fn is_blank(&self, in_window: bool, begin: usize, stop: usize) -> bool {
-        let bytes = if in_window { &self.window[begin..stop] } else { &self.carry[..] };
+        let bytes = if in_window {
+            &self.window[begin..stop]
+        } else {
+            &self.carry[..]
+        };
         without_return(bytes).is_empty()
     }
 
