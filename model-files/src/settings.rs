@@ -80,3 +80,97 @@ fn read(path: &Path) -> Result<Value, SettingsError> {
         message: error.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A folder with the given files, a model whose positions reach `positions`, and a spec with
+    /// `more` in it.
+    struct Scene {
+        _folder: tempfile::TempDir,
+        files: ModelFiles,
+        config: ModelConfig,
+        spec: ModelSpec,
+    }
+
+    fn scene(written: &[(&str, Value)], model_type: &str, more: Value) -> Scene {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, json) in written {
+            std::fs::write(folder.path().join(name), json.to_string()).unwrap();
+        }
+        let config = json!({
+            "model_type": model_type, "hidden_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 10,
+            "max_position_embeddings": 514,
+        });
+        let mut spec = json!({"name": "m", "task": "Embedding", "source": {"uri": "/m"}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let modules = folder.path().join("modules.json");
+        let files = ModelFiles {
+            folder: folder.path().to_owned(),
+            config: folder.path().join("config.json"),
+            weights: Vec::new(),
+            tokenizer: folder.path().join("tokenizer.json"),
+            pooling_config: None,
+            modules: modules.is_file().then_some(modules),
+            digest: String::new(),
+        };
+        Scene {
+            _folder: folder,
+            files,
+            config: ModelConfig::parse(config.to_string().as_bytes()).unwrap(),
+            spec: serde_json::from_value(spec).unwrap(),
+        }
+    }
+
+    fn length(written: &[(&str, Value)], model_type: &str, more: Value) -> Result<usize, String> {
+        let Scene { _folder, files, config, spec } = scene(written, model_type, more);
+        max_length(&spec, &files, &config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_length_is_the_specs_then_the_files_then_the_positions() {
+        let sentence = ("sentence_bert_config.json", json!({"max_seq_length": 256}));
+        let tokenizer = ("tokenizer_config.json", json!({"model_max_length": 128}));
+        let both = [sentence, tokenizer.clone()];
+        assert_eq!(length(&both, "bert", json!({"maxLength": 64})), Ok(64));
+        assert_eq!(length(&both, "bert", json!({})), Ok(256));
+        assert_eq!(length(&[tokenizer], "bert", json!({})), Ok(128));
+        assert_eq!(length(&[], "bert", json!({})), Ok(514));
+        assert_eq!(length(&[], "roberta", json!({})), Ok(512));
+        assert_eq!(length(&[], "mpnet", json!({})), Ok(512));
+    }
+
+    #[test]
+    fn a_length_without_meaning_is_passed_over() {
+        for value in [json!(1e30), json!(0), json!(null), json!("long")] {
+            let file = ("tokenizer_config.json", json!({"model_max_length": value}));
+            assert_eq!(length(&[file], "bert", json!({})), Ok(514));
+        }
+    }
+
+    #[test]
+    fn no_file_leads_past_the_positions_and_a_spec_that_does_is_refused() {
+        let file = ("sentence_bert_config.json", json!({"max_seq_length": 8192}));
+        assert_eq!(length(&[file], "roberta", json!({})), Ok(512));
+        let error = length(&[], "roberta", json!({"maxLength": 513})).unwrap_err();
+        assert!(error.contains("513") && error.contains("512"), "{error}");
+    }
+
+    #[test]
+    fn vectors_are_normalised_where_the_modules_say_so_or_are_not_there() {
+        let normalized = |written: &[(&str, Value)], more| {
+            let Scene { _folder, files, spec, .. } = scene(written, "bert", more);
+            normalize(&spec, &files).unwrap()
+        };
+        let modules = |last: &str| ("modules.json", json!([{"type": "a.Pooling"}, {"type": last}]));
+        assert!(normalized(&[], json!({})));
+        assert!(normalized(&[modules("sentence_transformers.models.Normalize")], json!({})));
+        assert!(!normalized(&[modules("sentence_transformers.models.Dense")], json!({})));
+        assert!(!normalized(&[], json!({"normalize": false})));
+        assert!(normalized(&[modules("a.Dense")], json!({"normalize": true})));
+    }
+}

@@ -49,6 +49,18 @@ pub enum SourceError {
         /// The URI.
         uri: String,
     },
+    /// The folder itself is missing.
+    #[error("there is no folder {}; check the model's source.uri", folder.display())]
+    NoFolder {
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// A settings file is far larger than settings.
+    #[error("{} is larger than {JSON_BYTES_MAX} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file is missing.
     #[error("{} has no {file}; {hint}", folder.display())]
     Missing {
@@ -103,7 +115,7 @@ pub enum SourceError {
 pub fn resolve(uri: &str, cache: &Path) -> Result<PathBuf, SourceError> {
     if let Some(name) = uri.strip_prefix("hf://") {
         let folder = cache.join(name);
-        return match folder.is_dir() && is_plain(Path::new(name)) {
+        return match is_plain(Path::new(name)) && folder.is_dir() {
             true => Ok(folder),
             false => Err(SourceError::NotCached { uri: uri.to_owned(), folder }),
         };
@@ -127,6 +139,9 @@ pub fn open(
         path.is_file().then_some(path).ok_or_else(missing)
     };
     let optional = |file: &str| Some(folder.join(file)).filter(|path| path.is_file());
+    if !folder.is_dir() {
+        return Err(SourceError::NoFolder { folder: folder.to_owned() });
+    }
     let config = required("config.json", "it is not a model in Hugging Face layout")?;
     let weights = match task {
         Task::TorchScript => {
@@ -215,8 +230,11 @@ pub(crate) fn read_json(path: &Path) -> Result<Vec<u8>, SourceError> {
     let failed = |source| SourceError::Read { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(JSON_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
+    file.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    match bytes.len() as u64 > JSON_BYTES_MAX {
+        true => Err(SourceError::TooLarge { path: path.to_owned() }),
+        false => Ok(bytes),
+    }
 }
 
 /// SHA-256 over sorted lines of each file's SHA-256 and name.
@@ -312,6 +330,24 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_folder_is_not_mistaken_for_a_missing_file() {
+        let error = open(Path::new("/nowhere/model"), Task::Embedding, None).unwrap_err();
+        assert!(matches!(error, SourceError::NoFolder { .. }), "{error}");
+    }
+
+    #[test]
+    fn weights_in_several_files_are_found_by_their_index() {
+        let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
+        let index = ("model.safetensors.index.json", index);
+        let shards = [("1.safetensors", "one"), ("2.safetensors", "two")];
+        let whole = folder(&[&[WHOLE[0], WHOLE[2], index][..], &shards[..]].concat());
+        let found = open(whole.path(), Task::Embedding, None).unwrap().weights;
+        assert_eq!(found, shards.map(|(name, _)| whole.path().join(name)));
+        let error = refused(&[WHOLE[0], WHOLE[2], index, shards[0]]);
+        assert!(error.contains("2.safetensors is missing"), "{error}");
+    }
+
+    #[test]
     fn pickled_weights_are_refused() {
         let error = refused(&[WHOLE[0], WHOLE[2], ("pytorch_model.bin", "")]);
         assert!(error.contains("pytorch_model.bin") && error.contains("safetensors"), "{error}");
@@ -331,6 +367,7 @@ mod tests {
         let cache = Path::new("/cache");
         let error = resolve("hf://owner/name", cache).unwrap_err().to_string();
         assert!(error.contains("/cache/owner/name"), "{error}");
+        assert!(resolve("hf://../cache", Path::new("/tmp")).is_err());
         assert!(resolve("s3://bucket/model", cache).is_err());
         assert_eq!(resolve("file:///a/b", cache).unwrap(), Path::new("/a/b"));
     }
