@@ -56,8 +56,10 @@ pub fn predict(
 
 /// The vector scaled to length 1; a zero vector stays.
 fn normalized(vector: &[f32]) -> Vec<f32> {
-    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt().max(1e-12);
-    vector.iter().map(|value| value / length).collect()
+    // In 64 bits, since the squares of large but finite numbers are infinite in 32.
+    let squares: f64 = vector.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+    let length = squares.sqrt().max(1e-12);
+    vector.iter().map(|&value| (f64::from(value) / length) as f32).collect()
 }
 
 fn label_scores(labels: &[String], activation: Activation, logits: &[f32]) -> Vec<LabelScore> {
@@ -102,8 +104,11 @@ fn entities(
             continue;
         };
         let scores = softmax(logits);
-        let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0);
-        let name = labels[best].as_str();
+        // Of equal scores the first label's counts, as everywhere.
+        let pairs = labels.iter().zip(scores).rev();
+        let Some((name, score)) = pairs.max_by(|(_, one), (_, other)| one.total_cmp(other)) else {
+            continue;
+        };
         if name == OUTSIDE {
             open = false;
             continue;
@@ -111,25 +116,32 @@ fn entities(
         let (begins, label) = match name.split_at_checked(2) {
             Some(("B-", label)) => (true, label),
             Some(("I-", label)) => (false, label),
-            _ => (false, name),
+            _ => (false, name.as_str()),
         };
         match spans.last_mut() {
             Some(last) if open && !begins && last.label == label => {
                 last.end = end;
-                last.scores.push(scores[best]);
+                last.scores.push(score);
             }
-            _ => spans.push(Span { label, start, end, scores: vec![scores[best]] }),
+            _ => spans.push(Span { label, start, end, scores: vec![score] }),
         }
         open = true;
     }
+    if spans.is_empty() {
+        return Vec::new();
+    }
     let offsets: Vec<usize> = text.char_indices().map(|(offset, _)| offset).collect();
     let byte = |character: u32| offsets.get(character as usize).copied().unwrap_or(text.len());
-    let entity = |Span { label, start, end, scores }: Span| Entity {
-        entity: label.to_owned(),
-        score: scores.iter().sum::<f32>() / scores.len() as f32,
-        start,
-        end,
-        word: text[byte(start)..byte(end)].to_owned(),
+    let entity = |Span { label, start, end, scores }: Span| {
+        // Offsets come of the model's own tokenizer, so nothing is taken for granted of them.
+        let word = text.get(byte(start)..byte(end)).unwrap_or_default();
+        Entity {
+            entity: label.to_owned(),
+            score: scores.iter().sum::<f32>() / scores.len() as f32,
+            start,
+            end,
+            word: word.to_owned(),
+        }
     };
     spans.into_iter().map(entity).collect()
 }
@@ -186,6 +198,40 @@ mod tests {
         assert!((scores[0].score - 0.731_058_6).abs() < 1e-6);
         let alone = label_scores(&labels, Activation::Sigmoid, &[0.0, 0.0]);
         assert_eq!((alone[0].label.as_str(), alone[0].score), ("low", 0.5));
+    }
+
+    #[test]
+    fn of_equal_logits_the_first_label_counts() {
+        let found = entities(&names(&["B-PER", "O"]), "Ann", &[Some((0, 3))], &[1.0, 1.0]);
+        assert_eq!((found[0].entity.as_str(), found[0].score), ("PER", 0.5));
+    }
+
+    #[test]
+    fn labels_without_prefix_group_and_the_score_is_the_mean() {
+        let labels = names(&["O", "PER"]);
+        let spans = [Some((0, 2)), Some((2, 3))];
+        let found = entities(&labels, "Ann", &spans, &[-80.0, 80.0, 0.0, 2f32.ln()]);
+        assert_eq!((found.len(), found[0].word.as_str()), (1, "Ann"));
+        assert!((found[0].score - (1.0 + 2.0 / 3.0) / 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn tokens_of_one_character_and_offsets_past_the_text_are_no_trouble() {
+        let labels = names(&["O", "B-A", "I-B"]);
+        let spans = [Some((0, 1)), Some((0, 1)), Some((7, 9)), Some((3, 2))];
+        let row = |best: usize| (0..3).map(move |l| if l == best { 9.0 } else { 0.0 });
+        let numbers: Vec<f32> = [1, 1, 2, 1].into_iter().flat_map(row).collect();
+        let found = entities(&labels, "é", &spans, &numbers);
+        let words: Vec<_> = found.iter().map(|entity| entity.word.as_str()).collect();
+        assert_eq!(words, ["é", "é", "", ""]);
+    }
+
+    #[test]
+    fn large_finite_numbers_are_normalised_not_lost() {
+        // Powers of two, so that the quotients are exact; their squares are infinite in 32 bits.
+        let large = 2f32.powi(100);
+        assert_eq!(normalized(&[3.0 * large, 4.0 * large]), [0.6, 0.8]);
+        assert_eq!(normalized(&[0.0, 0.0]), [0.0, 0.0]);
     }
 
     #[test]
