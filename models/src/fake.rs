@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use crate::backend::{Appetite, Backend, BackendError, Head, HeadOutput, PackedBatch};
 
-/// Numbers in a pooled vector.
+/// Numbers in a pooled vector, where the options name no other.
 pub const HIDDEN_SIZE: usize = 8;
-/// Longest text in words.
+/// Most numbers in a pooled vector.
+const HIDDEN_SIZE_MAX: usize = 65_536;
+/// Longest text in words, where the spec names no other.
 pub const MAX_LENGTH: usize = 512;
 /// Tokens that the fake likes in a batch.
 const BATCH_TOKENS: usize = 4_096;
@@ -25,8 +27,8 @@ const FIRST_WORD_ID: u32 = 16;
 const WORD_IDS: u32 = 1 << 20;
 
 /// How the fake behaves, as `key=value` pairs with commas between them: `crash-on=WORD`,
-/// `panic-on=WORD`, `fail-on=WORD`, `nan-on=WORD`, `oom-above-tokens=N`, `micros-per-token=N`. Empty
-/// is well-behaved.
+/// `panic-on=WORD`, `fail-on=WORD`, `nan-on=WORD`, `oom-above-tokens=N`, `micros-per-token=N`,
+/// `hidden-size=N`. Empty is well-behaved. A word is what stands between white space.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FakeOptions {
     /// A text with this word aborts the process.
@@ -41,13 +43,16 @@ pub struct FakeOptions {
     pub oom_above_tokens: Option<usize>,
     /// Time that a token takes.
     pub time_per_token: Duration,
+    /// Numbers in a pooled vector, by default [`HIDDEN_SIZE`].
+    pub hidden_size: Option<usize>,
 }
 
 /// Why options could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no option of the fake backend; known are crash-on=WORD, panic-on=WORD, fail-on=WORD, \
-     nan-on=WORD, oom-above-tokens=N and micros-per-token=N, with commas between them"
+     nan-on=WORD, oom-above-tokens=N, micros-per-token=N and hidden-size=N up to 65536, with \
+     commas between them"
 )]
 pub struct FakeOptionsError(String);
 
@@ -71,6 +76,11 @@ impl FromStr for FakeOptions {
                     let micros = value.parse().map_err(|_| unknown())?;
                     options.time_per_token = Duration::from_micros(micros);
                 }
+                "hidden-size" => {
+                    let size: Option<usize> = value.parse().ok();
+                    let size = size.filter(|size| (1..=HIDDEN_SIZE_MAX).contains(size));
+                    options.hidden_size = Some(size.ok_or_else(unknown)?);
+                }
                 _ => return Err(unknown()),
             }
         }
@@ -90,8 +100,8 @@ pub struct FakeToken {
 }
 
 impl FakeOptions {
-    /// One token per word, at most [`MAX_LENGTH`] + 1 of them, so that a longer text shows.
-    pub fn tokenize(&self, text: &str) -> Vec<FakeToken> {
+    /// One token per word, at most `max_length` + 1 of them, so that a longer text shows.
+    pub fn tokenize(&self, text: &str, max_length: usize) -> Vec<FakeToken> {
         let mut tokens = Vec::new();
         let mut word = String::new();
         let mut start = 0;
@@ -104,7 +114,7 @@ impl FakeOptions {
             } else if !word.is_empty() {
                 tokens.push(FakeToken { id: self.id(&word), start, end: index as u32 });
                 word.clear();
-                if tokens.len() > MAX_LENGTH {
+                if tokens.len() > max_length {
                     break;
                 }
             }
@@ -154,7 +164,8 @@ impl Backend for FakeBackend {
         if batch.token_ids.contains(&FAIL_ID) {
             return Err(BackendError::Failed("a word that it was told to fail on".to_owned()));
         }
-        let time = self.options.time_per_token * u32::try_from(tokens).unwrap_or(u32::MAX);
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        let time = self.options.time_per_token.saturating_mul(tokens);
         if !time.is_zero() {
             std::thread::sleep(time);
         }
@@ -165,10 +176,11 @@ impl Backend for FakeBackend {
 impl FakeBackend {
     fn output(&self, batch: &PackedBatch, head: Head) -> HeadOutput {
         let sequences = (0..batch.sequences()).map(|index| batch.sequence(index));
+        let hidden_size = self.options.hidden_size.unwrap_or(HIDDEN_SIZE);
         match head {
             Head::Pooled => HeadOutput {
-                width: HIDDEN_SIZE,
-                values: sequences.flat_map(|ids| numbers(ids, HIDDEN_SIZE)).collect(),
+                width: hidden_size,
+                values: sequences.flat_map(|ids| numbers(ids, hidden_size)).collect(),
             },
             Head::SequenceLogits => HeadOutput {
                 width: self.labels,
@@ -206,7 +218,7 @@ mod tests {
     use super::*;
 
     fn ids(options: &FakeOptions, text: &str) -> Vec<u32> {
-        options.tokenize(text).into_iter().map(|token| token.id).collect()
+        options.tokenize(text, MAX_LENGTH).into_iter().map(|token| token.id).collect()
     }
 
     fn pooled(backend: &FakeBackend, texts: &[&str]) -> Result<HeadOutput, BackendError> {
@@ -236,8 +248,18 @@ mod tests {
     }
 
     #[test]
+    fn every_head_has_the_width_that_was_asked_for() {
+        let backend = FakeBackend::new("hidden-size=3".parse().unwrap(), 5);
+        let batch = PackedBatch::pack([&[20u32, 21][..], &[22u32][..]]);
+        let heads = [Head::Pooled, Head::SequenceLogits, Head::TokenLogits];
+        let outputs = backend.forward(&batch, &heads).unwrap();
+        let shapes: Vec<_> = outputs.iter().map(|out| (out.width, out.values.len())).collect();
+        assert_eq!(shapes, [(3, 2 * 3), (5, 2 * 5), (5, 3 * 5)]);
+    }
+
+    #[test]
     fn an_unknown_option_is_named() {
-        for text in ["crash=on", "oom-above-tokens=many", "word"] {
+        for text in ["crash=on", "oom-above-tokens=many", "hidden-size=0", "word"] {
             let error = text.parse::<FakeOptions>().unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
@@ -245,7 +267,7 @@ mod tests {
 
     #[test]
     fn tokens_know_where_their_words_stand() {
-        let tokens = FakeOptions::default().tokenize(" é bc ");
+        let tokens = FakeOptions::default().tokenize(" é bc ", MAX_LENGTH);
         let spans: Vec<_> = tokens.iter().map(|token| (token.start, token.end)).collect();
         assert_eq!(spans, [(1, 2), (3, 5)]);
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millrace_crds::inference_service::{Activation, ModelSpec, Task};
-use millrace_protocol::row::RowError;
+use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::wire::Prediction;
 
 use crate::backend::{Backend, Head};
@@ -98,7 +98,7 @@ impl Model {
             digest: "fake".to_owned(),
             dtype: "Float32",
             device: "fake".to_owned(),
-            max_length: fake::MAX_LENGTH,
+            max_length: spec.max_length.map_or(fake::MAX_LENGTH, |length| length as usize),
             tokens: Tokens::Fake { options: options.clone(), text_chars_max },
             finish: finish(spec, labels, spec.normalize.unwrap_or(true), None),
             backend: Box::new(backend),
@@ -177,7 +177,10 @@ impl Model {
             Tokens::Text(tokenizer) => tokenizer.encode(text),
             Tokens::Fake { options, text_chars_max } => {
                 check_chars(text, *text_chars_max)?;
-                let mut tokens = options.tokenize(text);
+                let mut tokens = options.tokenize(text, self.max_length);
+                if tokens.is_empty() {
+                    return Err(RowError::new(RowErrorCode::EmptyText, "the text has no tokens"));
+                }
                 let truncated = tokens.len() > self.max_length;
                 tokens.truncate(self.max_length);
                 Ok(Encoding {
@@ -253,4 +256,109 @@ fn computing(
     _options: &LoadOptions,
 ) -> Result<Computing, LoadError> {
     Err(LoadError::NoTorch)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::backend::PackedBatch;
+
+    fn options(backend: BackendChoice) -> LoadOptions {
+        LoadOptions {
+            model_cache: PathBuf::from("/nowhere"),
+            threads: 1,
+            allow_torchscript: false,
+            text_chars_max: 100,
+            tokenize_deadline: Duration::from_secs(60),
+            backend,
+        }
+    }
+
+    /// A fake model whose spec has `more` beside what every spec has.
+    fn fake(task: &str, more: Value) -> Model {
+        let mut spec = json!({"name": "m", "task": task, "source": {"uri": "hf://owner/name"}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let fake = "nan-on=odd".parse().unwrap();
+        let spec = serde_json::from_value(spec).unwrap();
+        Model::load(&spec, &options(BackendChoice::Fake(fake))).unwrap()
+    }
+
+    fn predicted(model: &Model, text: &str) -> Result<Prediction, RowError> {
+        let encoding = model.encode(text)?;
+        let batch = PackedBatch::pack([encoding.token_ids.as_slice()]);
+        let output = model.backend().forward(&batch, &[model.head()]).unwrap().remove(0);
+        model.predict(text, &encoding, &output.values)
+    }
+
+    fn length(model: &Model) -> f32 {
+        match predicted(model, "mill race").unwrap() {
+            Prediction::Embedding(vector) => vector.iter().map(|v| v * v).sum::<f32>().sqrt(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn embeddings_have_length_one_unless_the_spec_says_otherwise() {
+        assert!((length(&fake("Embedding", json!({}))) - 1.0).abs() < 1e-5);
+        let raw = length(&fake("Embedding", json!({"normalize": false})));
+        assert!((raw - 1.0).abs() > 1e-3, "{raw}");
+    }
+
+    #[test]
+    fn labels_are_the_specs_and_their_scores_sum_to_one() {
+        let model = fake("SequenceClassification", json!({"labels": ["a", "b", "c"]}));
+        let Prediction::Labels(labels) = predicted(&model, "mill race").unwrap() else {
+            panic!("no labels");
+        };
+        assert!((labels.iter().map(|label| label.score).sum::<f32>() - 1.0).abs() < 1e-5);
+        let mut names: Vec<_> = labels.into_iter().map(|label| label.label).collect();
+        names.sort();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn one_label_has_a_score_of_its_own() {
+        let model = fake("SequenceClassification", json!({"labels": ["spam"]}));
+        let Prediction::Labels(labels) = predicted(&model, "mill race").unwrap() else {
+            panic!("no labels");
+        };
+        assert!(labels[0].score < 1.0, "a softmax over one label is always 1");
+    }
+
+    #[test]
+    fn entities_are_pieces_of_the_text() {
+        let model = fake("TokenClassification", json!({"labels": ["B-A", "B-B"]}));
+        let Prediction::Entities(entities) = predicted(&model, "José in Köln").unwrap() else {
+            panic!("no entities");
+        };
+        let words: Vec<_> = entities.iter().map(|entity| entity.word.as_str()).collect();
+        assert_eq!(words, ["José", "in", "Köln"]);
+    }
+
+    #[test]
+    fn a_text_is_cut_to_the_length_in_the_spec_and_refused_above_the_character_cap() {
+        let model = fake("Embedding", json!({"maxLength": 3}));
+        let encoding = model.encode("a b c d").unwrap();
+        assert_eq!((encoding.token_ids.len(), encoding.truncated), (3, true));
+        let error = model.encode(&".".repeat(101)).unwrap_err();
+        assert_eq!(error.code, RowErrorCode::TextTooLong);
+    }
+
+    #[test]
+    fn an_empty_text_and_an_answer_of_nan_are_errors_of_their_row() {
+        let model = fake("Embedding", json!({}));
+        assert_eq!(model.encode(" ").unwrap_err().code, RowErrorCode::EmptyText);
+        assert_eq!(predicted(&model, "odd").unwrap_err().code, RowErrorCode::NotFinite);
+    }
+
+    #[test]
+    fn a_model_that_is_not_there_is_an_error_that_says_where_it_was_sought() {
+        let spec = json!({"name": "m", "task": "Embedding", "source": {"uri": "hf://owner/name"}});
+        let spec = serde_json::from_value(spec).unwrap();
+        let error = Model::load(&spec, &options(BackendChoice::Torch)).map(|_| ()).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("/nowhere/owner/name"), "{source}");
+    }
 }
