@@ -159,6 +159,7 @@ impl OutputFolder {
             },
             tokens: 0,
             sha256: None,
+            models: Default::default(),
         };
         self.write(
             &layout::commit(1, shard),

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use crate::history::{assert_every_row_once, outcomes};
 use crate::process::{Process, children, send, until};
 use crate::redis_server::RedisServer;
-use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+use crate::scene::{Scene, SceneOptions, flush, jsonl, line_offsets};
 
 /// Long enough for kills to land in every phase, short enough to be run each time.
 const ROWS: usize = 3_000;
@@ -100,7 +100,7 @@ fn killed_workers_lose_no_shard() {
     for _round in 0..3 {
         let scene = scene();
         // Every round is a run of its own in the shared Redis.
-        redis.flush_all();
+        flush(&redis);
         let _server = scene.server();
         scene.worker("plan", &redis.url(), "plan.log").succeed();
         let mut workers: Vec<Process> =

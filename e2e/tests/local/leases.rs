@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::history::{assert_every_row_once, outcomes};
 use crate::process::until;
 use crate::redis_server::RedisServer;
-use crate::scene::{Scene, SceneOptions, files_below, jsonl, line_offsets};
+use crate::scene::{Scene, SceneOptions, files_below, flush, jsonl, line_offsets};
 
 const ROWS: usize = 2_000;
 
@@ -44,7 +44,7 @@ fn a_flushed_redis_is_filled_again_from_plan_and_commits() {
     let mut worker = scene.worker("work", &redis.url(), "work.log");
     for commits in [1, 3] {
         wait_for_commits(&scene, commits);
-        redis.flush_all();
+        flush(&redis);
     }
     worker.succeed();
     assert!(worker.log().contains("filling it from plan and commits"), "{}", worker.log());
@@ -65,7 +65,7 @@ fn a_stopped_redis_pauses_the_run_and_a_started_one_ends_the_pause() {
     // Longer than a lease, so that every worker must let its shards go.
     std::thread::sleep(Duration::from_millis(2_500));
     assert!(workers.iter_mut().all(|worker| worker.ended().is_none()), "a worker gave up");
-    redis.restart();
+    redis.start_again();
     for worker in &mut workers {
         worker.succeed();
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::process::{Process, binary, until};
+use crate::redis_server::RedisServer;
 
 /// A job in a folder of its own.
 pub struct Scene {
@@ -58,8 +59,8 @@ impl Scene {
              spec:\n  serviceRef:\n    name: fake\n  input:\n    uris: [{input_name}]\n\
              {input_settings}  output:\n    uri: out\n{settings}"
         );
-        let manifests = folder.path().join("job.yaml");
-        std::fs::write(manifests, format!("{service}---\n{job}")).unwrap();
+        std::fs::write(folder.path().join("service.yaml"), service).unwrap();
+        std::fs::write(folder.path().join("job.yaml"), job).unwrap();
         Self { folder, fake_backend }
     }
 
@@ -95,7 +96,7 @@ impl Scene {
     pub fn server(&self) -> Process {
         let socket = self.path("server.sock");
         let mut command = self.command("millrace-inference-server");
-        command.arg("--service").arg(self.path("job.yaml")).arg("--uds").arg(&socket);
+        command.arg("--service").arg(self.path("service.yaml")).arg("--uds").arg(&socket);
         command.arg("--supervise");
         let server = Process::start(command, self.path("server.log"));
         until(Duration::from_secs(20), || socket.exists().then_some(()))
@@ -134,6 +135,11 @@ pub fn jsonl(rows: usize, bad_every: usize) -> Vec<u8> {
 pub fn line_offsets(input: &[u8]) -> Vec<u64> {
     let ends = input.iter().enumerate().filter(|&(_, &byte)| byte == b'\n').map(|(i, _)| i as u64 + 1);
     std::iter::once(0).chain(ends).filter(|&start| start < input.len() as u64).collect()
+}
+
+/// Forgets everything that a Redis holds.
+pub fn flush(redis: &RedisServer) {
+    redis.command::<()>(&["FLUSHALL"]);
 }
 
 /// Files below `folder`, relative, sorted.

@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn duplicates_of_a_small_dataset_are_exact() {
         let mut sample = DuplicateSample::default();
-        [1, 2, 2, 3, 3, 3].map(spread).map(|hash| sample.insert(hash));
+        [1, 2, 2, 3, 3, 3].map(spread).into_iter().for_each(|hash| sample.insert(hash));
         assert_eq!((sample.duplicates(), sample.is_exact()), (3, true));
     }
 
