@@ -1,4 +1,4 @@
-//! Exit codes, documented in `millrace --help` and docs/cli.md.
+//! Exit codes, documented in `millrace --help` and README.md.
 
 use std::process::ExitCode;
 

@@ -9,6 +9,10 @@ use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
 use millrace_worker::work::client::Client;
 use tempfile::TempDir;
 
+/// Deaths before it was ever ready after which the server is given up. A broken model says so by
+/// its exit code at the first one; the rest are accidents of a busy machine.
+const EARLY_DEATHS_MAX: u32 = 10;
+
 /// A running inference-server. Stopped when dropped, and killed by the kernel if this process dies.
 pub struct LocalServer {
     handle: Handle,
@@ -36,6 +40,7 @@ impl LocalServer {
         ];
         // Only this process may reach the server, and it is the one that restarts it.
         spec.env_remove = vec!["MILLRACE_LISTEN".into(), "MILLRACE_SUPERVISE".into()];
+        spec.early_deaths_max = EARLY_DEATHS_MAX;
         let address = Address::Unix(socket.clone());
         spec.probe = Some(Probe {
             address,
@@ -53,6 +58,12 @@ impl LocalServer {
     /// The way to the server.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Waits until the server was ready for the first time. From then on it is started again
+    /// whatever it dies of, so that a row that kills it can be found.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        Ok(self.handle.ready().await?)
     }
 
     /// Waits until the server is given up and says why.

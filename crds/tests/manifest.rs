@@ -79,7 +79,7 @@ fn problems_of_all_documents_are_reported() {
     let text = format!(
         "{}---{}",
         SERVICE.replace("Embedding", "Embed"),
-        JOB.replace("out", "''")
+        JOB.replace("uri: out", "uri: ''")
     );
     let error = read_str("job.yaml", &text).unwrap_err();
     let documents: Vec<_> = error

@@ -5,12 +5,12 @@ use std::{io::IsTerminal, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
+use millrace_crds::inference_service::Task;
 use millrace_inference_server::{
     options::Options,
     server::{Server, ServerConfig, ServerError},
     service_file,
 };
-use millrace_crds::inference_service::Task;
 use millrace_models::{
     model::{BackendChoice, LoadOptions},
     source,
@@ -148,7 +148,11 @@ fn print_digest(folder: &Path) -> anyhow::Result<()> {
     let torchscript = folder.join("model.pt").is_file()
         && !folder.join("model.safetensors").is_file()
         && !folder.join("model.safetensors.index.json").is_file();
-    let task = if torchscript { Task::TorchScript } else { Task::Embedding };
+    let task = if torchscript {
+        Task::TorchScript
+    } else {
+        Task::Embedding
+    };
     println!("{}", source::open(folder, task, None)?.digest);
     Ok(())
 }

@@ -267,8 +267,12 @@ async fn load(spec: InferenceServiceSpec, options: LoadOptions) -> Result<Vec<Mo
                 message,
             })?;
             tracing::info!(
-                model = model.name(), digest = model.digest(), dtype = model.dtype(),
-                device = model.device(), max_length = model.max_length(), "loaded"
+                model = model.name(),
+                digest = model.digest(),
+                dtype = model.dtype(),
+                device = model.device(),
+                max_length = model.max_length(),
+                "loaded"
             );
             Ok(model)
         };

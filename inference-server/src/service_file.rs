@@ -34,9 +34,16 @@ pub enum ServiceFileError {
 /// The spec in `path`, with relative model folders made absolute from the file's own folder. Other
 /// kinds in the file are passed over.
 pub fn read(path: &Path) -> Result<InferenceServiceSpec, ServiceFileError> {
-    let no_folder = |source| ServiceFileError::NoFolder { path: path.to_owned(), source };
+    let no_folder = |source| ServiceFileError::NoFolder {
+        path: path.to_owned(),
+        source,
+    };
     let absolute = std::path::absolute(path).map_err(no_folder)?;
-    let folder = if absolute.is_dir() { Some(absolute.as_path()) } else { absolute.parent() };
+    let folder = if absolute.is_dir() {
+        Some(absolute.as_path())
+    } else {
+        absolute.parent()
+    };
     let mut services = Vec::new();
     for manifest in read_path(path)? {
         match manifest {
@@ -46,7 +53,10 @@ pub fn read(path: &Path) -> Result<InferenceServiceSpec, ServiceFileError> {
     }
     let found = services.len();
     let (Some(mut spec), 1) = (services.pop(), found) else {
-        return Err(ServiceFileError::NotOneService { path: path.to_owned(), found });
+        return Err(ServiceFileError::NotOneService {
+            path: path.to_owned(),
+            found,
+        });
     };
     for model in &mut spec.models {
         absolute_uri(&mut model.source.uri, folder.unwrap_or(Path::new("/")));
@@ -106,6 +116,9 @@ mod tests {
     fn a_file_with_two_services_is_refused() {
         let one = service("{name: m, task: Embedding, source: {uri: /m}}");
         let two = format!("{one}---\n{}", one.replace("{name: s}", "{name: t}"));
-        assert!(matches!(check(&two), Err(ServiceFileError::NotOneService { found: 2, .. })));
+        assert!(matches!(
+            check(&two),
+            Err(ServiceFileError::NotOneService { found: 2, .. })
+        ));
     }
 }

@@ -3,11 +3,15 @@
 //! Every number is bounded here, so that nothing later multiplies or allocates by a figure that a
 //! hostile file chose. It never looks at weights or tokenisers.
 
+mod fields;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use self::fields::Fields;
 
 /// Largest `config.json` that is read; real ones are a few KiB, label lists included.
 const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -435,96 +439,6 @@ fn labels(fields: &Fields) -> Result<Vec<String>, ConfigError> {
         });
     }
     Ok(names.into_iter().flatten().collect())
-}
-
-/// Typed access to the fields of the file, with errors that name them.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    /// The field's value; null counts as absent.
-    fn get(&self, field: &'static str) -> Option<&'a Value> {
-        self.0.get(field).filter(|value| !value.is_null())
-    }
-
-    fn text(&self, field: &'static str) -> Result<Option<&'a str>, ConfigError> {
-        match self.get(field) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(ConfigError::WrongType {
-                field,
-                expected: "a string",
-            }),
-        }
-    }
-
-    fn required_text(&self, field: &'static str) -> Result<&'a str, ConfigError> {
-        self.text(field)?.ok_or(ConfigError::Missing { field })
-    }
-
-    fn flag(&self, field: &'static str) -> Result<bool, ConfigError> {
-        match self.get(field) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(_) => Err(ConfigError::WrongType {
-                field,
-                expected: "true or false",
-            }),
-        }
-    }
-
-    /// A whole number from `min` to `max`; `default` where the field is absent.
-    fn number(
-        &self,
-        field: &'static str,
-        default: Option<u64>,
-        min: u64,
-        max: u64,
-    ) -> Result<usize, ConfigError> {
-        let number = match self.get(field) {
-            None => {
-                return default
-                    .map(|n| n as usize)
-                    .ok_or(ConfigError::Missing { field });
-            }
-            Some(Value::Number(number)) => number,
-            Some(_) => {
-                return Err(ConfigError::WrongType {
-                    field,
-                    expected: "a whole number",
-                });
-            }
-        };
-        match number.as_u64() {
-            Some(value) if (min..=max).contains(&value) => Ok(value as usize),
-            _ => Err(ConfigError::OutOfRange {
-                field,
-                got: number.to_string(),
-                min,
-                max,
-            }),
-        }
-    }
-
-    fn epsilon(&self, field: &'static str, default: f64) -> Result<f64, ConfigError> {
-        let Some(value) = self.get(field) else {
-            return Ok(default);
-        };
-        let Some(epsilon) = value.as_f64() else {
-            return Err(ConfigError::WrongType {
-                field,
-                expected: "a number",
-            });
-        };
-        if !(0.0..=1.0).contains(&epsilon) {
-            return Err(ConfigError::OutOfRange {
-                field,
-                got: value.to_string(),
-                min: 0,
-                max: 1,
-            });
-        }
-        Ok(epsilon)
-    }
 }
 
 #[cfg(test)]

@@ -67,9 +67,18 @@ impl ModelFolder {
         let tokenizer = TextTokenizer::load(&files.tokenizer, max_length, with_spans, limits)?;
         let tokens = tokenizer.vocabulary_size();
         if tokens > config.vocab_size && spec.task != Task::TorchScript {
-            return Err(FolderError::Vocabulary { tokenizer: tokens, embeddings: config.vocab_size });
+            return Err(FolderError::Vocabulary {
+                tokenizer: tokens,
+                embeddings: config.vocab_size,
+            });
         }
-        Ok(Self { files, config, tokenizer, max_length, normalize })
+        Ok(Self {
+            files,
+            config,
+            tokenizer,
+            max_length,
+            normalize,
+        })
     }
 }
 
@@ -78,8 +87,10 @@ pub fn default_model_cache() -> PathBuf {
     if let Some(folder) = std::env::var_os("MILLRACE_MODEL_CACHE") {
         return folder.into();
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
-        PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".cache")
-    });
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".cache")
+        });
     cache.join("millrace/models")
 }

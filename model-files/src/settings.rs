@@ -43,9 +43,16 @@ pub fn max_length(
 ) -> Result<usize, SettingsError> {
     let reach = config.tokens_max();
     if let Some(asked) = spec.max_length.map(|length| length as usize) {
-        return if asked <= reach { Ok(asked) } else { Err(SettingsError::TooLong { asked, reach }) };
+        return if asked <= reach {
+            Ok(asked)
+        } else {
+            Err(SettingsError::TooLong { asked, reach })
+        };
     }
-    let told = [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")];
+    let told = [
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+    ];
     for (file, field) in told {
         let path = files.folder.join(file);
         if !path.is_file() {
@@ -70,7 +77,11 @@ pub fn normalize(spec: &ModelSpec, files: &ModelFiles) -> Result<bool, SettingsE
         return Ok(true);
     };
     let modules = read(path)?;
-    let types = modules.as_array().into_iter().flatten().filter_map(|module| module["type"].as_str());
+    let types = modules
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|module| module["type"].as_str());
     Ok(types.into_iter().any(|name| name.ends_with("Normalize")))
 }
 
@@ -107,7 +118,9 @@ mod tests {
             "max_position_embeddings": 514,
         });
         let mut spec = json!({"name": "m", "task": "Embedding", "source": {"uri": "/m"}});
-        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         let modules = folder.path().join("modules.json");
         let files = ModelFiles {
             folder: folder.path().to_owned(),
@@ -127,7 +140,12 @@ mod tests {
     }
 
     fn length(written: &[(&str, Value)], model_type: &str, more: Value) -> Result<usize, String> {
-        let Scene { _folder, files, config, spec } = scene(written, model_type, more);
+        let Scene {
+            _folder,
+            files,
+            config,
+            spec,
+        } = scene(written, model_type, more);
         max_length(&spec, &files, &config).map_err(|error| error.to_string())
     }
 
@@ -163,14 +181,33 @@ mod tests {
     #[test]
     fn vectors_are_normalised_where_the_modules_say_so_or_are_not_there() {
         let normalized = |written: &[(&str, Value)], more| {
-            let Scene { _folder, files, spec, .. } = scene(written, "bert", more);
+            let Scene {
+                _folder,
+                files,
+                spec,
+                ..
+            } = scene(written, "bert", more);
             normalize(&spec, &files).unwrap()
         };
-        let modules = |last: &str| ("modules.json", json!([{"type": "a.Pooling"}, {"type": last}]));
+        let modules = |last: &str| {
+            (
+                "modules.json",
+                json!([{"type": "a.Pooling"}, {"type": last}]),
+            )
+        };
         assert!(normalized(&[], json!({})));
-        assert!(normalized(&[modules("sentence_transformers.models.Normalize")], json!({})));
-        assert!(!normalized(&[modules("sentence_transformers.models.Dense")], json!({})));
+        assert!(normalized(
+            &[modules("sentence_transformers.models.Normalize")],
+            json!({})
+        ));
+        assert!(!normalized(
+            &[modules("sentence_transformers.models.Dense")],
+            json!({})
+        ));
         assert!(!normalized(&[], json!({"normalize": false})));
-        assert!(normalized(&[modules("a.Dense")], json!({"normalize": true})));
+        assert!(normalized(
+            &[modules("a.Dense")],
+            json!({"normalize": true})
+        ));
     }
 }

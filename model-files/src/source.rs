@@ -117,12 +117,17 @@ pub fn resolve(uri: &str, cache: &Path) -> Result<PathBuf, SourceError> {
         let folder = cache.join(name);
         return match is_plain(Path::new(name)) && folder.is_dir() {
             true => Ok(folder),
-            false => Err(SourceError::NotCached { uri: uri.to_owned(), folder }),
+            false => Err(SourceError::NotCached {
+                uri: uri.to_owned(),
+                folder,
+            }),
         };
     }
     match uri.strip_prefix("file://") {
         Some(path) => Ok(PathBuf::from(path)),
-        None if uri.contains("://") => Err(SourceError::UnknownScheme { uri: uri.to_owned() }),
+        None if uri.contains("://") => Err(SourceError::UnknownScheme {
+            uri: uri.to_owned(),
+        }),
         None => Ok(PathBuf::from(uri)),
     }
 }
@@ -135,17 +140,26 @@ pub fn open(
 ) -> Result<ModelFiles, SourceError> {
     let required = |file: &'static str, hint: &'static str| {
         let path = folder.join(file);
-        let missing = || SourceError::Missing { folder: folder.to_owned(), file, hint };
+        let missing = || SourceError::Missing {
+            folder: folder.to_owned(),
+            file,
+            hint,
+        };
         path.is_file().then_some(path).ok_or_else(missing)
     };
     let optional = |file: &str| Some(folder.join(file)).filter(|path| path.is_file());
     if !folder.is_dir() {
-        return Err(SourceError::NoFolder { folder: folder.to_owned() });
+        return Err(SourceError::NoFolder {
+            folder: folder.to_owned(),
+        });
     }
     let config = required("config.json", "it is not a model in Hugging Face layout")?;
     let weights = match task {
         Task::TorchScript => {
-            vec![required("model.pt", "save the traced module under that name")?]
+            vec![required(
+                "model.pt",
+                "save the traced module under that name",
+            )?]
         }
         Task::Embedding | Task::SequenceClassification | Task::TokenClassification => {
             safetensors(folder)?
@@ -190,7 +204,10 @@ fn safetensors(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
     if !index_path.is_file() {
         return Err(no_weights(folder));
     }
-    let invalid = |message: String| SourceError::Index { path: index_path.clone(), message };
+    let invalid = |message: String| SourceError::Index {
+        path: index_path.clone(),
+        message,
+    };
     let index: WeightIndex = serde_json::from_slice(&read_json(&index_path)?)
         .map_err(|error| invalid(error.to_string()))?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
@@ -200,18 +217,29 @@ fn safetensors(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
             return Err(invalid(format!("{name:?} is not a file of this folder")));
         }
         let path = folder.join(&name);
-        path.is_file().then_some(path).ok_or_else(|| invalid(format!("{name} is missing")))
+        path.is_file()
+            .then_some(path)
+            .ok_or_else(|| invalid(format!("{name} is missing")))
     });
     files.collect()
 }
 
 fn no_weights(folder: &Path) -> SourceError {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let entries = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut pickles =
-        names.filter(|name| [".bin", ".pkl", ".pickle", ".ckpt"].iter().any(|end| name.ends_with(end)));
+    let mut pickles = names.filter(|name| {
+        [".bin", ".pkl", ".pickle", ".ckpt"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    });
     match pickles.next() {
-        Some(file) => SourceError::Pickle { folder: folder.to_owned(), file },
+        Some(file) => SourceError::Pickle {
+            folder: folder.to_owned(),
+            file,
+        },
         None => SourceError::Missing {
             folder: folder.to_owned(),
             file: "model.safetensors",
@@ -222,31 +250,51 @@ fn no_weights(folder: &Path) -> SourceError {
 
 /// Whether a path from elsewhere stays below the folder it is joined to.
 fn is_plain(path: &Path) -> bool {
-    path.components().all(|component| matches!(component, Component::Normal(_)))
+    path.components()
+        .all(|component| matches!(component, Component::Normal(_)))
 }
 
 /// Bytes of a small file of the model.
 pub(crate) fn read_json(path: &Path) -> Result<Vec<u8>, SourceError> {
-    let failed = |source| SourceError::Read { path: path.to_owned(), source };
+    let failed = |source| SourceError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(JSON_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     match bytes.len() as u64 > JSON_BYTES_MAX {
-        true => Err(SourceError::TooLarge { path: path.to_owned() }),
+        true => Err(SourceError::TooLarge {
+            path: path.to_owned(),
+        }),
         false => Ok(bytes),
     }
 }
 
 /// SHA-256 over sorted lines of each file's SHA-256 and name.
 fn digest(files: &ModelFiles) -> Result<String, SourceError> {
-    let ModelFiles { folder, config, weights, tokenizer, pooling_config, modules, digest: _ } = files;
+    let ModelFiles {
+        folder,
+        config,
+        weights,
+        tokenizer,
+        pooling_config,
+        modules,
+        digest: _,
+    } = files;
     let mut paths = vec![config, tokenizer];
     paths.extend(weights);
     paths.extend(pooling_config);
     paths.extend(modules);
     let lengths = folder.join("sentence_bert_config.json");
     let bounds = folder.join("tokenizer_config.json");
-    paths.extend([&lengths, &bounds].into_iter().filter(|path| path.is_file()));
+    paths.extend(
+        [&lengths, &bounds]
+            .into_iter()
+            .filter(|path| path.is_file()),
+    );
     let mut lines = Vec::new();
     for path in paths {
         let name = path.strip_prefix(folder).unwrap_or(path);
@@ -257,7 +305,10 @@ fn digest(files: &ModelFiles) -> Result<String, SourceError> {
 }
 
 fn file_sha256(path: &Path) -> Result<String, SourceError> {
-    let failed = |source| SourceError::Read { path: path.to_owned(), source };
+    let failed = |source| SourceError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = std::fs::File::open(path).map_err(failed)?;
     let mut sha256 = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -290,12 +341,17 @@ mod tests {
         folder
     }
 
-    const WHOLE: [(&str, &str); 3] =
-        [("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "{}")];
+    const WHOLE: [(&str, &str); 3] = [
+        ("config.json", "{}"),
+        ("model.safetensors", "weights"),
+        ("tokenizer.json", "{}"),
+    ];
 
     fn refused(files: &[(&str, &str)]) -> String {
         let folder = folder(files);
-        open(folder.path(), Task::Embedding, None).unwrap_err().to_string()
+        open(folder.path(), Task::Embedding, None)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -317,7 +373,9 @@ mod tests {
     fn another_digest_is_refused_naming_both() {
         let folder = folder(&WHOLE);
         let asked = format!("sha256:{}", "0".repeat(64));
-        let error = open(folder.path(), Task::Embedding, Some(&asked)).unwrap_err().to_string();
+        let error = open(folder.path(), Task::Embedding, Some(&asked))
+            .unwrap_err()
+            .to_string();
         let found = open(folder.path(), Task::Embedding, None).unwrap().digest;
         assert!(error.contains(&asked) && error.contains(&found), "{error}");
     }
@@ -350,7 +408,10 @@ mod tests {
     #[test]
     fn pickled_weights_are_refused() {
         let error = refused(&[WHOLE[0], WHOLE[2], ("pytorch_model.bin", "")]);
-        assert!(error.contains("pytorch_model.bin") && error.contains("safetensors"), "{error}");
+        assert!(
+            error.contains("pytorch_model.bin") && error.contains("safetensors"),
+            "{error}"
+        );
     }
 
     #[test]

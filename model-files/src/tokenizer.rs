@@ -103,7 +103,10 @@ impl TextTokenizer {
         tokenizer.with_truncation(None).map_err(invalid)?;
         let special = tokenizer.encode("", true).map_err(invalid)?.len();
         if special >= max_length {
-            return Err(TokenizerError::NoRoom { max_length, special });
+            return Err(TokenizerError::NoRoom {
+                max_length,
+                special,
+            });
         }
         let truncation = TruncationParams {
             max_length,
@@ -111,13 +114,25 @@ impl TextTokenizer {
             stride: 0,
             direction: TruncationDirection::Right,
         };
-        tokenizer.with_truncation(Some(truncation)).map_err(invalid)?;
-        Ok(Self { tokenizer, max_length, special, with_spans, limits })
+        tokenizer
+            .with_truncation(Some(truncation))
+            .map_err(invalid)?;
+        Ok(Self {
+            tokenizer,
+            max_length,
+            special,
+            with_spans,
+            limits,
+        })
     }
 
     /// Every token id is below this number. It is not the count of tokens: ids may have gaps.
     pub fn vocabulary_size(&self) -> usize {
-        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+        self.tokenizer
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |id| id as usize + 1)
     }
 
     /// Tokenises a text, cut to the model's length.
@@ -135,7 +150,10 @@ impl TextTokenizer {
             if let Some(encoding) = self.encode_beginning(beginning, cut)? {
                 return match encoding.token_ids.len() > self.special {
                     true => Ok(encoding),
-                    false => Err(RowError::new(RowErrorCode::EmptyText, "the text has no tokens")),
+                    false => Err(RowError::new(
+                        RowErrorCode::EmptyText,
+                        "the text has no tokens",
+                    )),
                 };
             }
             // The next pass takes twice as much text, so it is not begun if it would end too late.
@@ -158,7 +176,10 @@ impl TextTokenizer {
             false => self.tokenizer.encode_fast(beginning, true),
         };
         let encoded = encoded.map_err(|error| {
-            RowError::new(RowErrorCode::TokenizeFailed, format!("the tokenizer failed: {error}"))
+            RowError::new(
+                RowErrorCode::TokenizeFailed,
+                format!("the tokenizer failed: {error}"),
+            )
         })?;
         let truncated = !encoded.get_overflowing().is_empty();
         let known = match cut {
@@ -171,7 +192,11 @@ impl TextTokenizer {
         };
         Ok(known.then(|| Encoding {
             token_ids: encoded.get_ids().to_vec(),
-            char_spans: if self.with_spans { char_spans(&encoded) } else { Vec::new() },
+            char_spans: if self.with_spans {
+                char_spans(&encoded)
+            } else {
+                Vec::new()
+            },
             truncated,
         }))
     }
@@ -180,10 +205,15 @@ impl TextTokenizer {
 /// The bytes of `tokenizer.json`.
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let name = || path.display().to_string();
-    let failed = |source| TokenizerError::Read { path: name(), source };
+    let failed = |source| TokenizerError::Read {
+        path: name(),
+        source,
+    };
     let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     match bytes.len() as u64 > FILE_BYTES_MAX {
         true => Err(TokenizerError::TooLarge { path: name() }),
         false => Ok(bytes),
@@ -245,13 +275,18 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: TextLimits =
-        TextLimits { text_chars_max: 100_000, tokenize_deadline: Duration::from_secs(60) };
+    const LIMITS: TextLimits = TextLimits {
+        text_chars_max: 100_000,
+        tokenize_deadline: Duration::from_secs(60),
+    };
 
     /// A tokenizer of whole words with the special tokens of BERT.
     fn words(max_length: usize, limits: TextLimits) -> TextTokenizer {
         let vocabulary = ["[UNK]", "[CLS]", "[SEP]", "mill", "race", "é"];
-        let vocabulary = vocabulary.iter().zip(0..).map(|(word, id)| ((*word).to_owned(), id));
+        let vocabulary = vocabulary
+            .iter()
+            .zip(0..)
+            .map(|(word, id)| ((*word).to_owned(), id));
         let model = WordLevel::builder()
             .vocab(vocabulary.collect())
             .unk_token("[UNK]".to_owned())
@@ -276,28 +311,49 @@ mod tests {
     fn a_long_text_is_cut_to_the_models_length_and_says_so() {
         let tokenizer = words(4, LIMITS);
         let encoding = tokenizer.encode("mill race mill race").unwrap();
-        assert_eq!((encoding.token_ids, encoding.truncated), (vec![1, 3, 4, 2], true));
+        assert_eq!(
+            (encoding.token_ids, encoding.truncated),
+            (vec![1, 3, 4, 2], true)
+        );
         let encoding = tokenizer.encode("mill race").unwrap();
-        assert_eq!((encoding.token_ids, encoding.truncated), (vec![1, 3, 4, 2], false));
+        assert_eq!(
+            (encoding.token_ids, encoding.truncated),
+            (vec![1, 3, 4, 2], false)
+        );
     }
 
     #[test]
     fn spans_count_characters_and_special_tokens_have_none() {
         let encoding = words(16, LIMITS).encode("é mill").unwrap();
-        assert_eq!(encoding.char_spans, [None, Some((0, 1)), Some((2, 6)), None]);
+        assert_eq!(
+            encoding.char_spans,
+            [None, Some((0, 1)), Some((2, 6)), None]
+        );
     }
 
     #[test]
     fn a_text_over_the_character_cap_is_refused_before_it_is_tokenised() {
-        let tokenizer = words(16, TextLimits { text_chars_max: 10, ..LIMITS });
+        let tokenizer = words(
+            16,
+            TextLimits {
+                text_chars_max: 10,
+                ..LIMITS
+            },
+        );
         let error = tokenizer.encode(&".".repeat(1_000_000)).unwrap_err();
         assert_eq!(error.code, RowErrorCode::TextTooLong);
-        assert!(tokenizer.encode("éééééééééé").is_ok(), "ten characters, twenty bytes");
+        assert!(
+            tokenizer.encode("éééééééééé").is_ok(),
+            "ten characters, twenty bytes"
+        );
     }
 
     #[test]
     fn a_text_that_takes_too_long_is_given_up() {
-        let limits = TextLimits { tokenize_deadline: Duration::ZERO, ..LIMITS };
+        let limits = TextLimits {
+            tokenize_deadline: Duration::ZERO,
+            ..LIMITS
+        };
         // One endless word is one token however much of it is read, so reading goes on.
         let error = words(16, limits).encode(&"x".repeat(90_000)).unwrap_err();
         assert_eq!(error.code, RowErrorCode::TokenizeFailed);

@@ -61,7 +61,11 @@ impl FromStr for FakeOptions {
 
     fn from_str(text: &str) -> Result<Self, FakeOptionsError> {
         let mut options = Self::default();
-        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        for pair in text
+            .split(',')
+            .map(str::trim)
+            .filter(|pair| !pair.is_empty())
+        {
             let unknown = || FakeOptionsError(pair.to_owned());
             let (key, value) = pair.split_once('=').ok_or_else(unknown)?;
             match key {
@@ -112,7 +116,11 @@ impl FakeOptions {
                 }
                 word.push(character);
             } else if !word.is_empty() {
-                tokens.push(FakeToken { id: self.id(&word), start, end: index as u32 });
+                tokens.push(FakeToken {
+                    id: self.id(&word),
+                    start,
+                    end: index as u32,
+                });
                 word.clear();
                 if tokens.len() > max_length {
                     break;
@@ -149,20 +157,36 @@ impl FakeBackend {
 
 impl Backend for FakeBackend {
     fn appetite(&self) -> Appetite {
-        Appetite { batch_tokens: BATCH_TOKENS, callers: 1 }
+        Appetite {
+            batch_tokens: BATCH_TOKENS,
+            callers: 1,
+        }
     }
 
-    fn forward(&self, batch: &PackedBatch, heads: &[Head]) -> Result<Vec<HeadOutput>, BackendError> {
+    fn forward(
+        &self,
+        batch: &PackedBatch,
+        heads: &[Head],
+    ) -> Result<Vec<HeadOutput>, BackendError> {
         let (sequences, tokens) = (batch.sequences(), batch.tokens());
-        if self.options.oom_above_tokens.is_some_and(|max| tokens > max) {
+        if self
+            .options
+            .oom_above_tokens
+            .is_some_and(|max| tokens > max)
+        {
             return Err(BackendError::OutOfMemory { sequences, tokens });
         }
         if batch.token_ids.contains(&CRASH_ID) {
             std::process::abort();
         }
-        assert!(!batch.token_ids.contains(&PANIC_ID), "a word that it was told to panic on");
+        assert!(
+            !batch.token_ids.contains(&PANIC_ID),
+            "a word that it was told to panic on"
+        );
         if batch.token_ids.contains(&FAIL_ID) {
-            return Err(BackendError::Failed("a word that it was told to fail on".to_owned()));
+            return Err(BackendError::Failed(
+                "a word that it was told to fail on".to_owned(),
+            ));
         }
         let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         let time = self.options.time_per_token.saturating_mul(tokens);
@@ -180,15 +204,23 @@ impl FakeBackend {
         match head {
             Head::Pooled => HeadOutput {
                 width: hidden_size,
-                values: sequences.flat_map(|ids| numbers(ids, hidden_size)).collect(),
+                values: sequences
+                    .flat_map(|ids| numbers(ids, hidden_size))
+                    .collect(),
             },
             Head::SequenceLogits => HeadOutput {
                 width: self.labels,
-                values: sequences.flat_map(|ids| numbers(ids, self.labels)).collect(),
+                values: sequences
+                    .flat_map(|ids| numbers(ids, self.labels))
+                    .collect(),
             },
             Head::TokenLogits => HeadOutput {
                 width: self.labels,
-                values: batch.token_ids.iter().flat_map(|id| numbers(&[*id], self.labels)).collect(),
+                values: batch
+                    .token_ids
+                    .iter()
+                    .flat_map(|id| numbers(&[*id], self.labels))
+                    .collect(),
             },
         }
     }
@@ -218,11 +250,18 @@ mod tests {
     use super::*;
 
     fn ids(options: &FakeOptions, text: &str) -> Vec<u32> {
-        options.tokenize(text, MAX_LENGTH).into_iter().map(|token| token.id).collect()
+        options
+            .tokenize(text, MAX_LENGTH)
+            .into_iter()
+            .map(|token| token.id)
+            .collect()
     }
 
     fn pooled(backend: &FakeBackend, texts: &[&str]) -> Result<HeadOutput, BackendError> {
-        let ids: Vec<_> = texts.iter().map(|text| ids(&backend.options, text)).collect();
+        let ids: Vec<_> = texts
+            .iter()
+            .map(|text| ids(&backend.options, text))
+            .collect();
         let batch = PackedBatch::pack(ids.iter().map(Vec::as_slice));
         Ok(backend.forward(&batch, &[Head::Pooled])?.remove(0))
     }
@@ -238,10 +277,18 @@ mod tests {
 
     #[test]
     fn named_words_misbehave_and_no_others() {
-        let options: FakeOptions = "fail-on=bad, nan-on=odd,oom-above-tokens=3".parse().unwrap();
+        let options: FakeOptions = "fail-on=bad, nan-on=odd,oom-above-tokens=3"
+            .parse()
+            .unwrap();
         let backend = FakeBackend::new(options, 2);
-        assert!(matches!(pooled(&backend, &["a bad one"]), Err(BackendError::Failed(_))));
-        assert!(matches!(pooled(&backend, &["a b c d"]), Err(BackendError::OutOfMemory { .. })));
+        assert!(matches!(
+            pooled(&backend, &["a bad one"]),
+            Err(BackendError::Failed(_))
+        ));
+        assert!(matches!(
+            pooled(&backend, &["a b c d"]),
+            Err(BackendError::OutOfMemory { .. })
+        ));
         let odd = pooled(&backend, &["odd", "even"]).unwrap();
         assert!(odd.row(0).iter().all(|value| value.is_nan()));
         assert!(odd.row(1).iter().all(|value| value.is_finite()));
@@ -253,7 +300,10 @@ mod tests {
         let batch = PackedBatch::pack([&[20u32, 21][..], &[22u32][..]]);
         let heads = [Head::Pooled, Head::SequenceLogits, Head::TokenLogits];
         let outputs = backend.forward(&batch, &heads).unwrap();
-        let shapes: Vec<_> = outputs.iter().map(|out| (out.width, out.values.len())).collect();
+        let shapes: Vec<_> = outputs
+            .iter()
+            .map(|out| (out.width, out.values.len()))
+            .collect();
         assert_eq!(shapes, [(3, 2 * 3), (5, 2 * 5), (5, 3 * 5)]);
     }
 
@@ -268,7 +318,10 @@ mod tests {
     #[test]
     fn tokens_know_where_their_words_stand() {
         let tokens = FakeOptions::default().tokenize(" é bc ", MAX_LENGTH);
-        let spans: Vec<_> = tokens.iter().map(|token| (token.start, token.end)).collect();
+        let spans: Vec<_> = tokens
+            .iter()
+            .map(|token| (token.start, token.end))
+            .collect();
         assert_eq!(spans, [(1, 2), (3, 5)]);
     }
 }

@@ -10,8 +10,8 @@ use millrace_protocol::wire::Prediction;
 use crate::backend::{Backend, Head};
 use crate::config::{ModelConfig, ProblemType};
 use crate::fake::{self, FakeBackend, FakeOptions};
-use crate::prediction::{self, Finish};
 use crate::folder::{FolderError, ModelFolder};
+use crate::prediction::{self, Finish};
 use crate::source::ModelFiles;
 use crate::tokenizer::{TextLimits, TextTokenizer, check_chars};
 
@@ -74,7 +74,10 @@ pub struct Model {
 /// What makes token ids.
 enum Tokens {
     Text(TextTokenizer),
-    Fake { options: FakeOptions, text_chars_max: usize },
+    Fake {
+        options: FakeOptions,
+        text_chars_max: usize,
+    },
 }
 
 impl Model {
@@ -98,8 +101,13 @@ impl Model {
             digest: "fake".to_owned(),
             dtype: "Float32",
             device: "fake".to_owned(),
-            max_length: spec.max_length.map_or(fake::MAX_LENGTH, |length| length as usize),
-            tokens: Tokens::Fake { options: options.clone(), text_chars_max },
+            max_length: spec
+                .max_length
+                .map_or(fake::MAX_LENGTH, |length| length as usize),
+            tokens: Tokens::Fake {
+                options: options.clone(),
+                text_chars_max,
+            },
             finish: finish(spec, labels, spec.normalize.unwrap_or(true), None),
             backend: Box::new(backend),
         }
@@ -110,10 +118,19 @@ impl Model {
             text_chars_max: options.text_chars_max,
             tokenize_deadline: options.tokenize_deadline,
         };
-        let ModelFolder { files, config, tokenizer, max_length, normalize } =
-            ModelFolder::open(spec, &options.model_cache, limits)?;
+        let ModelFolder {
+            files,
+            config,
+            tokenizer,
+            max_length,
+            normalize,
+        } = ModelFolder::open(spec, &options.model_cache, limits)?;
         let labels = spec.labels.clone().unwrap_or_else(|| config.labels.clone());
-        let Computing { backend, dtype, device } = computing(&files, &config, spec, options)?;
+        let Computing {
+            backend,
+            dtype,
+            device,
+        } = computing(&files, &config, spec, options)?;
         Ok(Model {
             name: spec.name.clone(),
             task: spec.task,
@@ -175,17 +192,26 @@ impl Model {
     pub fn encode(&self, text: &str) -> Result<Encoding, RowError> {
         match &self.tokens {
             Tokens::Text(tokenizer) => tokenizer.encode(text),
-            Tokens::Fake { options, text_chars_max } => {
+            Tokens::Fake {
+                options,
+                text_chars_max,
+            } => {
                 check_chars(text, *text_chars_max)?;
                 let mut tokens = options.tokenize(text, self.max_length);
                 if tokens.is_empty() {
-                    return Err(RowError::new(RowErrorCode::EmptyText, "the text has no tokens"));
+                    return Err(RowError::new(
+                        RowErrorCode::EmptyText,
+                        "the text has no tokens",
+                    ));
                 }
                 let truncated = tokens.len() > self.max_length;
                 tokens.truncate(self.max_length);
                 Ok(Encoding {
                     token_ids: tokens.iter().map(|token| token.id).collect(),
-                    char_spans: tokens.iter().map(|token| Some((token.start, token.end))).collect(),
+                    char_spans: tokens
+                        .iter()
+                        .map(|token| Some((token.start, token.end)))
+                        .collect(),
                     truncated,
                 })
             }
@@ -215,8 +241,15 @@ fn finish(
         Task::SequenceClassification => {
             let alone =
                 labels.len() == 1 || problem_type == Some(ProblemType::MultiLabelClassification);
-            let default = if alone { Activation::Sigmoid } else { Activation::Softmax };
-            Finish::Labels { labels, activation: spec.activation.unwrap_or(default) }
+            let default = if alone {
+                Activation::Sigmoid
+            } else {
+                Activation::Softmax
+            };
+            Finish::Labels {
+                labels,
+                activation: spec.activation.unwrap_or(default),
+            }
         }
         Task::TokenClassification => Finish::Entities { labels },
         Task::TorchScript => Finish::Values,
@@ -245,7 +278,11 @@ fn computing(
     };
     let placement = Placement::choose(spec, options.device)?;
     let backend = torch::load(files, config, spec, &options)?;
-    Ok(Computing { backend, dtype: placement.dtype_name(), device: placement.device.to_string() })
+    Ok(Computing {
+        backend,
+        dtype: placement.dtype_name(),
+        device: placement.device.to_string(),
+    })
 }
 
 #[cfg(not(feature = "torch"))]
@@ -279,7 +316,9 @@ mod tests {
     /// A fake model whose spec has `more` beside what every spec has.
     fn fake(task: &str, more: Value) -> Model {
         let mut spec = json!({"name": "m", "task": task, "source": {"uri": "hf://owner/name"}});
-        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         let fake = "nan-on=odd".parse().unwrap();
         let spec = serde_json::from_value(spec).unwrap();
         Model::load(&spec, &options(BackendChoice::Fake(fake))).unwrap()
@@ -288,7 +327,11 @@ mod tests {
     fn predicted(model: &Model, text: &str) -> Result<Prediction, RowError> {
         let encoding = model.encode(text)?;
         let batch = PackedBatch::pack([encoding.token_ids.as_slice()]);
-        let output = model.backend().forward(&batch, &[model.head()]).unwrap().remove(0);
+        let output = model
+            .backend()
+            .forward(&batch, &[model.head()])
+            .unwrap()
+            .remove(0);
         model.predict(text, &encoding, &output.values)
     }
 
@@ -324,7 +367,10 @@ mod tests {
         let Prediction::Labels(labels) = predicted(&model, "mill race").unwrap() else {
             panic!("no labels");
         };
-        assert!(labels[0].score < 1.0, "a softmax over one label is always 1");
+        assert!(
+            labels[0].score < 1.0,
+            "a softmax over one label is always 1"
+        );
     }
 
     #[test]
@@ -350,14 +396,19 @@ mod tests {
     fn an_empty_text_and_an_answer_of_nan_are_errors_of_their_row() {
         let model = fake("Embedding", json!({}));
         assert_eq!(model.encode(" ").unwrap_err().code, RowErrorCode::EmptyText);
-        assert_eq!(predicted(&model, "odd").unwrap_err().code, RowErrorCode::NotFinite);
+        assert_eq!(
+            predicted(&model, "odd").unwrap_err().code,
+            RowErrorCode::NotFinite
+        );
     }
 
     #[test]
     fn a_model_that_is_not_there_is_an_error_that_says_where_it_was_sought() {
         let spec = json!({"name": "m", "task": "Embedding", "source": {"uri": "hf://owner/name"}});
         let spec = serde_json::from_value(spec).unwrap();
-        let error = Model::load(&spec, &options(BackendChoice::Torch)).map(|_| ()).unwrap_err();
+        let error = Model::load(&spec, &options(BackendChoice::Torch))
+            .map(|_| ())
+            .unwrap_err();
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("/nowhere/owner/name"), "{source}");
     }

@@ -57,19 +57,32 @@ pub fn predict(
 /// The vector scaled to length 1; a zero vector stays.
 fn normalized(vector: &[f32]) -> Vec<f32> {
     // In 64 bits, since the squares of large but finite numbers are infinite in 32.
-    let squares: f64 = vector.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+    let squares: f64 = vector
+        .iter()
+        .map(|&value| f64::from(value) * f64::from(value))
+        .sum();
     let length = squares.sqrt().max(1e-12);
-    vector.iter().map(|&value| (f64::from(value) / length) as f32).collect()
+    vector
+        .iter()
+        .map(|&value| (f64::from(value) / length) as f32)
+        .collect()
 }
 
 fn label_scores(labels: &[String], activation: Activation, logits: &[f32]) -> Vec<LabelScore> {
     let scores = match activation {
         Activation::Softmax => softmax(logits),
-        Activation::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+        Activation::Sigmoid => logits
+            .iter()
+            .map(|logit| 1.0 / (1.0 + (-logit).exp()))
+            .collect(),
     };
     let scored = labels.iter().zip(scores);
-    let mut scored: Vec<_> =
-        scored.map(|(label, score)| LabelScore { label: label.clone(), score }).collect();
+    let mut scored: Vec<_> = scored
+        .map(|(label, score)| LabelScore {
+            label: label.clone(),
+            score,
+        })
+        .collect();
     // Equal scores keep the order of the labels, so that the answer is one and the same each time.
     scored.sort_by(|one, other| other.score.total_cmp(&one.score));
     scored
@@ -99,7 +112,10 @@ fn entities(
 ) -> Vec<Entity> {
     let mut spans: Vec<Span> = Vec::new();
     let mut open = false;
-    for (token, logits) in token_spans.iter().zip(logits.chunks_exact(labels.len().max(1))) {
+    for (token, logits) in token_spans
+        .iter()
+        .zip(logits.chunks_exact(labels.len().max(1)))
+    {
         let Some((start, end)) = *token else {
             continue;
         };
@@ -123,7 +139,12 @@ fn entities(
                 last.end = end;
                 last.scores.push(score);
             }
-            _ => spans.push(Span { label, start, end, scores: vec![score] }),
+            _ => spans.push(Span {
+                label,
+                start,
+                end,
+                scores: vec![score],
+            }),
         }
         open = true;
     }
@@ -131,8 +152,18 @@ fn entities(
         return Vec::new();
     }
     let offsets: Vec<usize> = text.char_indices().map(|(offset, _)| offset).collect();
-    let byte = |character: u32| offsets.get(character as usize).copied().unwrap_or(text.len());
-    let entity = |Span { label, start, end, scores }: Span| {
+    let byte = |character: u32| {
+        offsets
+            .get(character as usize)
+            .copied()
+            .unwrap_or(text.len())
+    };
+    let entity = |Span {
+                      label,
+                      start,
+                      end,
+                      scores,
+                  }: Span| {
         // Offsets come of the model's own tokenizer, so nothing is taken for granted of them.
         let word = text.get(byte(start)..byte(end)).unwrap_or_default();
         Entity {
@@ -167,15 +198,26 @@ mod tests {
             at += length + 1;
         }
         spans.push(None);
-        let logits = |tag: &str| labels.iter().map(|l| if l == tag { 9.0 } else { 0.0 }).collect();
+        let logits = |tag: &str| {
+            labels
+                .iter()
+                .map(|l| if l == tag { 9.0 } else { 0.0 })
+                .collect()
+        };
         let rows = ["O"].iter().chain(tags).chain(["O"].iter());
         let numbers: Vec<f32> = rows.flat_map(|tag| -> Vec<f32> { logits(tag) }).collect();
         let found = entities(&labels, text, &spans, &numbers);
-        found.into_iter().map(|entity| (entity.entity, entity.word)).collect()
+        found
+            .into_iter()
+            .map(|entity| (entity.entity, entity.word))
+            .collect()
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -187,7 +229,10 @@ mod tests {
     #[test]
     fn a_beginning_and_a_gap_each_start_a_new_entity() {
         let found = tagged("Ann Bob x Cy", &["B-PER", "B-PER", "O", "I-PER"]);
-        assert_eq!(found, pairs(&[("PER", "Ann"), ("PER", "Bob"), ("PER", "Cy")]));
+        assert_eq!(
+            found,
+            pairs(&[("PER", "Ann"), ("PER", "Bob"), ("PER", "Cy")])
+        );
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct Commit {
 impl Commit {
     /// The commit's counts.
     pub fn tally(&self) -> Tally {
-        Tally { rows: self.rows, tokens: self.tokens }
+        Tally {
+            rows: self.rows,
+            tokens: self.tokens,
+        }
     }
 }

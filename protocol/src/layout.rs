@@ -25,7 +25,10 @@ pub fn commit(run: RunNumber, shard: ShardIndex) -> String {
 
 /// `parts/0001-00012-<attempt>.jsonl[.zst]`
 pub fn part(run: RunNumber, shard: ShardIndex, attempt: &str, zstd: bool) -> String {
-    format!("parts/{run:04}-{shard:05}-{attempt}.jsonl{}", if zstd { ".zst" } else { "" })
+    format!(
+        "parts/{run:04}-{shard:05}-{attempt}.jsonl{}",
+        if zstd { ".zst" } else { "" }
+    )
 }
 
 /// `errors/0001-00012-<attempt>.jsonl`

@@ -99,7 +99,11 @@ pub struct RowError {
 impl RowError {
     /// An error that belongs to no step.
     pub fn new(code: RowErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), step: None }
+        Self {
+            code,
+            message: message.into(),
+            step: None,
+        }
     }
 }
 
@@ -189,10 +193,21 @@ mod tests {
 
     #[test]
     fn a_position_is_flat_in_json() {
-        let bytes = Position { file: "file:///a".into(), place: Place::Offset { offset: 7 } };
-        assert_eq!(serde_json::to_string(&bytes).unwrap(), r#"{"file":"file:///a","offset":7}"#);
-        let group =
-            Position { file: "file:///b".into(), place: Place::Group { row_group: 1, row: 2 } };
+        let bytes = Position {
+            file: "file:///a".into(),
+            place: Place::Offset { offset: 7 },
+        };
+        assert_eq!(
+            serde_json::to_string(&bytes).unwrap(),
+            r#"{"file":"file:///a","offset":7}"#
+        );
+        let group = Position {
+            file: "file:///b".into(),
+            place: Place::Group {
+                row_group: 1,
+                row: 2,
+            },
+        };
         let json = serde_json::to_string(&group).unwrap();
         assert_eq!(json, r#"{"file":"file:///b","rowGroup":1,"row":2}"#);
         assert_eq!(serde_json::from_str::<Position>(&json).unwrap(), group);

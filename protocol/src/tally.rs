@@ -33,7 +33,11 @@ pub struct Tally {
 
 impl AddAssign for Rows {
     fn add_assign(&mut self, other: Self) {
-        let Rows { succeeded, failed, skipped } = other;
+        let Rows {
+            succeeded,
+            failed,
+            skipped,
+        } = other;
         self.succeeded += succeeded;
         self.failed += failed;
         self.skipped += skipped;

@@ -1,8 +1,8 @@
 //! What worker and inference-server say to each other: MessagePack with named fields over HTTP on
 //! a Unix socket, `POST /v1/rows`.
 
-use serde::{Deserialize, Serialize};
 use serde::ser::{SerializeSeq, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::row::RowError;
 

@@ -28,8 +28,15 @@ pub enum CommitsError {
 pub async fn list(output: &Location, run: RunNumber) -> Result<Vec<Commit>, CommitsError> {
     let folder = output.below(&layout::commits(run));
     let failed = |source| CommitsError::List(StoreError::at(&folder, source));
-    let listed: Vec<_> = output.store.list(Some(&folder)).try_collect().await.map_err(failed)?;
-    let names = listed.iter().filter_map(|object| object.location.filename());
+    let listed: Vec<_> = output
+        .store
+        .list(Some(&folder))
+        .try_collect()
+        .await
+        .map_err(failed)?;
+    let names = listed
+        .iter()
+        .filter_map(|object| object.location.filename());
     let shards: Vec<ShardIndex> = names.filter_map(layout::shard_of_commit).collect();
     let mut commits: Vec<Commit> = futures::stream::iter(shards)
         .map(|shard| commit::read(output, run, shard))

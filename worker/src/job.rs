@@ -119,11 +119,21 @@ pub fn check(
     service: &InferenceService,
     base: &Path,
 ) -> Result<CheckedJob, JobError> {
-    let BatchJobSpec { service_ref, steps, input, output, sharding, retry, backoff_limit_per_index } =
-        &job.spec;
+    let BatchJobSpec {
+        service_ref,
+        steps,
+        input,
+        output,
+        sharding,
+        retry,
+        backoff_limit_per_index,
+    } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
     if service_ref.name != given {
-        return Err(JobError::OtherService { named: service_ref.name.clone(), given });
+        return Err(JobError::OtherService {
+            named: service_ref.name.clone(),
+            given,
+        });
     }
     let steps = check_steps(steps.as_deref(), service)?;
     let uris: Vec<String> = input.uris.iter().map(|uri| absolute(uri, base)).collect();
@@ -133,13 +143,20 @@ pub fn check(
         compression: input.compression.map(compression),
         fields: Fields {
             id: input.id_field.clone(),
-            text: input.text_field.clone().unwrap_or_else(|| "text".to_owned()),
+            text: input
+                .text_field
+                .clone()
+                .unwrap_or_else(|| "text".to_owned()),
             join: output.join.clone(),
         },
         row_bytes_max: input.max_row_bytes as usize,
     };
     Ok(CheckedJob {
-        namespace: job.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        namespace: job
+            .metadata
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned()),
         name: job.metadata.name.clone().unwrap_or_default(),
         spec_sha256: spec_sha256(&steps, input, &checked_input.uris, output, service),
         steps,
@@ -163,19 +180,37 @@ fn check_steps(
     steps: Option<&[batch_job::Step]>,
     service: &InferenceService,
 ) -> Result<Vec<Step>, JobError> {
-    let models: Vec<&str> = service.spec.models.iter().map(|model| model.name.as_str()).collect();
+    let models: Vec<&str> = service
+        .spec
+        .models
+        .iter()
+        .map(|model| model.name.as_str())
+        .collect();
     let Some(steps) = steps else {
-        let step = |model: &&str| Step { name: (*model).to_owned(), model: (*model).to_owned() };
+        let step = |model: &&str| Step {
+            name: (*model).to_owned(),
+            model: (*model).to_owned(),
+        };
         return Ok(models.iter().map(step).collect());
     };
-    let checked = steps.iter().enumerate().map(|(index, batch_job::Step { name, model })| {
-        if models.contains(&model.as_str()) {
-            Ok(Step { name: name.clone(), model: model.clone() })
-        } else {
-            let known = models.join(", ");
-            Err(JobError::UnknownModel { index, model: model.clone(), known })
-        }
-    });
+    let checked = steps
+        .iter()
+        .enumerate()
+        .map(|(index, batch_job::Step { name, model })| {
+            if models.contains(&model.as_str()) {
+                Ok(Step {
+                    name: name.clone(),
+                    model: model.clone(),
+                })
+            } else {
+                let known = models.join(", ");
+                Err(JobError::UnknownModel {
+                    index,
+                    model: model.clone(),
+                    known,
+                })
+            }
+        });
     checked.collect()
 }
 
@@ -223,9 +258,20 @@ fn spec_sha256(
     output: &batch_job::Output,
     service: &InferenceService,
 ) -> String {
-    let batch_job::Input { uris: _, format, compression, id_field, text_field, max_row_bytes } =
-        input;
-    let batch_job::Output { uri: _, compression: parts, join, merge: _ } = output;
+    let batch_job::Input {
+        uris: _,
+        format,
+        compression,
+        id_field,
+        text_field,
+        max_row_bytes,
+    } = input;
+    let batch_job::Output {
+        uri: _,
+        compression: parts,
+        join,
+        merge: _,
+    } = output;
     #[derive(Serialize)]
     struct Decisive<'a> {
         steps: Vec<(&'a str, &'a str)>,
@@ -240,7 +286,10 @@ fn spec_sha256(
         join: &'a [String],
     }
     let decisive = Decisive {
-        steps: steps.iter().map(|step| (step.name.as_str(), step.model.as_str())).collect(),
+        steps: steps
+            .iter()
+            .map(|step| (step.name.as_str(), step.model.as_str()))
+            .collect(),
         models: &service.spec.models,
         uris,
         format,
@@ -272,7 +321,10 @@ mod tests {
                 {"name": "mood", "task": "SequenceClassification", "source": {"uri": "hf://a/c"}},
             ]},
         });
-        (serde_json::from_value(job).unwrap(), serde_json::from_value(service).unwrap())
+        (
+            serde_json::from_value(job).unwrap(),
+            serde_json::from_value(service).unwrap(),
+        )
     }
 
     fn check_spec(patch: serde_json::Value) -> Result<CheckedJob, JobError> {
@@ -320,10 +372,25 @@ mod tests {
     fn only_what_decides_a_result_line_changes_the_spec_hash() {
         let hash = |patch| check_spec(patch).unwrap().spec_sha256;
         let plain = hash(serde_json::json!({}));
-        assert_eq!(plain, hash(serde_json::json!({"output": {"uri": "elsewhere", "merge": true}})));
-        assert_eq!(plain, hash(serde_json::json!({"sharding": {"targetBytes": 2048}})));
-        assert_eq!(plain, hash(serde_json::json!({"retry": {"maxAttempts": 9}})));
-        assert_ne!(plain, hash(serde_json::json!({"output": {"uri": "../out", "join": ["a"]}})));
-        assert_ne!(plain, hash(serde_json::json!({"steps": [{"name": "e", "model": "embed"}]})));
+        assert_eq!(
+            plain,
+            hash(serde_json::json!({"output": {"uri": "elsewhere", "merge": true}}))
+        );
+        assert_eq!(
+            plain,
+            hash(serde_json::json!({"sharding": {"targetBytes": 2048}}))
+        );
+        assert_eq!(
+            plain,
+            hash(serde_json::json!({"retry": {"maxAttempts": 9}}))
+        );
+        assert_ne!(
+            plain,
+            hash(serde_json::json!({"output": {"uri": "../out", "join": ["a"]}}))
+        );
+        assert_ne!(
+            plain,
+            hash(serde_json::json!({"steps": [{"name": "e", "model": "embed"}]}))
+        );
     }
 }

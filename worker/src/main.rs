@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use millrace_worker::commits;
 use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::lease::{LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey};
@@ -18,7 +19,6 @@ use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::store::Stores;
 use millrace_worker::work::client::Client;
 use millrace_worker::work::progress::Progress;
-use millrace_worker::commits;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -93,15 +93,30 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn open(common: Common) -> anyhow::Result<Opened> {
-    let Common { manifest, redis, lease_ttl_ms } = common;
+    let Common {
+        manifest,
+        redis,
+        lease_ttl_ms,
+    } = common;
     let job = manifests::load(&manifest)?.job;
     let lease_ttl = Duration::from_millis(lease_ttl_ms);
-    let options = LeaseOptions { lease_ttl, deliveries_max: job.deliveries_max };
-    let run =
-        RunKey { namespace: job.namespace.clone(), job: job.name.clone(), run: FIRST_RUN };
+    let options = LeaseOptions {
+        lease_ttl,
+        deliveries_max: job.deliveries_max,
+    };
+    let run = RunKey {
+        namespace: job.namespace.clone(),
+        job: job.name.clone(),
+        run: FIRST_RUN,
+    };
     let leases = RedisLeaseStore::new(&RedisOptions::new(redis), &run, options)
         .context("the Redis of the leases cannot be used")?;
-    Ok(Opened { stores: Stores::from_env(), job, leases: Arc::new(leases), lease_ttl })
+    Ok(Opened {
+        stores: Stores::from_env(),
+        job,
+        leases: Arc::new(leases),
+        lease_ttl,
+    })
 }
 
 async fn plan(opened: &Opened) -> anyhow::Result<ExitCode> {
@@ -144,13 +159,20 @@ async fn finish(opened: &Opened) -> anyhow::Result<ExitCode> {
         Finish::Finished(manifest) => {
             let failed_shards = manifest.failed_shards.len();
             tracing::info!(totals = ?manifest.totals, failed_shards, "the run is finished");
-            let code = if manifest.complete { 0 } else { EXIT_FAILED_SHARDS };
+            let code = if manifest.complete {
+                0
+            } else {
+                EXIT_FAILED_SHARDS
+            };
             Ok(ExitCode::from(code))
         }
         Finish::Incomplete(missing) => {
             let committed = commits::list(&prepared.output, prepared.plan.run).await?;
             commits::fill(opened.leases.as_ref(), &prepared.plan, &committed).await?;
-            tracing::warn!(shards = missing.len(), "the run is incomplete: shards queued again");
+            tracing::warn!(
+                shards = missing.len(),
+                "the run is incomplete: shards queued again"
+            );
             Ok(ExitCode::from(EXIT_INCOMPLETE))
         }
     }

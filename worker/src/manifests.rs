@@ -64,16 +64,20 @@ pub enum LoadError {
 /// Loads the one job of a file or folder, with the service it names. Where a file holds only the
 /// job, the service is looked for in the file's folder.
 pub fn load(path: &Path) -> Result<Loaded, LoadError> {
-    let resolved = path
-        .canonicalize()
-        .map_err(|source| LoadError::Path { path: path.to_owned(), source })?;
+    let resolved = path.canonicalize().map_err(|source| LoadError::Path {
+        path: path.to_owned(),
+        source,
+    })?;
     let base = match resolved.is_dir() {
         true => resolved.clone(),
         false => resolved.parent().unwrap_or(Path::new("/")).to_owned(),
     };
     let (mut jobs, mut services) = split(manifest::read_path(&resolved)?);
     if jobs.len() != 1 {
-        return Err(LoadError::NotOneJob { path: path.to_owned(), found: jobs.len() });
+        return Err(LoadError::NotOneJob {
+            path: path.to_owned(),
+            found: jobs.len(),
+        });
     }
     let batch_job = jobs.remove(0);
     let named = &batch_job.spec.service_ref.name;
@@ -82,11 +86,21 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
     }
     let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
     let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
-    let service = services.into_iter().find(|service| name(service) == *named).ok_or_else(|| {
-        LoadError::NoService { path: path.to_owned(), named: named.clone(), found }
-    })?;
+    let service = services
+        .into_iter()
+        .find(|service| name(service) == *named)
+        .ok_or_else(|| LoadError::NoService {
+            path: path.to_owned(),
+            named: named.clone(),
+            found,
+        })?;
     let job = job::check(&batch_job, &service, &base)?;
-    Ok(Loaded { job, batch_job, service, base })
+    Ok(Loaded {
+        job,
+        batch_job,
+        service,
+        base,
+    })
 }
 
 fn split(manifests: Vec<Manifest>) -> (Vec<BatchJob>, Vec<InferenceService>) {

@@ -73,18 +73,32 @@ pub struct Visible {
 /// What can be seen of an output: by its manifest, or by its commits while the run goes on.
 pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
     if let Some(manifest) = finish::read_manifest(output).await? {
-        return Ok(Visible { parts: manifest.parts, finished: true });
+        return Ok(Visible {
+            parts: manifest.parts,
+            finished: true,
+        });
     }
     let path = output.below(&layout::plan(FIRST_RUN));
-    let not_an_output = || OutputError::NotAnOutput { path: output.path.to_string() };
-    let bytes = store::read(&output.store, &path).await?.ok_or_else(not_an_output)?;
+    let not_an_output = || OutputError::NotAnOutput {
+        path: output.path.to_string(),
+    };
+    let bytes = store::read(&output.store, &path)
+        .await?
+        .ok_or_else(not_an_output)?;
     let plan: Plan = serde_json::from_slice(&bytes).map_err(|_| not_an_output())?;
     let committed = commits::list(output, plan.run).await?;
     let live = committed.into_iter().filter_map(|commit| {
         let range = *plan.shards.get(commit.shard as usize)?;
-        Some(LivePart { run: plan.run, range, commit })
+        Some(LivePart {
+            run: plan.run,
+            range,
+            commit,
+        })
     });
-    Ok(Visible { parts: live.collect(), finished: false })
+    Ok(Visible {
+        parts: live.collect(),
+        finished: false,
+    })
 }
 
 /// The result lines of `parts`, without their newlines.
@@ -139,7 +153,14 @@ fn lines<'a>(
                     }
                     Err(source) => {
                         let path = path.to_owned();
-                        Some((Err(OutputError::Broken { shard, path, source }), None))
+                        Some((
+                            Err(OutputError::Broken {
+                                shard,
+                                path,
+                                source,
+                            }),
+                            None,
+                        ))
                     }
                 }
             });
@@ -152,7 +173,11 @@ type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
 async fn open(output: &Location, relative_path: &str) -> Result<Reader, OutputError> {
     let path = output.below(relative_path);
-    let found = output.store.get(&path).await.map_err(|source| StoreError::at(&path, source))?;
+    let found = output
+        .store
+        .get(&path)
+        .await
+        .map_err(|source| StoreError::at(&path, source))?;
     let bytes = StreamReader::new(found.into_stream().map_err(std::io::Error::other).boxed());
     if !relative_path.ends_with(".zst") {
         return Ok(Box::pin(BufReader::with_capacity(READ_AHEAD_BYTES, bytes)));
@@ -160,5 +185,8 @@ async fn open(output: &Location, relative_path: &str) -> Result<Reader, OutputEr
     let mut decoder = ZstdDecoder::new(bytes);
     // A part is one frame per window.
     decoder.multiple_members(true);
-    Ok(Box::pin(BufReader::with_capacity(READ_AHEAD_BYTES, decoder)))
+    Ok(Box::pin(BufReader::with_capacity(
+        READ_AHEAD_BYTES,
+        decoder,
+    )))
 }

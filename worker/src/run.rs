@@ -29,6 +29,9 @@ const CHUNKS_IN_FLIGHT_MAX: usize = 12;
 /// Longest wait for a server that loads its models.
 const SERVER_PATIENCE: Duration = Duration::from_secs(300);
 
+/// Wait between a server's first readiness and the first rows: twice what a supervisor probes in.
+const FIRST_ROWS_DELAY: Duration = Duration::from_millis(100);
+
 /// Dead letters that a manifest can name.
 const GIVEN_UP_MAX: usize = 10_000;
 
@@ -60,7 +63,9 @@ pub enum RunError {
     #[error("the run stopped")]
     Work(#[from] WorkError),
     /// Commits that were made have disappeared.
-    #[error("{shards} shards were committed and their records are gone: the output was changed by hand; run again")]
+    #[error(
+        "{shards} shards were committed and their records are gone: the output was changed by hand; run again"
+    )]
     Incomplete {
         /// Shards without a record.
         shards: usize,
@@ -93,16 +98,26 @@ pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunE
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
     let plan = plan::plan(stores, job).await?;
     let committed = commits::list(&output, plan.run).await?;
-    Ok(Prepared { plan, committed, output })
+    Ok(Prepared {
+        plan,
+        committed,
+        output,
+    })
 }
 
 /// Reads the plan that is there.
 pub async fn resume(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
     let plan = plan::existing(&output, job).await?;
-    let plan = plan.ok_or_else(|| RunError::NoPlan { output: job.output.uri.clone() })?;
+    let plan = plan.ok_or_else(|| RunError::NoPlan {
+        output: job.output.uri.clone(),
+    })?;
     let committed = commits::list(&output, plan.run).await?;
-    Ok(Prepared { plan, committed, output })
+    Ok(Prepared {
+        plan,
+        committed,
+        output,
+    })
 }
 
 /// What working off a run needs besides its plan.
@@ -126,8 +141,18 @@ pub async fn work(
     prepared: &Prepared,
     options: &WorkOptions,
 ) -> Result<Ended, RunError> {
-    let Prepared { plan, committed, output } = prepared;
-    let WorkOptions { client, leases, lease_ttl, progress, stop } = options;
+    let Prepared {
+        plan,
+        committed,
+        output,
+    } = prepared;
+    let WorkOptions {
+        client,
+        leases,
+        lease_ttl,
+        progress,
+        stop,
+    } = options;
     let tally: Tally = committed.iter().map(Commit::tally).sum();
     progress.start(plan.shards.len() as u32, committed.len() as u32, tally);
     let models = tokio::select! {
@@ -154,8 +179,14 @@ pub async fn work(
 
 async fn models(client: &Client) -> Result<BTreeMap<String, String>, ClientError> {
     client.wait_ready(SERVER_PATIENCE).await?;
+    // Whoever supervises the server must have seen it ready too before a row may kill it, or it is
+    // taken for a server that never worked.
+    tokio::time::sleep(FIRST_ROWS_DELAY).await;
     let models = client.models().await?;
-    Ok(models.into_iter().map(|model| (model.name, model.digest)).collect())
+    Ok(models
+        .into_iter()
+        .map(|model| (model.name, model.digest))
+        .collect())
 }
 
 /// How a run ended.
@@ -183,10 +214,15 @@ pub async fn drive(
         match conclude(job, &prepared, options.leases.as_ref()).await? {
             Finish::Finished(manifest) => return Ok(RunEnd::Finished(manifest)),
             Finish::Incomplete(missing) if missing == missing_before => {
-                return Err(RunError::Incomplete { shards: missing.len() });
+                return Err(RunError::Incomplete {
+                    shards: missing.len(),
+                });
             }
             Finish::Incomplete(missing) => {
-                tracing::warn!(shards = missing.len(), "commits are missing: queueing them again");
+                tracing::warn!(
+                    shards = missing.len(),
+                    "commits are missing: queueing them again"
+                );
                 prepared.committed = commits::list(&prepared.output, prepared.plan.run).await?;
                 missing_before = missing;
             }

@@ -27,7 +27,9 @@ fn uri(key: &str) -> String {
 
 async fn put(stores: &Stores, key: &str, content: &str) {
     let location = stores.open(&uri(key)).unwrap();
-    replace(&location.store, &location.path, content.to_owned()).await.unwrap();
+    replace(&location.store, &location.path, content.to_owned())
+        .await
+        .unwrap();
 }
 
 /// The smallest job over these keys.
@@ -35,15 +37,26 @@ fn job(keys: &[&str]) -> CheckedJob {
     CheckedJob {
         namespace: "default".into(),
         name: "job".into(),
-        steps: vec![Step { name: "step".into(), model: "model".into() }],
+        steps: vec![Step {
+            name: "step".into(),
+            model: "model".into(),
+        }],
         input: Input {
             uris: keys.iter().map(|key| uri(key)).collect(),
             format: None,
             compression: None,
-            fields: Fields { id: Some("id".into()), text: "text".into(), join: Vec::new() },
+            fields: Fields {
+                id: Some("id".into()),
+                text: "text".into(),
+                join: Vec::new(),
+            },
             row_bytes_max: ROW_BYTES_MAX,
         },
-        output: Output { uri: uri("out"), zstd: false, merge: false },
+        output: Output {
+            uri: uri("out"),
+            zstd: false,
+            merge: false,
+        },
         shard_bytes_target: 1 << 20,
         retry: Retry {
             attempts_max: 1,
@@ -75,19 +88,36 @@ async fn rows(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<Read
 async fn patterns_list_a_bucket() {
     let server = S3Server::start();
     let stores = server.stores();
-    for key in ["in/a b.jsonl", "in/b.jsonl", "in/deep/c.jsonl", "in/d.csv", "other/e.jsonl"] {
+    for key in [
+        "in/a b.jsonl",
+        "in/b.jsonl",
+        "in/deep/c.jsonl",
+        "in/d.csv",
+        "other/e.jsonl",
+    ] {
         put(&stores, key, "id,text\n").await;
     }
     let listed = async |keys: &[&str]| {
         let inputs = millrace_worker::plan::list_inputs(&stores, &job(keys).input).await?;
-        Ok::<_, PlanError>(inputs.into_iter().map(|input| input.uri).collect::<Vec<_>>())
+        Ok::<_, PlanError>(
+            inputs
+                .into_iter()
+                .map(|input| input.uri)
+                .collect::<Vec<_>>(),
+        )
     };
     let two = [uri("in/a b.jsonl"), uri("in/b.jsonl")];
     assert_eq!(listed(&["in/*.jsonl", "in/b.jsonl"]).await.unwrap(), two);
     assert_eq!(listed(&["in/**"]).await.unwrap().len(), 4);
-    assert_eq!(listed(&["{in,other}/**/[ce].jsonl"]).await.unwrap().len(), 2);
+    assert_eq!(
+        listed(&["{in,other}/**/[ce].jsonl"]).await.unwrap().len(),
+        2
+    );
     let missing = listed(&["in/*.jsonl", "nothing/*"]).await.unwrap_err();
-    assert!(missing.to_string().contains("s3://bucket/nothing/*"), "{missing}");
+    assert!(
+        missing.to_string().contains("s3://bucket/nothing/*"),
+        "{missing}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,10 +125,13 @@ async fn every_row_of_a_bucket_is_read_exactly_once() {
     let server = S3Server::start();
     let stores = server.stores();
     let filler = "é".repeat(400);
-    let lines: Vec<_> =
-        (0..6000).map(|n| format!("{{\"id\":{n},\"text\":\"t{n}\",\"x\":\"{filler}\"}}\r\n")).collect();
+    let lines: Vec<_> = (0..6000)
+        .map(|n| format!("{{\"id\":{n},\"text\":\"t{n}\",\"x\":\"{filler}\"}}\r\n"))
+        .collect();
     put(&stores, "in/a.jsonl", &lines.concat()).await;
-    let records: String = (0..40_000).map(|n| format!("{n},\"line\nof {n}\"\n")).collect();
+    let records: String = (0..40_000)
+        .map(|n| format!("{n},\"line\nof {n}\"\n"))
+        .collect();
     put(&stores, "in/b.csv", &format!("id,text\n{records}")).await;
     let job = job(&["in/*"]);
     let plan = plan(&stores, &job).await.unwrap();
@@ -110,7 +143,12 @@ async fn every_row_of_a_bucket_is_read_exactly_once() {
     });
     let expected: Vec<_> = (0..6000).chain(0..40_000).map(|n| n.to_string()).collect();
     assert_eq!(ids.collect::<Vec<_>>(), expected);
-    assert_eq!(rows[1].place(), Place::Offset { offset: lines[0].len() as u64 });
+    assert_eq!(
+        rows[1].place(),
+        Place::Offset {
+            offset: lines[0].len() as u64
+        }
+    );
     let found = preflight(&stores, &job, &plan, None).await.unwrap();
     assert_eq!((found.rows, found.bad_rows.len()), (46_000, 0));
 }
@@ -120,7 +158,11 @@ async fn the_server_honours_put_if_absent() {
     let server = S3Server::start();
     let out = server.stores().open(&uri("out")).unwrap();
     probe_create_only(&out.store, &out.path).await.unwrap();
-    let left = out.store.list_with_delimiter(Some(&out.below("_millrace"))).await.unwrap();
+    let left = out
+        .store
+        .list_with_delimiter(Some(&out.below("_millrace")))
+        .await
+        .unwrap();
     assert!(left.objects.is_empty(), "the probe is deleted");
 }
 
@@ -139,7 +181,10 @@ async fn of_many_creators_exactly_one_wins() {
             .filter(|racer| *results[*racer].as_ref().unwrap() == Created::New)
             .collect();
         let content = read(&out.store, &path).await.unwrap().unwrap();
-        assert_eq!(winners.iter().map(usize::to_string).collect::<Vec<_>>(), [content]);
+        assert_eq!(
+            winners.iter().map(usize::to_string).collect::<Vec<_>>(),
+            [content]
+        );
     }
 }
 
@@ -151,11 +196,17 @@ async fn an_object_that_changed_after_planning_is_not_read() {
     let job = job(&["in/a.jsonl"]);
     let plan = plan(&stores, &job).await.unwrap();
     assert!(plan.inputs[0].etag.is_some());
-    assert!(matches!(plan.shards[0].range, ShardRange::Bytes { start: 0, .. }));
+    assert!(matches!(
+        plan.shards[0].range,
+        ShardRange::Bytes { start: 0, .. }
+    ));
     assert_eq!(rows(&stores, &job, &plan).await.unwrap().len(), 1);
     put(&stores, "in/a.jsonl", "{\"id\":1,\"text\":\"two\"}\n").await;
     let error = rows(&stores, &job, &plan).await.unwrap_err();
-    assert!(matches!(&error, ReadError::InputChanged { .. }) && error.is_permanent(), "{error}");
+    assert!(
+        matches!(&error, ReadError::InputChanged { .. }) && error.is_permanent(),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,7 +214,10 @@ async fn refused_credentials_are_a_permanent_error() {
     let server = S3Server::start();
     let out = server.stores_without_access().open(&uri("out")).unwrap();
     let error = read(&out.store, &out.below("a")).await.unwrap_err();
-    assert!(matches!(&error, StoreError::Denied { .. }) && error.is_permanent(), "{error:?}");
+    assert!(
+        matches!(&error, StoreError::Denied { .. }) && error.is_permanent(),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,12 +225,20 @@ async fn text_and_parquet_of_one_bucket_are_read_together() {
     let server = S3Server::start();
     let stores = server.stores();
     put(&stores, "in/a.txt", "one\n\ntwo").await;
-    let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..50_000).map(|n| format!("t{n}"))));
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(
+        (0..50_000).map(|n| format!("t{n}")),
+    ));
     let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
     writer.write(&batch).unwrap();
     let location = stores.open(&uri("in/b.parquet")).unwrap();
-    replace(&location.store, &location.path, writer.into_inner().unwrap()).await.unwrap();
+    replace(
+        &location.store,
+        &location.path,
+        writer.into_inner().unwrap(),
+    )
+    .await
+    .unwrap();
     let mut job = job(&["in/*"]);
     job.input.fields.id = None;
     job.shard_bytes_target = 64 << 10;
@@ -188,6 +250,8 @@ async fn text_and_parquet_of_one_bucket_are_read_together() {
         ReadRow::Bad { error, .. } => panic!("{error}"),
     });
     let expected = ["one".into(), "two".into()].into_iter();
-    let expected: Vec<_> = expected.chain((0..50_000).map(|n| format!("t{n}"))).collect();
+    let expected: Vec<_> = expected
+        .chain((0..50_000).map(|n| format!("t{n}")))
+        .collect();
     assert_eq!(found.collect::<Vec<_>>(), expected);
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use millrace_worker::job::CheckedJob;
 use millrace_worker::lease::{LeaseOptions, MemoryLeaseStore};
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::run::{self, Prepared, RunEnd, WorkOptions};
@@ -104,13 +105,28 @@ async fn work(
     // Ends with the process: once the run is over, a signal ends what is left to say.
     tokio::spawn(stop_on_signal(stop.clone()));
     let driven = tokio::select! {
-        end = run::drive(stores, job, prepared, &options) => end.map_err(anyhow::Error::new),
+        end = drive(&server, stores, job, prepared, &options) => end,
         error = server.failed() => Err(error),
         never = display.show(&progress) => match never {},
     };
     stop.cancel();
     server.stop().await;
     driven
+}
+
+/// Drives the run once the server has been ready, or was told to stop before.
+async fn drive(
+    server: &LocalServer,
+    stores: &Stores,
+    job: &CheckedJob,
+    prepared: Prepared,
+    options: &WorkOptions,
+) -> anyhow::Result<RunEnd> {
+    tokio::select! {
+        ready = server.ready() => ready?,
+        () = options.stop.cancelled() => {}
+    }
+    Ok(run::drive(stores, job, prepared, options).await?)
 }
 
 /// The first SIGINT or SIGTERM stops the run; the second one, or one after the run, ends this

@@ -28,21 +28,44 @@ pub fn outcomes(output: &Path) -> Outcomes {
         let commit = &live.commit;
         let results = lines(output, &commit.part);
         let errors = lines(output, &commit.errors);
-        assert_eq!(results.len() as u64, commit.rows.succeeded, "shard {}", commit.shard);
-        assert_eq!(errors.len() as u64, commit.rows.failed, "shard {}", commit.shard);
+        assert_eq!(
+            results.len() as u64,
+            commit.rows.succeeded,
+            "shard {}",
+            commit.shard
+        );
+        assert_eq!(
+            errors.len() as u64,
+            commit.rows.failed,
+            "shard {}",
+            commit.shard
+        );
         for line in results {
             let line: ResultLine = serde_json::from_str(&line).unwrap();
             let key = (line.position.file.clone(), line.position.place);
             let twice = outcomes.insert(key, Ok(line.result.get().to_owned()));
-            assert!(twice.is_none(), "a second visible result at {}", line.position);
+            assert!(
+                twice.is_none(),
+                "a second visible result at {}",
+                line.position
+            );
         }
         for line in errors {
             let line: ErrorLine = serde_json::from_str(&line).unwrap();
             let key = (line.position.file.clone(), line.position.place);
             let twice = outcomes.insert(key, Err(line.error.code));
-            assert!(twice.is_none(), "a second visible outcome at {}", line.position);
+            assert!(
+                twice.is_none(),
+                "a second visible outcome at {}",
+                line.position
+            );
         }
-        named.extend([&commit.part, &commit.errors].into_iter().flatten().cloned());
+        named.extend(
+            [&commit.part, &commit.errors]
+                .into_iter()
+                .flatten()
+                .cloned(),
+        );
     }
     let total = manifest.totals.rows.succeeded + manifest.totals.rows.failed;
     assert_eq!(outcomes.len() as u64, total, "the manifest's totals");

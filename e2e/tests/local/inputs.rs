@@ -7,12 +7,13 @@ use millrace_protocol::row::RowErrorCode;
 use crate::history::{Outcomes, assert_every_row_once, manifest, outcomes};
 use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
 
-/// Runs a job over one JSON-lines file and gives the outcomes in input order.
-fn run_jsonl(input: Vec<u8>) -> Vec<Result<String, RowErrorCode>> {
+/// Runs a job over one JSON-lines file, cut into shards of `shard_bytes`, and gives the outcomes in
+/// input order.
+fn run_jsonl(input: Vec<u8>, shard_bytes: usize) -> Vec<Result<String, RowErrorCode>> {
     let offsets = line_offsets(&input);
     let scene = Scene::new(SceneOptions {
         input,
-        settings: "  sharding:\n    targetBytes: 1024\n".to_owned(),
+        settings: format!("  sharding:\n    targetBytes: {shard_bytes}\n"),
         ..SceneOptions::default()
     });
     scene.run().wait();
@@ -22,7 +23,10 @@ fn run_jsonl(input: Vec<u8>) -> Vec<Result<String, RowErrorCode>> {
 }
 
 fn codes(outcomes: &[Result<String, RowErrorCode>]) -> Vec<Option<RowErrorCode>> {
-    outcomes.iter().map(|outcome| outcome.as_ref().err().copied()).collect()
+    outcomes
+        .iter()
+        .map(|outcome| outcome.as_ref().err().copied())
+        .collect()
 }
 
 #[test]
@@ -41,11 +45,20 @@ fn bad_bytes_bad_json_and_deep_json_are_row_errors() {
     input.extend(b"{\"id\":\"b\",\"text\":\"\xff\xfe\"}\n");
     input.extend(b"{\"id\":\"c\",\"text\":\n");
     input.extend("[".repeat(250_000).as_bytes());
-    input.extend(b"\n{\"id\":\"e\"}\n{\"id\":\"f\",\"text\":\"\"}\n{\"id\":\"g\",\"text\":\"last\"}");
-    let outcomes = run_jsonl(input);
+    input.extend(
+        b"\n{\"id\":\"e\"}\n{\"id\":\"f\",\"text\":\"\"}\n{\"id\":\"g\",\"text\":\"last\"}",
+    );
+    let outcomes = run_jsonl(input, 1024);
     use RowErrorCode::*;
-    let expected =
-        [None, Some(InvalidUtf8), Some(InvalidJson), Some(InvalidJson), Some(MissingField), Some(EmptyText), None];
+    let expected = [
+        None,
+        Some(InvalidUtf8),
+        Some(InvalidJson),
+        Some(InvalidJson),
+        Some(MissingField),
+        Some(EmptyText),
+        None,
+    ];
     assert_eq!(codes(&outcomes), expected);
 }
 
@@ -54,12 +67,16 @@ fn a_row_far_over_the_limit_is_a_row_error() {
     let mut input = b"{\"id\":\"a\",\"text\":\"fine\"}\n{\"id\":\"b\",\"text\":\"".to_vec();
     input.resize(input.len() + (64 << 20), b'x');
     input.extend(b"\"}\n{\"id\":\"c\",\"text\":\"fine\"}\n");
-    assert_eq!(codes(&run_jsonl(input)), [None, Some(RowErrorCode::RowTooLong), None]);
+    assert_eq!(
+        codes(&run_jsonl(input, 8 << 20)),
+        [None, Some(RowErrorCode::RowTooLong), None]
+    );
 }
 
 #[test]
 fn rows_with_one_id_are_each_answered() {
-    let outcomes = run_jsonl(b"{\"id\":\"a\",\"text\":\"one\"}\n{\"id\":\"a\",\"text\":\"two\"}\n".to_vec());
+    let input = b"{\"id\":\"a\",\"text\":\"one\"}\n{\"id\":\"a\",\"text\":\"two\"}\n";
+    let outcomes = run_jsonl(input.to_vec(), 1024);
     assert!(outcomes.iter().all(Result::is_ok));
     assert_ne!(outcomes[0], outcomes[1]);
 }
@@ -97,7 +114,11 @@ fn a_gzip_file_is_read_whole() {
     });
     scene.run().wait();
     let offsets = line_offsets(&plain);
-    assert_every_row_once(&outcomes(&scene.output()), &scene.uri("rows.jsonl.gz"), &offsets);
+    assert_every_row_once(
+        &outcomes(&scene.output()),
+        &scene.uri("rows.jsonl.gz"),
+        &offsets,
+    );
 }
 
 #[test]
@@ -113,7 +134,10 @@ fn a_truncated_gzip_file_fails_its_shard_once_with_the_reason() {
     assert!(!manifest.complete);
     assert_eq!(manifest.failed_shards.len(), 1);
     let error = &manifest.failed_shards[0].error;
-    assert!(error.contains("truncated") || error.contains("ends"), "{error}");
+    assert!(
+        error.contains("truncated") || error.contains("ends"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -126,14 +150,24 @@ fn an_input_that_changed_since_the_plan_is_refused() {
     });
     let commits = scene.path("out/_millrace/runs/0001/commits");
     let mut run = scene.run();
-    crate::process::until(std::time::Duration::from_secs(20), || commits.exists().then_some(()))
-        .expect("a first commit");
+    crate::process::until(std::time::Duration::from_secs(20), || {
+        commits.exists().then_some(())
+    })
+    .expect("a first commit");
     std::fs::write(scene.path("rows.jsonl"), jsonl(3_001, 0)).unwrap();
     assert!(!run.wait().success());
     let manifest = manifest(&scene.output());
     assert!(!manifest.complete);
-    assert!(manifest.failed_shards.iter().all(|failed| failed.error.contains("changed")));
-    assert!(!manifest.parts.is_empty(), "what was committed before stays");
+    assert!(
+        manifest
+            .failed_shards
+            .iter()
+            .all(|failed| failed.error.contains("changed"))
+    );
+    assert!(
+        !manifest.parts.is_empty(),
+        "what was committed before stays"
+    );
 }
 
 #[test]
@@ -150,11 +184,17 @@ fn csv_cells_are_preserved_byte_for_byte() {
     std::fs::write(scene.path("job.yaml"), job).unwrap();
     scene.run().wait();
     let seen: Outcomes = outcomes(&scene.output());
-    let codes: Vec<_> = seen.values().map(|outcome| outcome.as_ref().err().copied()).collect();
+    let codes: Vec<_> = seen
+        .values()
+        .map(|outcome| outcome.as_ref().err().copied())
+        .collect();
     assert_eq!(codes, [None, None, Some(RowErrorCode::InvalidCsv)]);
     let manifest = manifest(&scene.output());
     let part = manifest.parts[0].commit.part.clone().unwrap();
     let part = std::fs::read_to_string(scene.output().join(part)).unwrap();
     assert!(part.contains(r#""input":{"formula":"=1+1"}"#), "{part}");
-    assert!(part.contains(r#""input":{"formula":"=cmd|' /C'!A0"}"#), "{part}");
+    assert!(
+        part.contains(r#""input":{"formula":"=cmd|' /C'!A0"}"#),
+        "{part}"
+    );
 }

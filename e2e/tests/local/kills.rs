@@ -103,8 +103,9 @@ fn killed_workers_lose_no_shard() {
         flush(&redis);
         let _server = scene.server();
         scene.worker("plan", &redis.url(), "plan.log").succeed();
-        let mut workers: Vec<Process> =
-            (0..2).map(|_| scene.worker("work", &redis.url(), "work.log")).collect();
+        let mut workers: Vec<Process> = (0..2)
+            .map(|_| scene.worker("work", &redis.url(), "work.log"))
+            .collect();
         for _kill in 0..5 {
             pause(&mut dice, 20..900);
             let victim = dice.random_range(0..workers.len());

@@ -12,17 +12,25 @@ use crate::scene::{Scene, SceneOptions, files_below, flush, jsonl, line_offsets}
 const ROWS: usize = 2_000;
 
 fn scene() -> Scene {
+    slow_scene("100")
+}
+
+fn slow_scene(micros_per_token: &str) -> Scene {
     Scene::new(SceneOptions {
         input: jsonl(ROWS, 0),
         settings: "  sharding:\n    targetBytes: 16384\n".to_owned(),
-        fake_backend: "micros-per-token=100".to_owned(),
+        fake_backend: format!("micros-per-token={micros_per_token}"),
         ..SceneOptions::default()
     })
 }
 
 fn check(scene: &Scene) {
     let offsets = line_offsets(&jsonl(ROWS, 0));
-    assert_every_row_once(&outcomes(&scene.output()), &scene.uri("rows.jsonl"), &offsets);
+    assert_every_row_once(
+        &outcomes(&scene.output()),
+        &scene.uri("rows.jsonl"),
+        &offsets,
+    );
 }
 
 fn commits(scene: &Scene) -> usize {
@@ -31,8 +39,10 @@ fn commits(scene: &Scene) -> usize {
 }
 
 fn wait_for_commits(scene: &Scene, count: usize) {
-    until(Duration::from_secs(30), || (commits(scene) >= count).then_some(()))
-        .unwrap_or_else(|| panic!("no {count} commits within 30 s"));
+    until(Duration::from_secs(30), || {
+        (commits(scene) >= count).then_some(())
+    })
+    .unwrap_or_else(|| panic!("no {count} commits within 30 s"));
 }
 
 #[test]
@@ -47,7 +57,11 @@ fn a_flushed_redis_is_filled_again_from_plan_and_commits() {
         flush(&redis);
     }
     worker.succeed();
-    assert!(worker.log().contains("filling it from plan and commits"), "{}", worker.log());
+    assert!(
+        worker.log().contains("filling it from plan and commits"),
+        "{}",
+        worker.log()
+    );
     scene.worker("finish", &redis.url(), "finish.log").succeed();
     check(&scene);
 }
@@ -58,13 +72,18 @@ fn a_stopped_redis_pauses_the_run_and_a_started_one_ends_the_pause() {
     let scene = scene();
     let _server = scene.server();
     scene.worker("plan", &redis.url(), "plan.log").succeed();
-    let mut workers =
-        [scene.worker("work", &redis.url(), "a.log"), scene.worker("work", &redis.url(), "b.log")];
+    let mut workers = [
+        scene.worker("work", &redis.url(), "a.log"),
+        scene.worker("work", &redis.url(), "b.log"),
+    ];
     wait_for_commits(&scene, 1);
     redis.stop();
     // Longer than a lease, so that every worker must let its shards go.
     std::thread::sleep(Duration::from_millis(2_500));
-    assert!(workers.iter_mut().all(|worker| worker.ended().is_none()), "a worker gave up");
+    assert!(
+        workers.iter_mut().all(|worker| worker.ended().is_none()),
+        "a worker gave up"
+    );
     redis.start_again();
     for worker in &mut workers {
         worker.succeed();
@@ -76,11 +95,13 @@ fn a_stopped_redis_pauses_the_run_and_a_started_one_ends_the_pause() {
 #[test]
 fn a_stalled_workers_renewal_is_refused_and_its_commit_loses() {
     let redis = RedisServer::start();
-    let scene = scene();
+    let scene = slow_scene("400");
     let _server = scene.server();
     scene.worker("plan", &redis.url(), "plan.log").succeed();
     let mut stalled = scene.worker("work", &redis.url(), "stalled.log");
-    wait_for_commits(&scene, 1);
+    // A shard takes half a second, so soon after a commit the next one is in the middle.
+    wait_for_commits(&scene, 2);
+    std::thread::sleep(Duration::from_millis(150));
     stalled.signal(libc::SIGSTOP);
     // Twice its lease of two seconds.
     std::thread::sleep(Duration::from_secs(4));
@@ -91,7 +112,10 @@ fn a_stalled_workers_renewal_is_refused_and_its_commit_loses() {
     stalled.signal(libc::SIGCONT);
     stalled.succeed();
     let log = stalled.log();
-    assert!(log.contains("the lease is lost") || log.contains("ours is discarded"), "{log}");
+    assert!(
+        log.contains("the lease is lost") || log.contains("ours is discarded"),
+        "{log}"
+    );
     assert_eq!(records(&scene), before, "a commit that stood was changed");
     check(&scene);
 }
@@ -100,5 +124,7 @@ fn a_stalled_workers_renewal_is_refused_and_its_commit_loses() {
 fn records(scene: &Scene) -> BTreeMap<PathBuf, Vec<u8>> {
     let folder = scene.path("out/_millrace/runs/0001/commits");
     let files = files_below(&folder).into_iter();
-    files.map(|file| (file.clone(), std::fs::read(folder.join(file)).unwrap())).collect()
+    files
+        .map(|file| (file.clone(), std::fs::read(folder.join(file)).unwrap()))
+        .collect()
 }

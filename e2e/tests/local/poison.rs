@@ -9,10 +9,13 @@ use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
 /// after checking that all other rows succeeded.
 fn codes_of(word: &str, fake_backend: &str, indices: &[usize]) -> Vec<RowErrorCode> {
     let clean = String::from_utf8(jsonl(600, 0)).unwrap();
-    let poisoned = clean.lines().enumerate().map(|(index, line)| match indices.contains(&index) {
-        true => line.replace("\"text\":\"", &format!("\"text\":\"{word} ")) + "\n",
-        false => format!("{line}\n"),
-    });
+    let poisoned = clean
+        .lines()
+        .enumerate()
+        .map(|(index, line)| match indices.contains(&index) {
+            true => line.replace("\"text\":\"", &format!("\"text\":\"{word} ")) + "\n",
+            false => format!("{line}\n"),
+        });
     let input = poisoned.collect::<String>().into_bytes();
     let offsets = line_offsets(&input);
     let scene = Scene::new(SceneOptions {
@@ -28,7 +31,12 @@ fn codes_of(word: &str, fake_backend: &str, indices: &[usize]) -> Vec<RowErrorCo
     let failed = seen.values().filter(|outcome| outcome.is_err()).count();
     assert_eq!(failed, indices.len(), "only the poisoned rows fail");
     let code = |&index: &usize| {
-        let key = (uri.clone(), Place::Offset { offset: offsets[index] });
+        let key = (
+            uri.clone(),
+            Place::Offset {
+                offset: offsets[index],
+            },
+        );
         seen[&key].clone().unwrap_err()
     };
     indices.iter().map(code).collect()

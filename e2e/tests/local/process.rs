@@ -16,7 +16,11 @@ pub fn binary(name: &str) -> PathBuf {
         PathBuf::from,
     );
     let path = folder.join(name);
-    assert!(path.exists(), "{} is not built: run `cargo build --release`", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo build --release`",
+        path.display()
+    );
     path
 }
 
@@ -29,7 +33,11 @@ pub struct Process {
 impl Process {
     /// Starts `command`, its output going to `log`.
     pub fn start(mut command: Command, log: PathBuf) -> Self {
-        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
         let child = command
             .process_group(0)
             .stdin(Stdio::null())
@@ -76,7 +84,10 @@ impl Process {
     /// What it has printed so far.
     pub fn log(&self) -> String {
         let mut text = String::new();
-        std::fs::File::open(&self.log).unwrap().read_to_string(&mut text).unwrap();
+        std::fs::File::open(&self.log)
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
         text
     }
 }

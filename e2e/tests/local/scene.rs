@@ -45,7 +45,13 @@ impl Default for SceneOptions {
 impl Scene {
     /// Writes input and manifests.
     pub fn new(options: SceneOptions) -> Self {
-        let SceneOptions { input_name, input, input_settings, settings, fake_backend } = options;
+        let SceneOptions {
+            input_name,
+            input,
+            input_settings,
+            settings,
+            fake_backend,
+        } = options;
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(input_name), input).unwrap();
         let service = "apiVersion: millrace.dev/v1alpha1\n\
@@ -61,7 +67,10 @@ impl Scene {
         );
         std::fs::write(folder.path().join("service.yaml"), service).unwrap();
         std::fs::write(folder.path().join("job.yaml"), job).unwrap();
-        Self { folder, fake_backend }
+        Self {
+            folder,
+            fake_backend,
+        }
     }
 
     /// A path below the scene's folder.
@@ -76,7 +85,15 @@ impl Scene {
 
     /// URI of the input file called `name`, as result lines carry it.
     pub fn uri(&self, name: &str) -> String {
-        format!("file://{}", self.folder.path().canonicalize().unwrap().join(name).display())
+        format!(
+            "file://{}",
+            self.folder
+                .path()
+                .canonicalize()
+                .unwrap()
+                .join(name)
+                .display()
+        )
     }
 
     fn command(&self, name: &str) -> Command {
@@ -96,7 +113,11 @@ impl Scene {
     pub fn server(&self) -> Process {
         let socket = self.path("server.sock");
         let mut command = self.command("millrace-inference-server");
-        command.arg("--service").arg(self.path("service.yaml")).arg("--uds").arg(&socket);
+        command
+            .arg("--service")
+            .arg(self.path("service.yaml"))
+            .arg("--uds")
+            .arg(&socket);
         command.arg("--supervise");
         let server = Process::start(command, self.path("server.log"));
         until(Duration::from_secs(20), || socket.exists().then_some(()))
@@ -118,23 +139,37 @@ impl Scene {
 
 /// JSON lines with ids and texts of three to twelve words; every `bad_every`th line is no JSON.
 pub fn jsonl(rows: usize, bad_every: usize) -> Vec<u8> {
-    let words = ["grain", "water", "wheel", "stone", "flour", "river", "sluice", "gate", "beam"];
+    let words = [
+        "grain", "water", "wheel", "stone", "flour", "river", "sluice", "gate", "beam",
+    ];
     let mut lines = String::new();
     for row in 0..rows {
         if bad_every > 0 && row % bad_every == bad_every - 1 {
             lines.push_str("{\"id\": no json\n");
             continue;
         }
-        let text: Vec<_> = (0..3 + row % 10).map(|i| words[(row * 7 + i * 3) % words.len()]).collect();
-        lines.push_str(&format!("{{\"id\":\"row-{row}\",\"text\":\"{} {row}\"}}\n", text.join(" ")));
+        let text: Vec<_> = (0..3 + row % 10)
+            .map(|i| words[(row * 7 + i * 3) % words.len()])
+            .collect();
+        lines.push_str(&format!(
+            "{{\"id\":\"row-{row}\",\"text\":\"{} {row}\"}}\n",
+            text.join(" ")
+        ));
     }
     lines.into_bytes()
 }
 
 /// Byte offsets of the first byte of each line.
 pub fn line_offsets(input: &[u8]) -> Vec<u64> {
-    let ends = input.iter().enumerate().filter(|&(_, &byte)| byte == b'\n').map(|(i, _)| i as u64 + 1);
-    std::iter::once(0).chain(ends).filter(|&start| start < input.len() as u64).collect()
+    let ends = input
+        .iter()
+        .enumerate()
+        .filter(|&(_, &byte)| byte == b'\n')
+        .map(|(i, _)| i as u64 + 1);
+    std::iter::once(0)
+        .chain(ends)
+        .filter(|&start| start < input.len() as u64)
+        .collect()
 }
 
 /// Forgets everything that a Redis holds.

@@ -178,7 +178,10 @@ async fn info_names_the_models_and_metrics_count() {
     let socket = scene.socket();
     let info = get(&socket, "/info").await.json();
     assert_eq!(info["models"][0]["name"], "embed");
-    assert_eq!(info["models"][0]["maxLength"], millrace_models::fake::MAX_LENGTH);
+    assert_eq!(
+        info["models"][0]["maxLength"],
+        millrace_models::fake::MAX_LENGTH
+    );
     assert!(info["models"][1]["digest"].is_string());
     post(&socket, "/embed", &json!({"inputs": "grain"})).await;
     let metrics = get(&socket, "/metrics").await.text();

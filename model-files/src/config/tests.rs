@@ -1,4 +1,6 @@
 //! What the checks of `config.json` promise.
+use serde_json::Map;
+
 use super::*;
 
 fn bert(change: impl FnOnce(&mut Map<String, Value>)) -> Result<ModelConfig, ConfigError> {

@@ -13,14 +13,21 @@ use crate::work::part::upload_failed;
 
 /// Merges `live` parts; returns the merged file's path below the output. Parts are JSON lines, or
 /// whole Zstandard frames of them, so end to end they are a valid file of the same kind.
-pub async fn merge(output: &Location, live: &[LivePart], zstd: bool) -> Result<String, FinishError> {
+pub async fn merge(
+    output: &Location,
+    live: &[LivePart],
+    zstd: bool,
+) -> Result<String, FinishError> {
     let merged = layout::merged(zstd);
     let path = output.below(&merged);
     let mut upload = BufWriter::new(output.store.clone(), path.clone());
     let written = append_all(output, live, &mut upload).await;
     match written {
         Ok(()) => {
-            upload.shutdown().await.map_err(|error| upload_failed(&path, error))?;
+            upload
+                .shutdown()
+                .await
+                .map_err(|error| upload_failed(&path, error))?;
             Ok(merged)
         }
         Err(error) => {
@@ -45,7 +52,10 @@ async fn append_all(
         let found = match output.store.get(&path).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => {
-                return Err(FinishError::PartMissing { shard: commit.shard, path: part.clone() });
+                return Err(FinishError::PartMissing {
+                    shard: commit.shard,
+                    path: part.clone(),
+                });
             }
             Err(source) => return Err(failed(source).into()),
         };

@@ -27,7 +27,9 @@ pub enum FinishError {
     #[error("the output could not be written")]
     Store(#[from] StoreError),
     /// A commit names a file that is not there.
-    #[error("shard {shard} is committed but its file {path} is missing: the output was changed by hand")]
+    #[error(
+        "shard {shard} is committed but its file {path} is missing: the output was changed by hand"
+    )]
     PartMissing {
         /// The shard.
         shard: ShardIndex,
@@ -97,10 +99,12 @@ pub async fn read_manifest(output: &Location) -> Result<Option<Manifest>, Finish
     let Some(bytes) = store::read(&output.store, &path).await? else {
         return Ok(None);
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| FinishError::Unreadable {
-        path: path.to_string(),
-        message: error.to_string(),
-    })
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| FinishError::Unreadable {
+            path: path.to_string(),
+            message: error.to_string(),
+        })
 }
 
 async fn write(output: &Location, manifest: &Manifest) -> Result<(), FinishError> {
@@ -117,16 +121,28 @@ fn cover(
     committed: Vec<Commit>,
     given_up: &[DeadLetter],
 ) -> (Vec<LivePart>, Vec<FailedShard>, Vec<ShardIndex>) {
-    let mut committed: HashMap<ShardIndex, Commit> =
-        committed.into_iter().map(|commit| (commit.shard, commit)).collect();
-    let given_up: HashMap<ShardIndex, &DeadLetter> =
-        given_up.iter().map(|letter| (letter.shard, letter)).collect();
+    let mut committed: HashMap<ShardIndex, Commit> = committed
+        .into_iter()
+        .map(|commit| (commit.shard, commit))
+        .collect();
+    let given_up: HashMap<ShardIndex, &DeadLetter> = given_up
+        .iter()
+        .map(|letter| (letter.shard, letter))
+        .collect();
     let (mut live, mut failed, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     for (shard, &range) in (0..).zip(&plan.shards) {
         if let Some(commit) = committed.remove(&shard) {
-            live.push(LivePart { run: plan.run, range, commit });
+            live.push(LivePart {
+                run: plan.run,
+                range,
+                commit,
+            });
         } else if let Some(letter) = given_up.get(&shard) {
-            failed.push(FailedShard { shard, range, error: letter.error.clone() });
+            failed.push(FailedShard {
+                shard,
+                range,
+                error: letter.error.clone(),
+            });
         } else {
             missing.push(shard);
         }
@@ -159,7 +175,13 @@ mod tests {
     use super::*;
 
     fn plan(shards: u64) -> Plan {
-        let shard = |start| Shard { input: 0, range: ShardRange::Bytes { start, end: start + 1 } };
+        let shard = |start| Shard {
+            input: 0,
+            range: ShardRange::Bytes {
+                start,
+                end: start + 1,
+            },
+        };
         Plan {
             version: Plan::VERSION,
             run: 1,
@@ -176,7 +198,11 @@ mod tests {
             attempt: "a".to_owned(),
             part: None,
             errors: None,
-            rows: Rows { succeeded: 2, failed: 1, skipped: 0 },
+            rows: Rows {
+                succeeded: 2,
+                failed: 1,
+                skipped: 0,
+            },
             tokens: 5,
             sha256: None,
             models: [("m".to_owned(), digest.to_owned())].into(),
@@ -184,14 +210,26 @@ mod tests {
     }
 
     fn letter(shard: ShardIndex) -> DeadLetter {
-        DeadLetter { shard, deliveries: 3, error: "no".to_owned() }
+        DeadLetter {
+            shard,
+            deliveries: 3,
+            error: "no".to_owned(),
+        }
     }
 
     #[test]
     fn a_shard_is_live_or_failed_or_missing() {
         let (live, failed, missing) = cover(&plan(3), vec![commit(0, "x")], &[letter(2)]);
-        assert_eq!(live.iter().map(|part| part.commit.shard).collect::<Vec<_>>(), [0]);
-        assert_eq!(failed.iter().map(|failed| failed.shard).collect::<Vec<_>>(), [2]);
+        assert_eq!(
+            live.iter()
+                .map(|part| part.commit.shard)
+                .collect::<Vec<_>>(),
+            [0]
+        );
+        assert_eq!(
+            failed.iter().map(|failed| failed.shard).collect::<Vec<_>>(),
+            [2]
+        );
         assert_eq!(missing, [1]);
     }
 
@@ -203,9 +241,15 @@ mod tests {
 
     #[test]
     fn parts_made_by_different_models_are_told_apart() {
-        let (live, _, _) =
-            cover(&plan(3), vec![commit(0, "x"), commit(1, "y"), commit(2, "x")], &[]);
-        let digests: Vec<_> = models(&live).into_iter().map(|model| model.digest).collect();
+        let (live, _, _) = cover(
+            &plan(3),
+            vec![commit(0, "x"), commit(1, "y"), commit(2, "x")],
+            &[],
+        );
+        let digests: Vec<_> = models(&live)
+            .into_iter()
+            .map(|model| model.digest)
+            .collect();
         assert_eq!(digests, ["x", "y"]);
     }
 }

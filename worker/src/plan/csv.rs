@@ -24,8 +24,10 @@ pub(super) async fn columns(
     wanted: Wanted,
     row_bytes_max: usize,
 ) -> Result<Option<Vec<String>>, PlanError> {
-    let unreadable =
-        |reason: String| PlanError::CsvHeader { uri: input.uri.clone(), reason };
+    let unreadable = |reason: String| PlanError::CsvHeader {
+        uri: input.uri.clone(),
+        reason,
+    };
     let file = PinnedFile::open(stores, input)?;
     let mut source = Source::new(file, input.compression, 0, 0);
     let row_end = RowEnd::NewlineOutsideQuotes(QuoteScanner::new());
@@ -35,9 +37,13 @@ pub(super) async fn columns(
             Split::More => {}
             Split::End => return Ok(None),
             Split::TooLong { .. } => {
-                return Err(unreadable(format!("it is longer than {row_bytes_max} bytes")));
+                return Err(unreadable(format!(
+                    "it is longer than {row_bytes_max} bytes"
+                )));
             }
-            Split::Row { open_quote: true, .. } => {
+            Split::Row {
+                open_quote: true, ..
+            } => {
                 return Err(unreadable("a quote is opened and never closed".into()));
             }
             Split::Row { bytes, .. } => {
@@ -82,7 +88,13 @@ struct CutFinder {
 impl CutFinder {
     fn new(target_bytes: u64) -> Self {
         let (scanner, wanted) = (QuoteScanner::new(), target_bytes - 1);
-        Self { scanner, offset: 0, target_bytes, wanted, cuts: Vec::new() }
+        Self {
+            scanner,
+            offset: 0,
+            target_bytes,
+            wanted,
+            cuts: Vec::new(),
+        }
     }
 
     fn push(&mut self, mut window: bytes::Bytes) {
@@ -91,7 +103,10 @@ impl CutFinder {
         }
         while !window.is_empty() {
             // Only quotes matter before the next cut may be made.
-            let skipped = self.wanted.saturating_sub(self.offset).min(window.len() as u64) as usize;
+            let skipped = self
+                .wanted
+                .saturating_sub(self.offset)
+                .min(window.len() as u64) as usize;
             self.scanner.skip(&window[..skipped]);
             self.advance(&mut window, skipped);
             if window.is_empty() {
@@ -138,7 +153,9 @@ mod tests {
 
     fn check(windows: &[&str], target_bytes: u64, expected: &[u64]) {
         let mut finder = CutFinder::new(target_bytes);
-        windows.iter().for_each(|window| finder.push(window.as_bytes().to_vec().into()));
+        windows
+            .iter()
+            .for_each(|window| finder.push(window.as_bytes().to_vec().into()));
         let size = windows.iter().map(|window| window.len() as u64).sum();
         assert_eq!(finder.cuts(size), expected, "{windows:?}");
     }

@@ -59,7 +59,9 @@ pub async fn cut(
 }
 
 fn too_many() -> PlanError {
-    PlanError::TooManyShards { shards_max: SHARDS_MAX }
+    PlanError::TooManyShards {
+        shards_max: SHARDS_MAX,
+    }
 }
 
 async fn cut_file(
@@ -67,12 +69,21 @@ async fn cut_file(
     input: &InputFile,
     options: CutOptions<'_>,
 ) -> Result<(Option<Vec<String>>, Vec<ShardRange>), PlanError> {
-    let CutOptions { shard_bytes_target, fields, row_bytes_max } = options;
+    let CutOptions {
+        shard_bytes_target,
+        fields,
+        row_bytes_max,
+    } = options;
     let (size, wanted) = (input.size_bytes, Wanted::new(fields));
     if size == 0 {
         return Ok((None, Vec::new()));
     }
-    let whole = || vec![ShardRange::Bytes { start: 0, end: u64::MAX }];
+    let whole = || {
+        vec![ShardRange::Bytes {
+            start: 0,
+            end: u64::MAX,
+        }]
+    };
     match (input.format, input.compression) {
         (Format::Jsonl | Format::Text, Compression::None) => {
             Ok((None, even(size, shard_bytes_target)))
@@ -114,7 +125,10 @@ fn even(size_bytes: u64, target_bytes: u64) -> Vec<ShardRange> {
 fn between(cuts: &[u64], size_bytes: u64) -> Vec<ShardRange> {
     let starts = std::iter::once(0).chain(cuts.iter().copied());
     let ends = cuts.iter().copied().chain([size_bytes]);
-    starts.zip(ends).map(|(start, end)| ShardRange::Bytes { start, end }).collect()
+    starts
+        .zip(ends)
+        .map(|(start, end)| ShardRange::Bytes { start, end })
+        .collect()
 }
 
 /// Equal ranges of rows of about the target's compressed size.
@@ -125,7 +139,11 @@ fn cut_group(
 ) -> impl Iterator<Item = ShardRange> {
     let RowGroup { rows, bytes } = group;
     let count = bytes.div_ceil(target_bytes.max(1)).clamp(1, rows.max(1));
-    let ranges = pieces(rows, count).map(move |(start, end)| ShardRange::Rows { row_group, start, end });
+    let ranges = pieces(rows, count).map(move |(start, end)| ShardRange::Rows {
+        row_group,
+        start,
+        end,
+    });
     ranges.filter(move |_| rows > 0)
 }
 
@@ -155,7 +173,11 @@ mod tests {
     #[test]
     fn a_row_group_is_cut_by_its_compressed_size() {
         let cut = |rows, bytes| cut_group(RowGroup { rows, bytes }, 3, 100).collect::<Vec<_>>();
-        let range = |start, end| ShardRange::Rows { row_group: 3, start, end };
+        let range = |start, end| ShardRange::Rows {
+            row_group: 3,
+            start,
+            end,
+        };
         assert_eq!(cut(10, 200), [range(0, 5), range(5, 10)]);
         assert_eq!(cut(2, 1000), [range(0, 1), range(1, 2)]);
         assert_eq!(cut(0, 1000), []);

@@ -29,7 +29,8 @@ impl DuplicateSample {
         *count = count.saturating_add(1);
         while self.counts.len() > TEXTS_MAX && self.level < u64::BITS {
             self.level += 1;
-            self.counts.retain(|hash, _| hash.leading_zeros() >= self.level);
+            self.counts
+                .retain(|hash, _| hash.leading_zeros() >= self.level);
         }
     }
 
@@ -40,7 +41,11 @@ impl DuplicateSample {
 
     /// Rows whose text an earlier row has too.
     pub(super) fn duplicates(&self) -> u64 {
-        let followed: u64 = self.counts.values().map(|count| u64::from(*count) - 1).sum();
+        let followed: u64 = self
+            .counts
+            .values()
+            .map(|count| u64::from(*count) - 1)
+            .sum();
         followed.saturating_mul(1_u64.checked_shl(self.level).unwrap_or(u64::MAX))
     }
 
@@ -63,8 +68,15 @@ impl TokenSample {
     pub(super) fn new(rows: u64) -> Self {
         // Aims below the limit, so that chance alone does not fill the sample.
         let aim = SAMPLE_ROWS_MAX as u64 * 4 / 5;
-        let threshold = if rows <= aim { u64::MAX } else { u64::MAX / rows * aim };
-        Self { threshold, rows: Vec::new() }
+        let threshold = if rows <= aim {
+            u64::MAX
+        } else {
+            u64::MAX / rows * aim
+        };
+        Self {
+            threshold,
+            rows: Vec::new(),
+        }
     }
 
     /// Rows are sampled whose hash is at most this.
@@ -113,7 +125,10 @@ mod tests {
     #[test]
     fn duplicates_of_a_small_dataset_are_exact() {
         let mut sample = DuplicateSample::default();
-        [1, 2, 2, 3, 3, 3].map(spread).into_iter().for_each(|hash| sample.insert(hash));
+        [1, 2, 2, 3, 3, 3]
+            .map(spread)
+            .into_iter()
+            .for_each(|hash| sample.insert(hash));
         assert_eq!((sample.duplicates(), sample.is_exact()), (3, true));
     }
 

@@ -29,7 +29,10 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
             Some(pattern) => pattern.list(stores).await?,
         };
         if found.is_empty() {
-            return Err(PlanError::NoMatch { uri: uri.clone(), hint: "" });
+            return Err(PlanError::NoMatch {
+                uri: uri.clone(),
+                hint: "",
+            });
         }
         for (uri, meta) in found {
             let place = match StoreUri::parse(&uri)? {
@@ -45,7 +48,14 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
             let (format, compression) = layout(&uri, input)?;
             let columns = None;
             let (size_bytes, etag) = (meta.size, meta.e_tag);
-            Ok(InputFile { uri, size_bytes, etag, format, compression, columns })
+            Ok(InputFile {
+                uri,
+                size_bytes,
+                etag,
+                format,
+                compression,
+                columns,
+            })
         })
         .collect::<Result<Vec<_>, PlanError>>()?;
     inputs.sort_by(|a, b| a.uri.cmp(&b.uri));
@@ -54,7 +64,10 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
 
 /// A file that is named without glob characters.
 async fn file(stores: &Stores, uri: &str) -> Result<(String, ObjectMeta), PlanError> {
-    let no_match = |hint| PlanError::NoMatch { uri: uri.into(), hint };
+    let no_match = |hint| PlanError::NoMatch {
+        uri: uri.into(),
+        hint,
+    };
     if uri.ends_with('/') {
         return Err(no_match("; to read a whole folder, end it with /**"));
     }
@@ -62,7 +75,10 @@ async fn file(stores: &Stores, uri: &str) -> Result<(String, ObjectMeta), PlanEr
     match location.store.head(&location.path).await {
         Ok(meta) => Ok((uri.into(), meta)),
         Err(Error::NotFound { .. }) => {
-            let inside = location.store.list_with_delimiter(Some(&location.path)).await;
+            let inside = location
+                .store
+                .list_with_delimiter(Some(&location.path))
+                .await;
             let is_folder =
                 inside.is_ok_and(|l| !l.objects.is_empty() || !l.common_prefixes.is_empty());
             let hint = "; it is a folder: to read all of it, end it with /**";
@@ -85,14 +101,19 @@ pub(super) struct Pattern {
 impl Pattern {
     /// Parses a URI; `None` if it has no glob characters.
     pub(super) fn new(uri: &str) -> Result<Option<Self>, PlanError> {
-        let Some(first) = uri.find(GLOB_CHARACTERS) else { return Ok(None) };
+        let Some(first) = uri.find(GLOB_CHARACTERS) else {
+            return Ok(None);
+        };
         let root = uri[..first].rfind('/').map_or(0, |slash| slash + 1);
         let (root, rest) = uri.split_at(root);
         let glob = GlobBuilder::new(rest)
             .literal_separator(true)
             .backslash_escape(true)
             .build()
-            .map_err(|source| PlanError::Pattern { uri: uri.into(), source })?;
+            .map_err(|source| PlanError::Pattern {
+                uri: uri.into(),
+                source,
+            })?;
         Ok(Some(Self {
             root: root.into(),
             rest: glob.compile_matcher(),
@@ -117,10 +138,18 @@ impl Pattern {
         let mut listing = root.store.list(Some(&root.path));
         let mut found = Vec::new();
         loop {
-            let next = listing.try_next().await.map_err(|error| StoreError::at(&self.root, error))?;
+            let next = listing
+                .try_next()
+                .await
+                .map_err(|error| StoreError::at(&self.root, error))?;
             let Some(meta) = next else { break };
-            let Some(parts) = meta.location.prefix_match(&root.path) else { continue };
-            let relative = parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
+            let Some(parts) = meta.location.prefix_match(&root.path) else {
+                continue;
+            };
+            let relative = parts
+                .map(|part| part.as_ref().to_owned())
+                .collect::<Vec<_>>()
+                .join("/");
             if self.matches(&relative) {
                 found.push((format!("{}{relative}", self.root), meta));
             }
@@ -131,13 +160,20 @@ impl Pattern {
 
 /// Format and compression of a file: what the job says, else what the name says.
 fn layout(uri: &str, input: &Input) -> Result<(Format, Compression), PlanError> {
-    let name = uri.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+    let name = uri
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     let (stem, named) = match (name.strip_suffix(".gz"), name.strip_suffix(".zst")) {
         (Some(stem), _) => (stem, Compression::Gzip),
         (_, Some(stem)) => (stem, Compression::Zstd),
         _ => (&name[..], Compression::None),
     };
-    let format = match (input.format, stem.rsplit_once('.').map(|(_, extension)| extension)) {
+    let format = match (
+        input.format,
+        stem.rsplit_once('.').map(|(_, extension)| extension),
+    ) {
         (Some(format), _) => format,
         (None, Some("jsonl" | "ndjson")) => Format::Jsonl,
         (None, Some("csv")) => Format::Csv,

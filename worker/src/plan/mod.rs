@@ -51,10 +51,12 @@ pub async fn plan(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> 
     match store::create(&output.store, &path, bytes).await? {
         Created::New => Ok(plan),
         // Another planner was faster, or this one's reply was lost: what is there counts.
-        Created::Existed => existing(&output, job).await?.ok_or_else(|| PlanError::BadPlan {
-            path: path.to_string(),
-            reason: "it was deleted while the job was planned".into(),
-        }),
+        Created::Existed => existing(&output, job)
+            .await?
+            .ok_or_else(|| PlanError::BadPlan {
+                path: path.to_string(),
+                reason: "it was deleted while the job was planned".into(),
+            }),
     }
 }
 
@@ -69,17 +71,32 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
     };
     let shards = cut(stores, &mut inputs, options).await?;
     let spec_sha256 = job.spec_sha256.clone();
-    Ok(Plan { version: Plan::VERSION, run: FIRST_RUN, spec_sha256, inputs, shards })
+    Ok(Plan {
+        version: Plan::VERSION,
+        run: FIRST_RUN,
+        spec_sha256,
+        inputs,
+        shards,
+    })
 }
 
 /// The plan that is there, if it was made by the same spec.
 pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan>, PlanError> {
     let path = output.below(&layout::plan(FIRST_RUN));
-    let Some(bytes) = store::read(&output.store, &path).await? else { return Ok(None) };
-    let bad = |reason: String| PlanError::BadPlan { path: path.to_string(), reason };
+    let Some(bytes) = store::read(&output.store, &path).await? else {
+        return Ok(None);
+    };
+    let bad = |reason: String| PlanError::BadPlan {
+        path: path.to_string(),
+        reason,
+    };
     let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
     if plan.version != Plan::VERSION {
-        return Err(bad(format!("its version is {}, not {}", plan.version, Plan::VERSION)));
+        return Err(bad(format!(
+            "its version is {}, not {}",
+            plan.version,
+            Plan::VERSION
+        )));
     }
     if plan.spec_sha256 != job.spec_sha256 {
         return Err(PlanError::OtherSpec {
@@ -89,7 +106,11 @@ pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan
         });
     }
     let inputs = plan.inputs.len();
-    if plan.shards.iter().any(|shard| shard.input as usize >= inputs) {
+    if plan
+        .shards
+        .iter()
+        .any(|shard| shard.input as usize >= inputs)
+    {
         return Err(bad("a shard names an input that is not listed".into()));
     }
     Ok(Some(plan))

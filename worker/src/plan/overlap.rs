@@ -28,15 +28,22 @@ pub(super) fn check(
         }
     }
     for uri in &job.input.uris {
-        let Some(pattern) = Pattern::new(uri)? else { continue };
+        let Some(pattern) = Pattern::new(uri)? else {
+            continue;
+        };
         if scheme(pattern.root()) != output_scheme {
             continue;
         }
         let root = stores.open(pattern.root())?.path;
         for written in written(job) {
             let path = output.below(&written);
-            let Some(parts) = path.prefix_match(&root) else { continue };
-            let relative = parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
+            let Some(parts) = path.prefix_match(&root) else {
+                continue;
+            };
+            let relative = parts
+                .map(|part| part.as_ref().to_owned())
+                .collect::<Vec<_>>()
+                .join("/");
             if pattern.matches(&relative) {
                 return Err(overlaps(uri));
             }

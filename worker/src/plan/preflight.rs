@@ -103,7 +103,10 @@ pub async fn preflight(
     let reader = Arc::new(Reader {
         stores: stores.clone(),
         // Joined fields are not needed to know what becomes of a row.
-        fields: Fields { join: Vec::new(), ..job.input.fields.clone() },
+        fields: Fields {
+            join: Vec::new(),
+            ..job.input.fields.clone()
+        },
         row_bytes_max: job.input.row_bytes_max,
         zstd: Semaphore::new(1),
         samples: Samples::new(guess_rows(stores, job, plan).await?, token_counter),
@@ -113,8 +116,11 @@ pub async fn preflight(
     let mut shards = plan.shards.iter().zip(0_u64..);
     loop {
         while running.len() < SHARDS_AT_ONCE {
-            let Some((shard, index)) = shards.next() else { break };
-            let (reader, shard, input) = (Arc::clone(&reader), *shard, plan.input_of(shard).clone());
+            let Some((shard, index)) = shards.next() else {
+                break;
+            };
+            let (reader, shard, input) =
+                (Arc::clone(&reader), *shard, plan.input_of(shard).clone());
             running.spawn(async move { reader.read(shard, index, input).await });
         }
         match running.join_next().await {
@@ -151,7 +157,9 @@ async fn guess_rows(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<u6
                 };
                 let (low, high) = (places.clone().next(), places.last());
                 let span = low.and_then(offset).zip(high.and_then(offset));
-                let Some((low, high)) = span.filter(|(low, high)| low < high) else { continue };
+                let Some((low, high)) = span.filter(|(low, high)| low < high) else {
+                    continue;
+                };
                 return Ok(bytes / ((high - low) / (first.len() as u64 - 1)).max(1));
             }
         }
@@ -182,7 +190,10 @@ impl Reader {
         };
         let (fields, row_bytes_max) = (&self.fields, self.row_bytes_max);
         let stream = read::open_shard(&self.stores, &input, &shard, fields, row_bytes_max).await?;
-        let mut found = ShardFound { input: shard.input, ..ShardFound::default() };
+        let mut found = ShardFound {
+            input: shard.input,
+            ..ShardFound::default()
+        };
         let salt = spread(shard_index);
         stream
             .visit(|place, bytes, row| {
@@ -246,7 +257,9 @@ impl Samples {
             duplicates.insert(hash);
             self.level.store(duplicates.level(), Ordering::Relaxed);
         }
-        let Some(count) = &self.token_counter else { return };
+        let Some(count) = &self.token_counter else {
+            return;
+        };
         let hash = spread(number);
         if hash <= self.threshold.load(Ordering::Relaxed) {
             let counted = count(text) as u64;
@@ -291,7 +304,14 @@ struct Found {
 impl Found {
     /// Adds a shard; the order of shards makes no difference.
     fn add(&mut self, shard: ShardFound) {
-        let ShardFound { input, rows, row_bytes, text_bytes, longest, bad } = shard;
+        let ShardFound {
+            input,
+            rows,
+            row_bytes,
+            text_bytes,
+            longest,
+            bad,
+        } = shard;
         self.rows += rows;
         self.row_bytes += row_bytes;
         self.text_bytes += text_bytes;
@@ -318,9 +338,18 @@ impl Found {
             file: plan.inputs[input as usize].uri.clone(),
             place,
         };
-        let bad_rows = self.bad.into_iter().map(|(code, BadPlaces { count, first })| {
-            (code, BadRows { count, first: first.into_iter().map(position).collect() })
-        });
+        let bad_rows = self
+            .bad
+            .into_iter()
+            .map(|(code, BadPlaces { count, first })| {
+                (
+                    code,
+                    BadRows {
+                        count,
+                        first: first.into_iter().map(position).collect(),
+                    },
+                )
+            });
         let duplicates = lock(&samples.duplicates);
         let tokens = lock(&samples.tokens);
         Preflight {
@@ -328,9 +357,10 @@ impl Found {
             bad_rows: bad_rows.collect(),
             input_bytes: plan.inputs.iter().map(|input| input.size_bytes).sum(),
             row_bytes: self.row_bytes,
-            longest_row: self
-                .longest
-                .map(|(bytes, place)| LongestRow { bytes, position: position(place) }),
+            longest_row: self.longest.map(|(bytes, place)| LongestRow {
+                bytes,
+                position: position(place),
+            }),
             tokens: samples.token_counter.as_ref().map(|_| TokenEstimate {
                 tokens: tokens.tokens(self.text_bytes),
                 sampled_rows: tokens.rows(),

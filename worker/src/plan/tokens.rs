@@ -26,11 +26,17 @@ pub fn token_counter(
         tokenize_deadline: Duration::from_secs(1),
     };
     let models = &service.spec.models;
-    let of_steps = steps.iter().filter_map(|step| models.iter().find(|m| m.name == step.model));
+    let of_steps = steps
+        .iter()
+        .filter_map(|step| models.iter().find(|m| m.name == step.model));
     let open = |model| Ok(ModelFolder::open(model, model_cache, limits)?.tokenizer);
-    let tokenizers = of_steps.map(open).collect::<Result<Vec<_>, FolderError>>()?;
+    let tokenizers = of_steps
+        .map(open)
+        .collect::<Result<Vec<_>, FolderError>>()?;
     Ok(Arc::new(move |text| {
         let counts = tokenizers.iter().map(|tokenizer| tokenizer.encode(text));
-        counts.map(|encoded| encoded.map_or(0, |encoding| encoding.token_ids.len())).sum()
+        counts
+            .map(|encoded| encoded.map_or(0, |encoding| encoding.token_ids.len()))
+            .sum()
     }))
 }

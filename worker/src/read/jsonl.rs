@@ -38,12 +38,18 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], wanted: &Wanted) -> Result<RowView<'a>,
             Err(RowError::new(RowErrorCode::InvalidField, message))
         }
         None => {
-            let message = format!("the row has no field {:?}, which holds the text", wanted.text);
+            let message = format!(
+                "the row has no field {:?}, which holds the text",
+                wanted.text
+            );
             Err(RowError::new(RowErrorCode::MissingField, message))
         }
     };
     view::row(id, text, || {
-        let values: Vec<_> = joined.iter().map(|value| value.map(RawValue::get)).collect();
+        let values: Vec<_> = joined
+            .iter()
+            .map(|value| value.map(RawValue::get))
+            .collect();
         wanted.object(&values)
     })
 }
@@ -51,7 +57,10 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], wanted: &Wanted) -> Result<RowView<'a>,
 /// serde_json skips fields that nobody wants without recursion, and so without its depth limit.
 fn is_too_deep(bytes: &[u8]) -> bool {
     // Few rows have this many brackets, and counting is much faster than following them.
-    let brackets = bytes.iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
+    let brackets = bytes
+        .iter()
+        .filter(|byte| matches!(byte, b'{' | b'['))
+        .count();
     if brackets <= DEPTH_MAX {
         return false;
     }
@@ -107,7 +116,11 @@ impl<'de> Visitor<'de> for FoundSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let wanted = self.0;
-        let mut found = Found { id: None, text: None, joined: vec![None; wanted.join.len()] };
+        let mut found = Found {
+            id: None,
+            text: None,
+            joined: vec![None; wanted.join.len()],
+        };
         while let Some(role) = map.next_key_seed(RoleSeed(wanted))? {
             let Role { id, text, join } = role;
             if !id && join.is_none() {

@@ -3,7 +3,9 @@
 use millrace_protocol::row::{Place, ReadRow, RowErrorCode};
 
 use super::{
-    ReadError, csv::RecordParser, jsonl,
+    ReadError,
+    csv::RecordParser,
+    jsonl,
     source::Source,
     splitter::{Split, Splitter},
     view::{self, Refused, RowView, Wanted},
@@ -55,7 +57,13 @@ impl Lines {
         row_bytes_max: usize,
         header_next: bool,
     ) -> Self {
-        Self { source, splitter, parser, row_bytes_max, header_next }
+        Self {
+            source,
+            splitter,
+            parser,
+            row_bytes_max,
+            header_next,
+        }
     }
 
     /// Hands `visit` the next row, and says how many bytes it had; `None` at the end.
@@ -69,10 +77,18 @@ impl Lines {
                     self.header_next = false;
                     continue;
                 }
-                Split::Row { offset, bytes, open_quote } => {
-                    (offset, bytes.len() as u64, self.parser.parse(bytes, open_quote))
+                Split::Row {
+                    offset,
+                    bytes,
+                    open_quote,
+                } => (
+                    offset,
+                    bytes.len() as u64,
+                    self.parser.parse(bytes, open_quote),
+                ),
+                Split::TooLong { offset } => {
+                    (offset, 0, Err(Refused::too_long(self.row_bytes_max)))
                 }
-                Split::TooLong { offset } => (offset, 0, Err(Refused::too_long(self.row_bytes_max))),
                 Split::More => {
                     match self.source.next().await? {
                         Some(window) => self.splitter.push(window),
@@ -94,7 +110,9 @@ impl Lines {
     ) -> Result<Vec<ReadRow>, ReadError> {
         let (mut rows, mut bytes) = (Vec::new(), 0_u64);
         while rows.len() < rows_max.max(1) && (rows.is_empty() || bytes < bytes_max as u64) {
-            let next = self.next(|place, bytes, row| (bytes, view::owned(place, row))).await?;
+            let next = self
+                .next(|place, bytes, row| (bytes, view::owned(place, row)))
+                .await?;
             let Some((row_bytes, row)) = next else { break };
             bytes += row_bytes;
             rows.push(row);

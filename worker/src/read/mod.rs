@@ -113,9 +113,20 @@ pub async fn open_shard(
     let wanted = Wanted::new(fields);
     let (start, end) = match shard.range {
         ShardRange::Bytes { start, end } => (start, end),
-        ShardRange::Rows { row_group, start, end } => {
-            let range = ParquetRange { row_group, rows: start..end, wanted, row_bytes_max };
-            return Ok(RowStream { rows: Rows::Parquet(ParquetRows::open(file, range)) });
+        ShardRange::Rows {
+            row_group,
+            start,
+            end,
+        } => {
+            let range = ParquetRange {
+                row_group,
+                rows: start..end,
+                wanted,
+                row_bytes_max,
+            };
+            return Ok(RowStream {
+                rows: Rows::Parquet(ParquetRows::open(file, range)),
+            });
         }
     };
     let (row_end, parser) = match input.format {
@@ -130,12 +141,18 @@ pub async fn open_shard(
         Format::Parquet => {
             let (uri, encoding) = (input.uri.clone(), "Parquet");
             let reason = "a shard of it must be a range of rows".into();
-            return Err(ReadError::Decode { uri, encoding, reason });
+            return Err(ReadError::Decode {
+                uri,
+                encoding,
+                reason,
+            });
         }
     };
     let splitter = Splitter::new(row_end, start, end, row_bytes_max);
     let header_next = input.format == Format::Csv && start == 0;
     let source = Source::new(file, input.compression, splitter.first_offset(), end);
     let lines = Lines::new(source, splitter, parser, row_bytes_max, header_next);
-    Ok(RowStream { rows: Rows::Lines(Box::new(lines)) })
+    Ok(RowStream {
+        rows: Rows::Lines(Box::new(lines)),
+    })
 }

@@ -65,7 +65,12 @@ impl ParquetRows {
         let decoder = tokio::task::spawn_blocking(move || {
             decode(&ParquetFile::new(file, runtime), &range, &sender)
         });
-        Self { uri, chunks, waiting: VecDeque::new(), decoder: Some(decoder) }
+        Self {
+            uri,
+            chunks,
+            waiting: VecDeque::new(),
+            decoder: Some(decoder),
+        }
     }
 
     /// Owned rows; empty at the end.
@@ -91,10 +96,16 @@ impl ParquetRows {
 
     /// What became of the decoder.
     async fn join(&mut self) -> Result<(), ReadError> {
-        let Some(decoder) = self.decoder.take() else { return Ok(()) };
+        let Some(decoder) = self.decoder.take() else {
+            return Ok(());
+        };
         decoder.await.unwrap_or_else(|error| {
             let reason = format!("the decoder stopped: {error}");
-            Err(ReadError::Decode { uri: self.uri.clone(), encoding: "Parquet", reason })
+            Err(ReadError::Decode {
+                uri: self.uri.clone(),
+                encoding: "Parquet",
+                reason,
+            })
         })
     }
 }
@@ -124,14 +135,20 @@ pub(crate) async fn row_groups(
             let wanted = wanted.filter(|(index, _)| mask.leaf_included(*index));
             RowGroup {
                 rows: group.num_rows().try_into().unwrap_or(0),
-                bytes: wanted.map(|(_, c)| u64::try_from(c.compressed_size()).unwrap_or(0)).sum(),
+                bytes: wanted
+                    .map(|(_, c)| u64::try_from(c.compressed_size()).unwrap_or(0))
+                    .sum(),
             }
         });
         Ok(groups.collect())
     });
     read.await.unwrap_or_else(|error| {
         let reason = format!("the decoder stopped: {error}");
-        Err(ReadError::Decode { uri, encoding: "Parquet", reason })
+        Err(ReadError::Decode {
+            uri,
+            encoding: "Parquet",
+            reason,
+        })
     })
 }
 
@@ -153,13 +170,22 @@ impl Columns {
             schema.index_of(name).map_err(|_| ReadError::MissingColumn {
                 uri: uri.into(),
                 column: name.clone(),
-                columns: schema.fields().iter().take(50).map(|f| f.name().clone()).collect(),
+                columns: schema
+                    .fields()
+                    .iter()
+                    .take(50)
+                    .map(|f| f.name().clone())
+                    .collect(),
             })
         };
         let columns = Self {
             id: wanted.id.as_ref().map(place).transpose()?,
             text: place(&wanted.text)?,
-            join: wanted.join.iter().map(|field| place(&field.name)).collect::<Result<_, _>>()?,
+            join: wanted
+                .join
+                .iter()
+                .map(|field| place(&field.name))
+                .collect::<Result<_, _>>()?,
         };
         let check = |index: usize, is_usable: fn(&DataType) -> bool, expected: &'static str| {
             let field = schema.field(index);
@@ -167,11 +193,20 @@ impl Columns {
                 return Ok(());
             }
             let (uri, column) = (uri.into(), field.name().clone());
-            Err(ReadError::ColumnType { uri, column, found: field.data_type().to_string(), expected })
+            Err(ReadError::ColumnType {
+                uri,
+                column,
+                found: field.data_type().to_string(),
+                expected,
+            })
         };
         check(columns.text, is_text, "a string")?;
         if let Some(id) = columns.id {
-            check(id, |kind| is_text(kind) || is_plain(kind), "a string, number or boolean")?;
+            check(
+                id,
+                |kind| is_text(kind) || is_plain(kind),
+                "a string, number or boolean",
+            )?;
         }
         for index in &columns.join {
             check(*index, has_json, "one that has a JSON form")?;
@@ -180,12 +215,18 @@ impl Columns {
     }
 
     fn roots(&self) -> impl Iterator<Item = usize> + '_ {
-        self.id.into_iter().chain([self.text]).chain(self.join.iter().copied())
+        self.id
+            .into_iter()
+            .chain([self.text])
+            .chain(self.join.iter().copied())
     }
 }
 
 fn is_text(kind: &DataType) -> bool {
-    matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+    matches!(
+        kind,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
+    )
 }
 
 fn is_plain(kind: &DataType) -> bool {
@@ -212,13 +253,22 @@ fn decode(
     let columns = Columns::find(file.uri(), footer.schema(), &range.wanted)?;
     let fields = footer.schema().fields().iter().map(|field| {
         let as_view = field.as_ref().clone().with_data_type(DataType::Utf8View);
-        if is_text(field.data_type()) { Arc::new(as_view) } else { Arc::clone(field) }
+        if is_text(field.data_type()) {
+            Arc::new(as_view)
+        } else {
+            Arc::clone(field)
+        }
     });
     let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     let metadata = Arc::clone(footer.metadata());
     let decoded = ArrowReaderMetadata::try_new(metadata, options.with_schema(schema));
     let decoded = decoded.map_err(|error| file.explain(error))?;
-    let Some(group_rows) = footer.metadata().row_groups().get(group).map(|g| g.num_rows()) else {
+    let Some(group_rows) = footer
+        .metadata()
+        .row_groups()
+        .get(group)
+        .map(|g| g.num_rows())
+    else {
         return Err(file.explain(format!("it has no row group {group}")));
     };
     let group_rows = usize::try_from(group_rows).unwrap_or(0);
@@ -255,17 +305,27 @@ fn hand_over(
     place: impl Fn(usize) -> Place,
     sender: &mpsc::Sender<Vec<(usize, ReadRow)>>,
 ) -> Result<bool, arrow_schema::ArrowError> {
-    let ParquetRange { wanted, row_bytes_max, .. } = range;
+    let ParquetRange {
+        wanted,
+        row_bytes_max,
+        ..
+    } = range;
     let options = EncoderOptions::default().with_explicit_nulls(true);
     let schema = batch.schema();
     let encoder = |name: &str| {
         let index = schema.index_of(name)?;
-        make_encoder(&schema.fields()[index], batch.column(index).as_ref(), &options)
+        make_encoder(
+            &schema.fields()[index],
+            batch.column(index).as_ref(),
+            &options,
+        )
     };
     let mut id = wanted.id.as_deref().map(encoder).transpose()?;
     let joined = wanted.join.iter().map(|field| encoder(&field.name));
     let mut joined = joined.collect::<Result<Vec<_>, _>>()?;
-    let texts: &StringViewArray = batch.column(schema.index_of(&wanted.text)?).as_string_view();
+    let texts: &StringViewArray = batch
+        .column(schema.index_of(&wanted.text)?)
+        .as_string_view();
     let encode = |encoder: &mut arrow_json::writer::NullableEncoder<'_>, index: usize| {
         let mut json = Vec::new();
         match encoder.is_null(index) {
@@ -277,10 +337,13 @@ fn hand_over(
     let (mut chunk, mut chunk_bytes) = (Vec::new(), 0);
     for index in 0..batch.num_rows() {
         let id = id.as_mut().map(|encoder| encode(encoder, index));
-        let values: Vec<_> =
-            joined.iter_mut().map(|encoder| Some(encode(encoder, index))).collect();
+        let values: Vec<_> = joined
+            .iter_mut()
+            .map(|encoder| Some(encode(encoder, index)))
+            .collect();
         let text = texts.is_valid(index).then(|| texts.value(index));
-        let bytes = text.map_or(0, str::len) + values.iter().flatten().map(String::len).sum::<usize>();
+        let bytes =
+            text.map_or(0, str::len) + values.iter().flatten().map(String::len).sum::<usize>();
         let row = if bytes > *row_bytes_max {
             Err(Refused::too_long(*row_bytes_max))
         } else {
@@ -288,7 +351,8 @@ fn hand_over(
         };
         chunk.push((bytes, view::owned(place(index), row)));
         chunk_bytes += bytes;
-        if chunk.len() >= CHUNK_ROWS || chunk_bytes >= CHUNK_BYTES || index + 1 == batch.num_rows() {
+        if chunk.len() >= CHUNK_ROWS || chunk_bytes >= CHUNK_BYTES || index + 1 == batch.num_rows()
+        {
             chunk_bytes = 0;
             if sender.blocking_send(std::mem::take(&mut chunk)).is_err() {
                 return Ok(false);

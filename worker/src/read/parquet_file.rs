@@ -43,7 +43,14 @@ impl ParquetFile {
     /// Wraps a file; its reads run on `runtime`.
     pub(super) fn new(file: PinnedFile, runtime: Handle) -> Self {
         let (windows, failure) = (Mutex::default(), Mutex::default());
-        Self { shared: Arc::new(Shared { file, runtime, windows, failure }) }
+        Self {
+            shared: Arc::new(Shared {
+                file,
+                runtime,
+                windows,
+                failure,
+            }),
+        }
     }
 
     /// URI of the file.
@@ -56,24 +63,36 @@ impl ParquetFile {
         &self,
         options: ArrowReaderOptions,
     ) -> Result<ArrowReaderMetadata, ReadError> {
-        let PinnedFile { uri, size_bytes, .. } = &self.shared.file;
+        let PinnedFile {
+            uri, size_bytes, ..
+        } = &self.shared.file;
         let decode = |reason: &str| ReadError::Decode {
             uri: uri.clone(),
             encoding: "Parquet",
             reason: reason.into(),
         };
         if *size_bytes < 12 {
-            return Err(ReadError::Truncated { uri: uri.clone(), encoding: "Parquet" });
+            return Err(ReadError::Truncated {
+                uri: uri.clone(),
+                encoding: "Parquet",
+            });
         }
         let first = self.bytes(0, 4).map_err(|error| self.explain(error))?;
         if &first[..] != b"PAR1" {
             return Err(decode("it does not begin with PAR1"));
         }
-        let last = self.bytes(size_bytes - 8, 8).map_err(|error| self.explain(error))?;
+        let last = self
+            .bytes(size_bytes - 8, 8)
+            .map_err(|error| self.explain(error))?;
         match &last[4..] {
             b"PAR1" => {}
             b"PARE" => return Err(decode("its footer is encrypted, which is not supported")),
-            _ => return Err(ReadError::Truncated { uri: uri.clone(), encoding: "Parquet" }),
+            _ => {
+                return Err(ReadError::Truncated {
+                    uri: uri.clone(),
+                    encoding: "Parquet",
+                });
+            }
         }
         let footer_bytes = u32::from_le_bytes([last[0], last[1], last[2], last[3]]);
         if footer_bytes > FOOTER_BYTES_MAX {
@@ -84,20 +103,33 @@ impl ParquetFile {
 
     /// What an error of the decoder means: first of all, whether a read failed.
     pub(super) fn explain(&self, error: impl std::fmt::Display) -> ReadError {
-        lock(&self.shared.failure).take().unwrap_or_else(|| ReadError::Decode {
-            uri: self.shared.file.uri.clone(),
-            encoding: "Parquet",
-            reason: error.to_string(),
-        })
+        lock(&self.shared.failure)
+            .take()
+            .unwrap_or_else(|| ReadError::Decode {
+                uri: self.shared.file.uri.clone(),
+                encoding: "Parquet",
+                reason: error.to_string(),
+            })
     }
 
     fn bytes(&self, start: u64, length: u64) -> Result<Bytes, ParquetError> {
-        let Shared { file, runtime, windows, failure } = &*self.shared;
-        let end = start.checked_add(length).filter(|end| *end <= file.size_bytes);
+        let Shared {
+            file,
+            runtime,
+            windows,
+            failure,
+        } = &*self.shared;
+        let end = start
+            .checked_add(length)
+            .filter(|end| *end <= file.size_bytes);
         let Some(end) = end else {
-            *lock(failure) =
-                Some(ReadError::Truncated { uri: file.uri.clone(), encoding: "Parquet" });
-            return Err(ParquetError::EOF("a page lies beyond the end of the file".into()));
+            *lock(failure) = Some(ReadError::Truncated {
+                uri: file.uri.clone(),
+                encoding: "Parquet",
+            });
+            return Err(ParquetError::EOF(
+                "a page lies beyond the end of the file".into(),
+            ));
         };
         for (offset, window) in lock(windows).iter() {
             if *offset <= start && end <= offset + window.len() as u64 {
@@ -141,7 +173,10 @@ impl ChunkReader for ParquetFile {
     type T = ParquetRead;
 
     fn get_read(&self, start: u64) -> Result<ParquetRead, ParquetError> {
-        Ok(ParquetRead { file: self.clone(), at: start })
+        Ok(ParquetRead {
+            file: self.clone(),
+            at: start,
+        })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {

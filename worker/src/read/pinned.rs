@@ -64,7 +64,10 @@ impl PinnedFile {
 
     async fn changed(&self) -> ReadError {
         let Location { store, path } = &self.location;
-        let options = GetOptions { head: true, ..GetOptions::default() };
+        let options = GetOptions {
+            head: true,
+            ..GetOptions::default()
+        };
         match store.get_opts(path, options).await {
             Ok(result) => self.changed_to(&(result.meta.e_tag, result.meta.size)),
             Err(error) => self.failed(error),
@@ -85,7 +88,9 @@ impl PinnedFile {
 
     fn failed(&self, error: Error) -> ReadError {
         match error {
-            Error::NotFound { .. } => ReadError::NotFound { uri: self.uri.clone() },
+            Error::NotFound { .. } => ReadError::NotFound {
+                uri: self.uri.clone(),
+            },
             error => StoreError::at(&self.uri, error).into(),
         }
     }

@@ -22,7 +22,10 @@ enum State {
 impl QuoteScanner {
     /// A scanner at the start of a record.
     pub(crate) fn new() -> Self {
-        Self { state: State::Plain, previous: b'\n' }
+        Self {
+            state: State::Plain,
+            previous: b'\n',
+        }
     }
 
     /// Whether the bytes so far end inside quotes.
@@ -52,19 +55,27 @@ impl QuoteScanner {
                     } else {
                         memchr::memchr(b'"', rest)
                     };
-                    let Some(next) = found.map(|found| at + found) else { break };
+                    let Some(next) = found.map(|found| at + found) else {
+                        break;
+                    };
                     if bytes[next] == b'\n' {
                         self.previous = b'\n';
                         return Some(next);
                     }
-                    let before = if next == 0 { self.previous } else { bytes[next - 1] };
+                    let before = if next == 0 {
+                        self.previous
+                    } else {
+                        bytes[next - 1]
+                    };
                     if matches!(before, b',' | b'\n') {
                         self.state = State::Quoted;
                     }
                     at = next + 1;
                 }
                 State::Quoted => {
-                    let Some(next) = memchr::memchr(b'"', &bytes[at..]) else { break };
+                    let Some(next) = memchr::memchr(b'"', &bytes[at..]) else {
+                        break;
+                    };
                     self.state = State::Closing;
                     at += next + 1;
                 }

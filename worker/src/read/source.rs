@@ -54,7 +54,11 @@ impl Source {
                 ("zstd", Box::pin(decoder))
             }
         };
-        Self::Decoded(Decoded { uri, encoding, decoder })
+        Self::Decoded(Decoded {
+            uri,
+            encoding,
+            decoder,
+        })
     }
 
     /// The next window; `None` at the end of the file. Only the last window may be short.
@@ -78,7 +82,12 @@ impl Windows {
     /// Windows from `start` to the end of the file. Up to `end` they are large; beyond it they
     /// begin small, because only the rest of one row is wanted there.
     pub(crate) fn new(file: PinnedFile, start: u64, end: u64) -> Self {
-        Self { end: end.min(file.size_bytes), at: start, file, tail_bytes: TAIL_BYTES }
+        Self {
+            end: end.min(file.size_bytes),
+            at: start,
+            file,
+            tail_bytes: TAIL_BYTES,
+        }
     }
 
     /// The next window; `None` at the end of the file.
@@ -86,7 +95,11 @@ impl Windows {
         let length = if self.at < self.end {
             // The start of the tail comes along, so that most shards need no further request.
             let left = self.end - self.at;
-            if left <= WINDOW_BYTES { left + 4096 } else { WINDOW_BYTES }
+            if left <= WINDOW_BYTES {
+                left + 4096
+            } else {
+                WINDOW_BYTES
+            }
         } else {
             let length = self.tail_bytes;
             self.tail_bytes = (length * 2).min(WINDOW_BYTES);
@@ -122,7 +135,12 @@ impl Decoded {
         while window.len() < DECODED_BYTES {
             let space = DECODED_BYTES - window.len();
             let mut part = (&mut self.decoder).take(space as u64);
-            if part.read_buf(&mut window).await.map_err(|error| self.failed(error))? == 0 {
+            if part
+                .read_buf(&mut window)
+                .await
+                .map_err(|error| self.failed(error))?
+                == 0
+            {
                 break;
             }
         }
@@ -136,7 +154,11 @@ impl Decoded {
         }
         match error.downcast::<ReadError>() {
             Ok(read_error) => read_error,
-            Err(error) => ReadError::Decode { uri, encoding, reason: error.to_string() },
+            Err(error) => ReadError::Decode {
+                uri,
+                encoding,
+                reason: error.to_string(),
+            },
         }
     }
 }

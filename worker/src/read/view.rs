@@ -30,7 +30,10 @@ pub(crate) struct Refused {
 impl Refused {
     /// A row without a readable id.
     pub(crate) fn new(code: RowErrorCode, message: impl Into<String>) -> Self {
-        Self { id: None, error: RowError::new(code, message) }
+        Self {
+            id: None,
+            error: RowError::new(code, message),
+        }
     }
 
     /// A row that is longer than allowed.
@@ -45,9 +48,12 @@ impl Refused {
 /// Owns what a parser borrowed.
 pub(crate) fn owned(place: Place, row: Result<RowView<'_>, Refused>) -> ReadRow {
     match row {
-        Ok(RowView { id, text, input }) => {
-            ReadRow::Row(Row { place, id: id.map(Cow::into_owned), text: text.into_owned(), input })
-        }
+        Ok(RowView { id, text, input }) => ReadRow::Row(Row {
+            place,
+            id: id.map(Cow::into_owned),
+            text: text.into_owned(),
+            input,
+        }),
         Err(Refused { id, error }) => ReadRow::Bad { place, id, error },
     }
 }
@@ -55,14 +61,34 @@ pub(crate) fn owned(place: Place, row: Result<RowView<'_>, Refused>) -> ReadRow 
 /// Borrows what a parser owned, with the length of the text.
 pub(crate) fn borrowed(row: &ReadRow) -> (u64, Result<RowView<'_>, Refused>) {
     match row {
-        ReadRow::Row(Row { place: _, id, text, input }) => {
+        ReadRow::Row(Row {
+            place: _,
+            id,
+            text,
+            input,
+        }) => {
             let id = id.as_deref().map(Cow::Borrowed);
             let text = Cow::Borrowed(text.as_str());
-            (text.len() as u64, Ok(RowView { id, text, input: input.clone() }))
+            (
+                text.len() as u64,
+                Ok(RowView {
+                    id,
+                    text,
+                    input: input.clone(),
+                }),
+            )
         }
-        ReadRow::Bad { place: _, id, error } => {
-            (0, Err(Refused { id: id.clone(), error: error.clone() }))
-        }
+        ReadRow::Bad {
+            place: _,
+            id,
+            error,
+        } => (
+            0,
+            Err(Refused {
+                id: id.clone(),
+                error: error.clone(),
+            }),
+        ),
     }
 }
 
@@ -90,11 +116,18 @@ impl Wanted {
     /// Prepares a job's fields.
     pub(crate) fn new(fields: &Fields) -> Self {
         let Fields { id, text, join } = fields;
-        let mut wanted = Self { id: id.clone(), text: text.clone(), join: Vec::new() };
+        let mut wanted = Self {
+            id: id.clone(),
+            text: text.clone(),
+            join: Vec::new(),
+        };
         for name in join {
             if wanted.join.iter().all(|field| field.name != *name) {
                 let key = format!("{}:", serde_json::Value::from(name.as_str()));
-                wanted.join.push(JoinedField { name: name.clone(), key });
+                wanted.join.push(JoinedField {
+                    name: name.clone(),
+                    key,
+                });
             }
         }
         wanted
@@ -131,7 +164,8 @@ pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, Refused> {
     match memchr::memchr(0, bytes) {
         None => Ok(text),
         Some(at) => {
-            let message = format!("byte {at} of the row is NUL; text in another encoding than UTF-8?");
+            let message =
+                format!("byte {at} of the row is NUL; text in another encoding than UTF-8?");
             Err(Refused::new(RowErrorCode::InvalidUtf8, message))
         }
     }
@@ -154,8 +188,15 @@ pub(crate) fn row<'a>(
         Ok(text)
     });
     match checked {
-        Ok(text) => Ok(RowView { id, text, input: input() }),
-        Err(error) => Err(Refused { id: id.map(Cow::into_owned), error }),
+        Ok(text) => Ok(RowView {
+            id,
+            text,
+            input: input(),
+        }),
+        Err(error) => Err(Refused {
+            id: id.map(Cow::into_owned),
+            error,
+        }),
     }
 }
 

@@ -46,7 +46,11 @@ mod tests {
         std::fs::create_dir(root.join("real")).unwrap();
         std::os::unix::fs::symlink(root.join("real"), root.join("link")).unwrap();
         let check = |path: &str, expected: &str| {
-            assert_eq!(resolve(&root.join(path)).unwrap(), root.join(expected), "{path}");
+            assert_eq!(
+                resolve(&root.join(path)).unwrap(),
+                root.join(expected),
+                "{path}"
+            );
         };
         check("link", "real");
         check("link/new/file", "real/new/file");

@@ -63,7 +63,9 @@ pub struct Location {
 impl Location {
     /// Path of `relative`, such as `parts/a.jsonl`, below this location.
     pub fn below(&self, relative: &str) -> Path {
-        relative.split('/').fold(self.path.clone(), |path, part| path.join(part))
+        relative
+            .split('/')
+            .fold(self.path.clone(), |path, part| path.join(part))
     }
 }
 
@@ -79,8 +81,10 @@ pub(crate) enum StoreUri<'a> {
 impl<'a> StoreUri<'a> {
     /// Splits a URI and checks its shape.
     pub(crate) fn parse(uri: &'a str) -> Result<Self, StoreError> {
-        let invalid =
-            |reason: &str| StoreError::InvalidUri { uri: uri.into(), reason: reason.into() };
+        let invalid = |reason: &str| StoreError::InvalidUri {
+            uri: uri.into(),
+            reason: reason.into(),
+        };
         if let Some(path) = uri.strip_prefix("file://") {
             if !path.starts_with('/') {
                 return Err(invalid("a file URI has three slashes and an absolute path"));
@@ -92,7 +96,9 @@ impl<'a> StoreUri<'a> {
         };
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || bucket.contains(['@', ':', '?', '#']) {
-            return Err(invalid("the bucket's name is empty or has characters no bucket has"));
+            return Err(invalid(
+                "the bucket's name is empty or has characters no bucket has",
+            ));
         }
         Ok(Self::S3 { bucket, key })
     }
@@ -108,8 +114,9 @@ impl Stores {
             .filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)))
             .collect();
         let roots = std::env::var_os("MILLRACE_FILE_ROOTS").unwrap_or_default();
-        let file_roots =
-            std::env::split_paths(&roots).filter(|root| !root.as_os_str().is_empty()).collect();
+        let file_roots = std::env::split_paths(&roots)
+            .filter(|root| !root.as_os_str().is_empty())
+            .collect();
         Stores::new(StoreOptions { s3, file_roots })
     }
 
@@ -117,43 +124,71 @@ impl Stores {
     pub fn new(options: StoreOptions) -> Stores {
         // Without fsync a commit record could outlive a power loss that its part did not.
         let local = Arc::new(LocalFileSystem::new().with_fsync(true));
-        Stores { shared: Arc::new(Shared { options, local, buckets: Mutex::default() }) }
+        Stores {
+            shared: Arc::new(Shared {
+                options,
+                local,
+                buckets: Mutex::default(),
+            }),
+        }
     }
 
     /// Opens the place that a URI names. Nothing needs to exist there, and nothing is contacted.
     pub fn open(&self, uri: &str) -> Result<Location, StoreError> {
-        let invalid = |reason: String| StoreError::InvalidUri { uri: uri.into(), reason };
+        let invalid = |reason: String| StoreError::InvalidUri {
+            uri: uri.into(),
+            reason,
+        };
         match StoreUri::parse(uri)? {
             StoreUri::File(path) => {
                 let resolved = self.resolve(uri, path)?;
-                let text = resolved.to_str().ok_or_else(|| invalid("not UTF-8".into()))?;
+                let text = resolved
+                    .to_str()
+                    .ok_or_else(|| invalid("not UTF-8".into()))?;
                 let path = Path::parse(text).map_err(|error| invalid(error.to_string()))?;
-                Ok(Location { store: Arc::clone(&self.shared.local), path })
+                Ok(Location {
+                    store: Arc::clone(&self.shared.local),
+                    path,
+                })
             }
             StoreUri::S3 { bucket, key } => {
                 let path = Path::parse(key).map_err(|error| invalid(error.to_string()))?;
-                Ok(Location { store: self.bucket(bucket)?, path })
+                Ok(Location {
+                    store: self.bucket(bucket)?,
+                    path,
+                })
             }
         }
     }
 
     /// Resolves `..` and symlinks and refuses what then lies outside the allowed folders.
     fn resolve(&self, uri: &str, path: &str) -> Result<PathBuf, StoreError> {
-        let resolved = local::resolve(std::path::Path::new(path))
-            .map_err(|source| StoreError::Unresolved { uri: uri.into(), source })?;
+        let resolved = local::resolve(std::path::Path::new(path)).map_err(|source| {
+            StoreError::Unresolved {
+                uri: uri.into(),
+                source,
+            }
+        })?;
         let roots = &self.shared.options.file_roots;
         let allowed = roots.is_empty()
-            || roots.iter().any(|root| {
-                local::resolve(root).is_ok_and(|root| resolved.starts_with(root))
-            });
+            || roots
+                .iter()
+                .any(|root| local::resolve(root).is_ok_and(|root| resolved.starts_with(root)));
         if !allowed {
-            return Err(StoreError::OutsideRoots { uri: uri.into(), resolved });
+            return Err(StoreError::OutsideRoots {
+                uri: uri.into(),
+                resolved,
+            });
         }
         Ok(resolved)
     }
 
     fn bucket(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
-        let mut buckets = self.shared.buckets.lock().unwrap_or_else(|error| error.into_inner());
+        let mut buckets = self
+            .shared
+            .buckets
+            .lock()
+            .unwrap_or_else(|error| error.into_inner());
         if let Some(store) = buckets.get(bucket) {
             return Ok(Arc::clone(store));
         }
@@ -173,7 +208,10 @@ impl Stores {
         builder
             .with_bucket_name(bucket)
             .build()
-            .map_err(|source| StoreError::Client { bucket: bucket.into(), source })
+            .map_err(|source| StoreError::Client {
+                bucket: bucket.into(),
+                source,
+            })
     }
 }
 
@@ -201,12 +239,20 @@ mod tests {
     use super::*;
 
     fn refused(uri: &str) -> String {
-        Stores::new(StoreOptions::default()).open(uri).unwrap_err().to_string()
+        Stores::new(StoreOptions::default())
+            .open(uri)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn only_file_and_s3_can_be_opened() {
-        for uri in ["http://169.254.169.254/latest", "gs://bucket/a", "/data/a.jsonl", "file://a"] {
+        for uri in [
+            "http://169.254.169.254/latest",
+            "gs://bucket/a",
+            "/data/a.jsonl",
+            "file://a",
+        ] {
             assert!(refused(uri).contains(uri), "{uri}");
         }
     }
@@ -233,11 +279,19 @@ mod tests {
         std::fs::create_dir(&inside).unwrap();
         std::fs::create_dir(&outside).unwrap();
         std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
-        let stores =
-            Stores::new(StoreOptions { s3: vec![], file_roots: vec![inside.clone()] });
+        let stores = Stores::new(StoreOptions {
+            s3: vec![],
+            file_roots: vec![inside.clone()],
+        });
         let open = |path: &str| stores.open(&format!("file://{}/{path}", inside.display()));
         assert!(open("a.jsonl").is_ok());
-        assert!(matches!(open("link/a.jsonl"), Err(StoreError::OutsideRoots { .. })));
-        assert!(matches!(open("../out/a.jsonl"), Err(StoreError::OutsideRoots { .. })));
+        assert!(matches!(
+            open("link/a.jsonl"),
+            Err(StoreError::OutsideRoots { .. })
+        ));
+        assert!(matches!(
+            open("../out/a.jsonl"),
+            Err(StoreError::OutsideRoots { .. })
+        ));
     }
 }

@@ -36,7 +36,10 @@ pub async fn create(
             // only an object that can be seen settles it.
             Err(Error::AlreadyExists { source, .. }) => match store.head(path).await {
                 Ok(_) => Ok(Created::Existed),
-                Err(Error::NotFound { .. }) => Err(Error::Generic { store: "create", source }),
+                Err(Error::NotFound { .. }) => Err(Error::Generic {
+                    store: "create",
+                    source,
+                }),
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
@@ -64,7 +67,10 @@ pub async fn replace(
     bytes: impl Into<Bytes>,
 ) -> Result<(), StoreError> {
     let payload = PutPayload::from_bytes(bytes.into());
-    retried(path, || async { store.put(path, payload.clone()).await.map(|_| ()) }).await
+    retried(path, || async {
+        store.put(path, payload.clone()).await.map(|_| ())
+    })
+    .await
 }
 
 /// Makes sure that a second create of the same object fails. A store that overwrites instead would
@@ -73,14 +79,19 @@ pub async fn probe_create_only(
     store: &Arc<dyn ObjectStore>,
     prefix: &Path,
 ) -> Result<(), StoreError> {
-    let path = prefix.clone().join("_millrace").join(format!("probe-{:016x}", rand::random::<u64>()));
+    let path = prefix
+        .clone()
+        .join("_millrace")
+        .join(format!("probe-{:016x}", rand::random::<u64>()));
     create(store, &path, "first").await?;
     let second = create(store, &path, "second").await;
     let content = read(store, &path).await;
     retried(&path, || async { store.delete(&path).await }).await?;
     match (second?, content?) {
         (Created::Existed, Some(content)) if &content[..] == b"first" => Ok(()),
-        _ => Err(StoreError::NoPutIfAbsent { path: path.to_string() }),
+        _ => Err(StoreError::NoPutIfAbsent {
+            path: path.to_string(),
+        }),
     }
 }
 
@@ -101,7 +112,10 @@ where
         let future = request();
         async { future.await.map_err(|source| StoreError::at(path, source)) }
     };
-    attempt.retry(policy).when(|error: &StoreError| !error.is_permanent()).await
+    attempt
+        .retry(policy)
+        .when(|error: &StoreError| !error.is_permanent())
+        .await
 }
 
 #[cfg(test)]
@@ -113,21 +127,36 @@ mod tests {
     async fn the_first_create_wins_on_a_local_disk() {
         let folder = tempfile::tempdir().unwrap();
         let stores = Stores::new(StoreOptions::default());
-        let location = stores.open(&format!("file://{}/out", folder.path().display())).unwrap();
-        probe_create_only(&location.store, &location.path).await.unwrap();
+        let location = stores
+            .open(&format!("file://{}/out", folder.path().display()))
+            .unwrap();
+        probe_create_only(&location.store, &location.path)
+            .await
+            .unwrap();
         let path = location.below("a/commit.json");
         assert_eq!(read(&location.store, &path).await.unwrap(), None);
-        assert_eq!(create(&location.store, &path, "one").await.unwrap(), Created::New);
-        assert_eq!(create(&location.store, &path, "two").await.unwrap(), Created::Existed);
+        assert_eq!(
+            create(&location.store, &path, "one").await.unwrap(),
+            Created::New
+        );
+        assert_eq!(
+            create(&location.store, &path, "two").await.unwrap(),
+            Created::Existed
+        );
         assert_eq!(read(&location.store, &path).await.unwrap().unwrap(), "one");
         replace(&location.store, &path, "three").await.unwrap();
-        assert_eq!(read(&location.store, &path).await.unwrap().unwrap(), "three");
+        assert_eq!(
+            read(&location.store, &path).await.unwrap().unwrap(),
+            "three"
+        );
     }
 
     #[tokio::test]
     async fn a_store_that_overwrites_is_refused() {
         let store: Arc<dyn ObjectStore> = Arc::new(Overwriting::default());
-        let error = probe_create_only(&store, &Path::from("out")).await.unwrap_err();
+        let error = probe_create_only(&store, &Path::from("out"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, StoreError::NoPutIfAbsent { .. }), "{error}");
     }
 }

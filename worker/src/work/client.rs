@@ -76,7 +76,9 @@ pub struct Client {
 impl Client {
     /// A client of the server that listens on `socket`.
     pub fn new(socket: impl AsRef<Path>) -> Self {
-        Self { socket: socket.as_ref().to_owned() }
+        Self {
+            socket: socket.as_ref().to_owned(),
+        }
     }
 
     /// Runs texts through models.
@@ -140,7 +142,9 @@ impl Client {
     ) -> Result<(StatusCode, Duration, Bytes), ClientError> {
         let away = |error: &dyn std::fmt::Display| ClientError::Away(error.to_string());
         let gone = |error: &dyn std::fmt::Display| ClientError::Gone(error.to_string());
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| away(&error))?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| away(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| away(&error))?;
@@ -152,10 +156,15 @@ impl Client {
             .header(header::CONTENT_TYPE, ROWS_CONTENT_TYPE)
             .body(Full::new(Bytes::from(body)))
             .expect("a request of known parts is valid");
-        let reply = sender.send_request(request).await.map_err(|error| gone(&error))?;
+        let reply = sender
+            .send_request(request)
+            .await
+            .map_err(|error| gone(&error))?;
         let retry_after = retry_after(reply.headers());
         let status = reply.status();
-        let body = Limited::new(reply.into_body(), REPLY_BYTES_MAX).collect().await;
+        let body = Limited::new(reply.into_body(), REPLY_BYTES_MAX)
+            .collect()
+            .await;
         let body = body.map_err(|error| gone(&error))?.to_bytes();
         drop(connection);
         Ok((status, retry_after, body))
@@ -163,11 +172,17 @@ impl Client {
 }
 
 fn decode_reply(request: &RowsRequest, body: &[u8]) -> Result<RowsReply, ClientError> {
-    let mismatch = |message: String| ClientError::Refused { status: 200, message };
+    let mismatch = |message: String| ClientError::Refused {
+        status: 200,
+        message,
+    };
     let reply: RowsReply = rmp_serde::from_slice(body)
         .map_err(|error| mismatch(format!("the reply cannot be read: {error}")))?;
     let whole = reply.rows.len() == request.texts.len()
-        && reply.rows.iter().all(|row| row.len() == request.models.len());
+        && reply
+            .rows
+            .iter()
+            .all(|row| row.len() == request.models.len());
     if whole {
         Ok(reply)
     } else {
@@ -186,10 +201,15 @@ fn retry_after(headers: &http::HeaderMap) -> Duration {
         .and_then(|value| value.parse::<u64>().ok());
     // A queue on the same machine empties within milliseconds, so a missing or zero header means
     // soon rather than at once.
-    seconds.map_or(Duration::from_millis(20), |s| Duration::from_secs(s.min(60)))
+    seconds.map_or(Duration::from_millis(20), |s| {
+        Duration::from_secs(s.min(60))
+    })
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {
     let message = String::from_utf8_lossy(&body[..body.len().min(512)]).into_owned();
-    ClientError::Refused { status: status.as_u16(), message }
+    ClientError::Refused {
+        status: status.as_u16(),
+        message,
+    }
 }

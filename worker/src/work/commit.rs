@@ -56,10 +56,12 @@ pub async fn commit(
     if created == Created::New {
         return Ok(Verdict::Won);
     }
-    let standing = read(output, run, shard).await?.ok_or_else(|| CommitError::Unreadable {
-        shard,
-        message: "the store said it exists, then that it does not".to_owned(),
-    })?;
+    let standing = read(output, run, shard)
+        .await?
+        .ok_or_else(|| CommitError::Unreadable {
+            shard,
+            message: "the store said it exists, then that it does not".to_owned(),
+        })?;
     if standing.attempt == commit.attempt {
         return Ok(Verdict::Won);
     }
@@ -82,7 +84,10 @@ pub async fn read(
     };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|error| CommitError::Unreadable { shard, message: error.to_string() })
+        .map_err(|error| CommitError::Unreadable {
+            shard,
+            message: error.to_string(),
+        })
 }
 
 #[cfg(test)]
@@ -101,7 +106,9 @@ mod tests {
     /// An attempt whose part is written and whose commit is still to be made.
     async fn attempt(output: &Location, attempt: &str, epoch: u64) -> Commit {
         let mut part = PartWriter::new(output, layout::part(1, 0, attempt, false));
-        part.write(Bytes::from(format!("{attempt}\n"))).await.unwrap();
+        part.write(Bytes::from(format!("{attempt}\n")))
+            .await
+            .unwrap();
         let part = part.finish().await.unwrap().unwrap();
         Commit {
             shard: 0,
@@ -109,7 +116,11 @@ mod tests {
             attempt: attempt.to_owned(),
             part: Some(part.relative_path),
             errors: None,
-            rows: Rows { succeeded: 1, failed: 0, skipped: 0 },
+            rows: Rows {
+                succeeded: 1,
+                failed: 0,
+                skipped: 0,
+            },
             tokens: 1,
             sha256: Some(part.sha256),
             models: Default::default(),

@@ -98,7 +98,11 @@ mod tests {
     async fn keep_with(mut script: Vec<Option<Renewal>>) -> (Lost, Duration) {
         script.reverse();
         let leases = Scripted(Mutex::new(script));
-        let lease = Lease { shard: 0, epoch: 1, owner: "o".to_owned() };
+        let lease = Lease {
+            shard: 0,
+            epoch: 1,
+            owner: "o".to_owned(),
+        };
         let started = Instant::now();
         let lost = keep(&leases, &lease, TTL).await;
         (lost, started.elapsed())

@@ -27,12 +27,23 @@ impl PendingRow {
     pub fn split(row: ReadRow) -> (Self, Option<String>) {
         match row {
             ReadRow::Row(row) => {
-                let pending = Self { place: row.place, id: row.id, input: row.input, outcome: None };
+                let pending = Self {
+                    place: row.place,
+                    id: row.id,
+                    input: row.input,
+                    outcome: None,
+                };
                 (pending, Some(row.text))
             }
-            ReadRow::Bad { place, id, error } => {
-                (Self { place, id, input: None, outcome: Some(Err(error)) }, None)
-            }
+            ReadRow::Bad { place, id, error } => (
+                Self {
+                    place,
+                    id,
+                    input: None,
+                    outcome: Some(Err(error)),
+                },
+                None,
+            ),
         }
     }
 
@@ -57,21 +68,39 @@ pub struct Lines {
 pub fn lines(file: &str, steps: &[Step], rows: Vec<PendingRow>) -> Lines {
     let mut lines = Lines::default();
     for row in rows {
-        let PendingRow { place, id, input, outcome } = row;
+        let PendingRow {
+            place,
+            id,
+            input,
+            outcome,
+        } = row;
         match finite(steps, outcome.expect("every row of a window is answered")) {
             Ok(predictions) => {
                 let line = Line {
                     id: id.as_deref(),
                     position: PositionRef { file, place },
-                    result: StepResults { steps, predictions: &predictions },
+                    result: StepResults {
+                        steps,
+                        predictions: &predictions,
+                    },
                     input: input.as_deref(),
                 };
                 push(&mut lines.results, &line);
                 lines.rows.succeeded += 1;
             }
             Err(error) => {
-                let position = Position { file: file.to_owned(), place };
-                push(&mut lines.errors, &ErrorLine { id, position, error });
+                let position = Position {
+                    file: file.to_owned(),
+                    place,
+                };
+                push(
+                    &mut lines.errors,
+                    &ErrorLine {
+                        id,
+                        position,
+                        error,
+                    },
+                );
                 lines.rows.failed += 1;
             }
         }
@@ -82,7 +111,10 @@ pub fn lines(file: &str, steps: &[Step], rows: Vec<PendingRow>) -> Lines {
 /// A number without a JSON form must end as a row error whoever sent it, or the line is invalid.
 fn finite(steps: &[Step], outcome: RowOutcome) -> RowOutcome {
     let predictions = outcome?;
-    match predictions.iter().position(|prediction| !prediction.is_finite()) {
+    match predictions
+        .iter()
+        .position(|prediction| !prediction.is_finite())
+    {
         None => Ok(predictions),
         Some(index) => Err(RowError {
             code: RowErrorCode::NotFinite,
@@ -138,7 +170,10 @@ mod tests {
     use super::*;
 
     fn step(name: &str) -> Step {
-        Step { name: name.to_owned(), model: name.to_owned() }
+        Step {
+            name: name.to_owned(),
+            model: name.to_owned(),
+        }
     }
 
     fn pending(offset: u64, outcome: RowOutcome) -> PendingRow {
@@ -158,7 +193,11 @@ mod tests {
     fn a_result_line_holds_every_step_under_its_name() {
         let steps = [step("embed"), step("again")];
         let vector = |value| Prediction::Embedding(vec![value, 0.5]);
-        let lines = lines("file:///a", &steps, vec![pending(7, Ok(vec![vector(1.0), vector(2.0)]))]);
+        let lines = lines(
+            "file:///a",
+            &steps,
+            vec![pending(7, Ok(vec![vector(1.0), vector(2.0)]))],
+        );
         let text = String::from_utf8(lines.results).unwrap();
         assert_eq!(
             text,
@@ -171,8 +210,10 @@ mod tests {
     #[test]
     fn nan_ends_as_a_row_error_that_names_its_step() {
         let steps = [step("good"), step("bad")];
-        let predictions =
-            vec![Prediction::Embedding(vec![1.0]), Prediction::Embedding(vec![f32::NAN])];
+        let predictions = vec![
+            Prediction::Embedding(vec![1.0]),
+            Prediction::Embedding(vec![f32::NAN]),
+        ];
         let lines = lines("file:///a", &steps, vec![pending(0, Ok(predictions))]);
         assert!(lines.results.is_empty());
         let error: ErrorLine = serde_json::from_slice(&lines.errors).unwrap();

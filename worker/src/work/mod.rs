@@ -80,7 +80,12 @@ impl Worker {
     /// A worker with a random owner token.
     pub fn new(ctx: Arc<ShardContext>, leases: Arc<dyn LeaseStore>, lease_ttl: Duration) -> Self {
         let owner = format!("{:016x}", rand::random::<u64>());
-        Self { ctx, leases, lease_ttl, owner }
+        Self {
+            ctx,
+            leases,
+            lease_ttl,
+            owner,
+        }
     }
 
     /// Runs until the job is drained or `stop` is cancelled. On stop no shard is claimed any more,
@@ -112,7 +117,11 @@ impl Worker {
         while let Some(done) = in_hand.join_next().await {
             done.expect("a shard's task does not panic")?;
         }
-        Ok(if drained { Ended::Drained } else { Ended::Stopped })
+        Ok(if drained {
+            Ended::Drained
+        } else {
+            Ended::Stopped
+        })
     }
 
     async fn claim(&self) -> Result<Claimed, WorkError> {
@@ -154,7 +163,8 @@ impl Worker {
             }
             Outcome::Failed(error @ ShardError::Submit(_)) => {
                 self.ctx.progress.let_go(shard);
-                self.quietly("release", shard, self.leases.release(&lease)).await;
+                self.quietly("release", shard, self.leases.release(&lease))
+                    .await;
                 Err(WorkError::Shard(error))
             }
             Outcome::Failed(error) => {

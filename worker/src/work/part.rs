@@ -49,10 +49,13 @@ impl PartWriter {
             return Ok(());
         }
         self.sha256.update(&bytes);
-        let upload = self.upload.get_or_insert_with(|| {
-            BufWriter::new(self.location.store.clone(), self.path.clone())
-        });
-        upload.put(bytes).await.map_err(|source| StoreError::at(&self.path, source))
+        let upload = self
+            .upload
+            .get_or_insert_with(|| BufWriter::new(self.location.store.clone(), self.path.clone()));
+        upload
+            .put(bytes)
+            .await
+            .map_err(|source| StoreError::at(&self.path, source))
     }
 
     /// Makes the file durable. `None` if nothing was ever written.
@@ -66,7 +69,10 @@ impl PartWriter {
             return Err(upload_failed(&self.path, error));
         }
         let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
-        Ok(Some(WrittenPart { relative_path: std::mem::take(&mut self.relative_path), sha256 }))
+        Ok(Some(WrittenPart {
+            relative_path: std::mem::take(&mut self.relative_path),
+            sha256,
+        }))
     }
 }
 
@@ -100,7 +106,13 @@ pub fn upload_failed(path: &Path, error: std::io::Error) -> StoreError {
         Ok(source) => StoreError::at(path, source),
         Err(error) => {
             let source = Box::new(error);
-            StoreError::at(path, object_store::Error::Generic { store: "upload", source })
+            StoreError::at(
+                path,
+                object_store::Error::Generic {
+                    store: "upload",
+                    source,
+                },
+            )
         }
     }
 }
@@ -108,8 +120,10 @@ pub fn upload_failed(path: &Path, error: std::io::Error) -> StoreError {
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+            text
+        })
 }

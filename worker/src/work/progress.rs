@@ -93,6 +93,8 @@ impl Progress {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         // The counts are plain numbers: a panic elsewhere cannot leave them half changed.
-        self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.counts
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

@@ -33,7 +33,10 @@ const WINDOW_BYTES_MAX: usize = 4 << 20;
 /// Windows of a shard in flight: one at the server, one behind it so that the queue never empties.
 const WINDOWS_MAX: usize = 2;
 /// About one batch of 4,096 tokens in text, at some four bytes a token.
-const CHUNK_LIMITS: ChunkLimits = ChunkLimits { rows_max: 512, text_bytes_max: 16 << 10 };
+const CHUNK_LIMITS: ChunkLimits = ChunkLimits {
+    rows_max: 512,
+    text_bytes_max: 16 << 10,
+};
 
 /// What all shards of a worker share.
 pub struct ShardContext {
@@ -92,19 +95,25 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     let input = ctx.plan.input_of(shard);
     let job = &ctx.job;
     let attempt = format!("{:016x}", rand::random::<u64>());
-    let mut rows_in =
-        read::open_shard(&ctx.stores, input, shard, &job.input.fields, job.input.row_bytes_max)
-            .await?;
+    let mut rows_in = read::open_shard(
+        &ctx.stores,
+        input,
+        shard,
+        &job.input.fields,
+        job.input.row_bytes_max,
+    )
+    .await?;
     let part = layout::part(run, lease.shard, &attempt, job.output.zstd);
     let mut part = PartWriter::new(&ctx.output, part);
-    let mut errors =
-        PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
+    let mut errors = PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
     let mut tally = Tally::default();
     let mut windows: VecDeque<AbortOnDropHandle<Result<Window, SubmitError>>> = VecDeque::new();
     let mut ended = false;
     loop {
         while !ended && windows.len() < WINDOWS_MAX {
-            let rows = rows_in.next_batch(WINDOW_ROWS_MAX, WINDOW_BYTES_MAX).await?;
+            let rows = rows_in
+                .next_batch(WINDOW_ROWS_MAX, WINDOW_BYTES_MAX)
+                .await?;
             ended = rows.is_empty();
             if !ended {
                 let answered = answer_window(ctx.clone(), input.uri.clone(), rows);
@@ -114,7 +123,9 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         let Some(window) = windows.pop_front() else {
             break;
         };
-        let window = window.await.expect("a window neither panics nor is aborted")?;
+        let window = window
+            .await
+            .expect("a window neither panics nor is aborted")?;
         ctx.progress.answered(lease.shard, window.tally);
         tally += window.tally;
         part.write(window.results).await?;
@@ -171,13 +182,25 @@ async fn answer_window(
     let (pending, tokens) = answer_rows(&ctx.submitter, rows).await?;
     // Formatting floats takes milliseconds of pure computing, which the runtime's threads lack.
     let formatted = tokio::task::spawn_blocking(move || {
-        let Lines { results, errors, rows } = lines(&file, &ctx.job.steps, pending);
-        let results = if ctx.job.output.zstd { zstd_frame(&results) } else { results };
+        let Lines {
+            results,
+            errors,
+            rows,
+        } = lines(&file, &ctx.job.steps, pending);
+        let results = if ctx.job.output.zstd {
+            zstd_frame(&results)
+        } else {
+            results
+        };
         (results, errors, rows)
     });
     let (results, errors, rows): (Vec<u8>, Vec<u8>, Rows) =
         formatted.await.expect("formatting does not panic");
-    Ok(Window { results: results.into(), errors: errors.into(), tally: Tally { rows, tokens } })
+    Ok(Window {
+        results: results.into(),
+        errors: errors.into(),
+        tally: Tally { rows, tokens },
+    })
 }
 
 async fn answer_rows(
@@ -186,13 +209,25 @@ async fn answer_rows(
 ) -> Result<(Vec<PendingRow>, u64), SubmitError> {
     let (mut pending, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
         rows.into_iter().map(PendingRow::split).unzip();
-    let at_server: Vec<usize> = (0..texts.len()).filter(|&row| texts[row].is_some()).collect();
-    let lengths: Vec<usize> =
-        at_server.iter().map(|&row| texts[row].as_ref().map_or(0, String::len)).collect();
+    let at_server: Vec<usize> = (0..texts.len())
+        .filter(|&row| texts[row].is_some())
+        .collect();
+    let lengths: Vec<usize> = at_server
+        .iter()
+        .map(|&row| texts[row].as_ref().map_or(0, String::len))
+        .collect();
     let submitted = chunks(&lengths, CHUNK_LIMITS).into_iter().map(|chunk| {
         let chunk: Vec<usize> = chunk.into_iter().map(|i| at_server[i as usize]).collect();
-        let texts = chunk.iter().map(|&row| texts[row].take().expect("sent once")).collect();
-        async move { submitter.submit(texts).await.map(|answered| (chunk, answered)) }
+        let texts = chunk
+            .iter()
+            .map(|&row| texts[row].take().expect("sent once"))
+            .collect();
+        async move {
+            submitter
+                .submit(texts)
+                .await
+                .map(|answered| (chunk, answered))
+        }
     });
     let submitted: Vec<_> = submitted.collect();
     let mut tokens = 0;

@@ -74,12 +74,22 @@ impl Submitter {
     /// A submitter that asks for the models of `steps`.
     pub fn new(client: Client, steps: Vec<Step>, options: SubmitOptions) -> Self {
         let slots = Semaphore::new(options.chunks_in_flight_max);
-        Self { client, steps, options, slots, suspicion: RwLock::new(()) }
+        Self {
+            client,
+            steps,
+            options,
+            slots,
+            suspicion: RwLock::new(()),
+        }
     }
 
     /// Answers every text.
     pub async fn submit(&self, texts: Vec<String>) -> Result<Answered, SubmitError> {
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let _slot = self
+            .slots
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         let mut answered = self.deliver(&texts).await?;
         for attempt in 1..self.options.retry.attempts_max {
             let open = retryable(&answered.outcomes);
@@ -87,7 +97,10 @@ impl Submitter {
                 break;
             }
             tokio::time::sleep(backoff(&self.options.retry, attempt)).await;
-            let again = open.iter().map(|&index| texts[index].clone()).collect::<Vec<_>>();
+            let again = open
+                .iter()
+                .map(|&index| texts[index].clone())
+                .collect::<Vec<_>>();
             let retried = self.deliver(&again).await?;
             answered.tokens += retried.tokens;
             for (index, outcome) in open.into_iter().zip(retried.outcomes) {
@@ -139,8 +152,13 @@ impl Submitter {
                 Delivery::Died(error) => outcomes[range.start] = Some(Err(error)),
             }
         }
-        let outcomes = outcomes.into_iter().map(|outcome| outcome.expect("all rows were asked"));
-        Ok(Answered { outcomes: outcomes.collect(), tokens })
+        let outcomes = outcomes
+            .into_iter()
+            .map(|outcome| outcome.expect("all rows were asked"));
+        Ok(Answered {
+            outcomes: outcomes.collect(),
+            tokens,
+        })
     }
 
     /// Asks until the server takes the request; waits while it is full or starting.
@@ -178,8 +196,15 @@ impl Submitter {
     }
 
     fn outcomes(&self, reply: RowsReply) -> Answered {
-        let outcomes = reply.rows.into_iter().map(|row| self.outcome(row)).collect();
-        Answered { outcomes, tokens: reply.tokens }
+        let outcomes = reply
+            .rows
+            .into_iter()
+            .map(|row| self.outcome(row))
+            .collect();
+        Answered {
+            outcomes,
+            tokens: reply.tokens,
+        }
     }
 
     /// A row succeeds when every step does; else the first failed step is the row's error.
@@ -188,7 +213,10 @@ impl Submitter {
         steps
             .map(|(step, reply)| match reply {
                 ModelReply::Ok(prediction) => Ok(prediction),
-                ModelReply::Err(error) => Err(RowError { step: Some(step.name.clone()), ..error }),
+                ModelReply::Err(error) => Err(RowError {
+                    step: Some(step.name.clone()),
+                    ..error
+                }),
             })
             .collect()
     }
@@ -204,7 +232,10 @@ fn retryable(outcomes: &[RowOutcome]) -> Vec<usize> {
 
 /// Wait before try `attempt + 1`: doubles from `backoff_initial` up to `backoff_max`.
 fn backoff(retry: &Retry, attempt: u32) -> Duration {
-    retry.backoff_initial.saturating_mul(1 << (attempt - 1).min(30)).min(retry.backoff_max)
+    retry
+        .backoff_initial
+        .saturating_mul(1 << (attempt - 1).min(30))
+        .min(retry.backoff_max)
 }
 
 #[cfg(test)]

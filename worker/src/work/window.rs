@@ -32,10 +32,13 @@ pub fn chunks(lengths: &[usize], limits: ChunkLimits) -> Vec<Vec<u32>> {
 
 fn first_chunk(lengths: &[usize], order: &[u32], limits: ChunkLimits) -> Range<usize> {
     let mut bytes = 0;
-    let fits = order.iter().take(limits.rows_max.max(1)).take_while(|&&index| {
-        bytes += lengths[index as usize];
-        bytes <= limits.text_bytes_max
-    });
+    let fits = order
+        .iter()
+        .take(limits.rows_max.max(1))
+        .take_while(|&&index| {
+            bytes += lengths[index as usize];
+            bytes <= limits.text_bytes_max
+        });
     0..fits.count().max(1)
 }
 
@@ -66,7 +69,13 @@ mod tests {
 
     #[test]
     fn rows_of_similar_length_travel_together() {
-        let limits = ChunkLimits { rows_max: 2, text_bytes_max: 1_000 };
-        assert_eq!(chunks(&[1, 90, 2, 80], limits), vec![vec![1, 3], vec![2, 0]]);
+        let limits = ChunkLimits {
+            rows_max: 2,
+            text_bytes_max: 1_000,
+        };
+        assert_eq!(
+            chunks(&[1, 90, 2, 80], limits),
+            vec![vec![1, 3], vec![2, 0]]
+        );
     }
 }

@@ -39,7 +39,11 @@ impl S3Server {
     fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let process = Command::new(binary())
             .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
             .arg(folder.path())
@@ -49,7 +53,11 @@ impl S3Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut server = Self { process, port, _folder: folder };
+        let mut server = Self {
+            process,
+            port,
+            _folder: folder,
+        };
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
             if server.process.try_wait().unwrap().is_some() {
@@ -80,10 +88,19 @@ impl S3Server {
             (Key::SecretAccessKey, secret_key),
             (Key::Region, "us-east-1"),
             (Key::Endpoint, endpoint.as_str()),
-            (Key::Client(object_store::ClientConfigKey::AllowHttp), "true"),
+            (
+                Key::Client(object_store::ClientConfigKey::AllowHttp),
+                "true",
+            ),
         ];
-        let s3 = options.into_iter().map(|(key, value)| (key, value.to_owned())).collect();
-        Stores::new(StoreOptions { s3, file_roots: Vec::new() })
+        let s3 = options
+            .into_iter()
+            .map(|(key, value)| (key, value.to_owned()))
+            .collect();
+        Stores::new(StoreOptions {
+            s3,
+            file_roots: Vec::new(),
+        })
     }
 }
 
@@ -100,6 +117,10 @@ fn binary() -> PathBuf {
         Path::new(&home).join(".cache/millrace/bin/versitygw")
     };
     let path = std::env::var_os("MILLRACE_VERSITYGW").map_or_else(installed, PathBuf::from);
-    assert!(path.is_file(), "{} is missing: `cargo xtask setup` installs it", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: `cargo xtask setup` installs it",
+        path.display()
+    );
     path
 }
