@@ -73,7 +73,7 @@ pub struct Model {
 
 /// What makes token ids.
 enum Tokens {
-    Text(TextTokenizer),
+    Text(Box<TextTokenizer>),
     Fake {
         options: FakeOptions,
         text_chars_max: usize,
@@ -138,7 +138,7 @@ impl Model {
             dtype,
             device,
             max_length,
-            tokens: Tokens::Text(tokenizer),
+            tokens: Tokens::Text(Box::new(tokenizer)),
             finish: finish(spec, labels, normalize, config.problem_type),
             backend,
         })

@@ -69,7 +69,13 @@ pub async fn finish(
     }
     if failed.is_empty() {
         // A worker that was thought dead may still commit a shard that was given up.
-        sweep::sweep(output, plan.run, &live).await?;
+        sweep::sweep(
+            output,
+            job.output.uri.starts_with("file://"),
+            plan.run,
+            &live,
+        )
+        .await?;
     }
     let merged = if job.output.merge && failed.is_empty() {
         Some(merge::merge(output, &live, job.output.zstd).await?)

@@ -12,9 +12,11 @@ use super::FinishError;
 use crate::store::{Location, StoreError};
 use crate::work::part::discard;
 
-/// Removes parts and error files of `run` that no live commit names.
+/// Removes parts and error files of `run` that no live commit names. `is_local` says that the
+/// output lies on a local disk.
 pub async fn sweep(
     output: &Location,
+    is_local: bool,
     run: RunNumber,
     live: &[LivePart],
 ) -> Result<(), FinishError> {
@@ -38,6 +40,27 @@ pub async fn sweep(
                 discard(output, &relative_path).await;
             }
         }
+        if is_local {
+            remove_staged(&std::path::Path::new("/").join(path.as_ref()), &prefix).await;
+        }
     }
     Ok(())
+}
+
+/// Removes what killed processes left of files they were writing. The local store writes below
+/// `<name>#<number>` and renames when the file is whole; its listings hide such names.
+async fn remove_staged(folder: &std::path::Path, prefix: &str) {
+    let Ok(mut entries) = tokio::fs::read_dir(folder).await else {
+        return;
+    };
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let name = entry.file_name();
+        let staged = name.to_str().is_some_and(|name| {
+            let number = name.rsplit_once('#').map(|(_, number)| number);
+            name.starts_with(prefix) && number.is_some_and(|n| n.parse::<u64>().is_ok())
+        });
+        if staged && let Err(error) = tokio::fs::remove_file(entry.path()).await {
+            tracing::debug!(?name, %error, "a half-written file could not be removed");
+        }
+    }
 }

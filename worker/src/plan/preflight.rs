@@ -10,7 +10,7 @@ use std::{
 
 use millrace_protocol::{
     plan::{Compression, InputFile, Plan, Shard, ShardRange},
-    row::{Place, Position},
+    row::{Place, Position, ReadRow},
 };
 use serde::Serialize;
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -150,12 +150,12 @@ async fn guess_rows(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<u6
                 let mut stream =
                     read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
                 let first = stream.next_batch(256, 64 << 10).await?;
-                let places = first.iter().map(|row| row.place());
                 let offset = |place| match place {
                     Place::Offset { offset } => Some(offset),
                     Place::Group { .. } => None,
                 };
-                let (low, high) = (places.clone().next(), places.last());
+                let (low, high) = (first.first(), first.last());
+                let offset = |row: &ReadRow| offset(row.place());
                 let span = low.and_then(offset).zip(high.and_then(offset));
                 let Some((low, high)) = span.filter(|(low, high)| low < high) else {
                     continue;
