@@ -41,6 +41,10 @@ impl LocalServer {
         // Only this process may reach the server, and it is the one that restarts it.
         spec.env_remove = vec!["MILLRACE_LISTEN".into(), "MILLRACE_SUPERVISE".into()];
         spec.early_deaths_max = EARLY_DEATHS_MAX;
+        if std::env::var_os("MILLRACE_LOG").is_none() {
+            // The server's milestones would tear the progress bar.
+            spec.env.push(("MILLRACE_LOG".into(), "warn".into()));
+        }
         let address = Address::Unix(socket.clone());
         spec.probe = Some(Probe {
             address,
