@@ -177,12 +177,23 @@ pub async fn work(
     Ok(worker.run(stop.clone()).await?)
 }
 
+/// The server's models by name. A server that dies while it is asked is asked again.
 async fn models(client: &Client) -> Result<BTreeMap<String, String>, ClientError> {
-    client.wait_ready(SERVER_PATIENCE).await?;
-    // Whoever supervises the server must have seen it ready too before a row may kill it, or it is
-    // taken for a server that never worked.
-    tokio::time::sleep(FIRST_ROWS_DELAY).await;
-    let models = client.models().await?;
+    let asking = async {
+        loop {
+            client.wait_ready(SERVER_PATIENCE).await?;
+            // Whoever supervises the server must have seen it ready too before a row may kill it,
+            // or it is taken for a server that never worked.
+            tokio::time::sleep(FIRST_ROWS_DELAY).await;
+            match client.models().await {
+                Err(ClientError::Gone(_) | ClientError::Away(_)) => continue,
+                answered => return answered,
+            }
+        }
+    };
+    let models = tokio::time::timeout(SERVER_PATIENCE, asking)
+        .await
+        .map_err(|_| ClientError::Timeout)??;
     Ok(models
         .into_iter()
         .map(|model| (model.name, model.digest))
