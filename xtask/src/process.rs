@@ -1,7 +1,7 @@
 //! Starting other programs: what is started is said, and a failure names the command.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -66,8 +66,14 @@ pub fn shown(command: &Command) -> String {
 }
 
 /// The root of the repository.
-pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+///
+/// Asked for when this runs: checkouts share what is compiled, so a path that was compiled in may be
+/// another checkout's.
+pub fn repository() -> PathBuf {
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this program");
+    let xtask = PathBuf::from(xtask);
+    xtask
         .parent()
         .expect("xtask lies in the repository")
+        .to_owned()
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 fn programs() -> PathBuf {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--no-deps"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this"))
         .output()
         .expect("cargo runs");
     let metadata: serde_json::Value =

@@ -5,7 +5,8 @@ use std::path::Path;
 use millrace_crds::{crd, manifest::Kind};
 
 fn main() -> std::io::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("generated");
+    let folder = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this"))
+        .join("generated");
     std::fs::create_dir_all(&folder)?;
     for kind in Kind::ALL {
         let path = folder.join(crd::file_name(kind));
