@@ -93,7 +93,7 @@ fn prepare(cache: &Cache) -> Result<PathBuf> {
 /// Where the results are, and three commands to go on with, as they can be pasted from here.
 fn next(millrace: &Path, output: &Path) -> String {
     let millrace = millrace
-        .strip_prefix(&repository())
+        .strip_prefix(repository())
         .unwrap_or(millrace)
         .display();
     let output = output.display();
