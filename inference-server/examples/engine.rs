@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use millrace_crds::inference_service::InferenceServiceSpec;
 use millrace_inference_server::service_file;
 use millrace_models::backend::PackedBatch;
 use millrace_models::folder::default_model_cache;
@@ -28,7 +29,12 @@ fn main() -> anyhow::Result<()> {
         bail!("usage: engine SERVICE.yaml TEXTS.jsonl COPIES");
     };
     let started = Instant::now();
-    let model = load(Path::new(service))?;
+    let spec = service_file::read(Path::new(service))?;
+    let model = load(&spec)?;
+    let batch_tokens_max = match spec.batching.max_batch_tokens {
+        Some(tokens) => tokens as usize,
+        None => model.backend().appetite().batch_tokens,
+    };
     let load_seconds = started.elapsed().as_secs_f64();
     let once = read(Path::new(texts))?;
     let all: Vec<&str> = (0..copies.parse()?)
@@ -36,9 +42,9 @@ fn main() -> anyhow::Result<()> {
         .collect();
 
     // The first pass finds kernels and fills allocators.
-    pass(&model, &all[..once.len()])?;
+    pass(&model, &all[..once.len()], batch_tokens_max)?;
     let started = Instant::now();
-    let tokens = pass(&model, &all)?;
+    let tokens = pass(&model, &all, batch_tokens_max)?;
     let found = serde_json::json!({
         "texts": all.len(),
         "tokens": tokens,
@@ -51,8 +57,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load(service: &Path) -> anyhow::Result<Model> {
-    let spec = service_file::read(service)?;
+fn load(spec: &InferenceServiceSpec) -> anyhow::Result<Model> {
     let [model] = spec.models.as_slice() else {
         bail!("the service must have one model")
     };
@@ -81,13 +86,12 @@ fn read(file: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 /// From texts to predictions; returns the tokens computed.
-fn pass(model: &Model, texts: &[&str]) -> anyhow::Result<usize> {
+fn pass(model: &Model, texts: &[&str], batch_tokens_max: usize) -> anyhow::Result<usize> {
     let encodings = tokenised(model, texts)?;
-    let appetite = model.backend().appetite();
     let mut by_length: Vec<usize> = (0..texts.len()).collect();
     by_length.sort_by_key(|&index| encodings[index].token_ids.len());
-    let batches = batches(&by_length, &encodings, appetite.batch_tokens);
-    on_threads(appetite.callers, batches.len(), |at| {
+    let batches = batches(&by_length, &encodings, batch_tokens_max);
+    on_threads(model.backend().appetite().callers, batches.len(), |at| {
         let batch = &batches[at];
         let packed = PackedBatch::pack(
             batch

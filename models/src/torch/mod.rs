@@ -17,7 +17,7 @@ mod runtime;
 mod torchscript;
 mod weights;
 
-use millrace_crds::inference_service::{ModelSpec, Task};
+use millrace_crds::inference_service::{Dtype, ModelSpec, Task};
 
 pub use self::device::{Device, Placement};
 pub use self::error::TorchLoadError;
@@ -61,7 +61,7 @@ pub fn load(
     runtime::keep_freed_memory();
     let threads = Threads::share(*threads);
     let placement = Placement::choose(spec, *device)?;
-    let habits = Habits::of(placement.device);
+    let habits = Habits::of(&placement);
     if spec.task == Task::TorchScript {
         let path = match files.weights.as_slice() {
             _ if !allow_torchscript => return Err(TorchLoadError::TorchScriptNotAllowed),
@@ -166,8 +166,8 @@ struct Habits {
 }
 
 impl Habits {
-    fn of(device: Device) -> Self {
-        match device {
+    fn of(placement: &Placement) -> Self {
+        match placement.device {
             // A GPU is idle between launches: large batches, few groups, more padding.
             Device::Cuda(_) => Self {
                 batch_tokens: 16_384,
@@ -176,10 +176,16 @@ impl Habits {
                     padding_percent_max: 12,
                 },
             },
-            // More tokens gain nothing and leave the caches; copying a group of this size into a
-            // padded one costs about what a group of its own would.
+            // Copying a group of this size into a padded one costs about what a group of its own
+            // would.
             Device::Cpu | Device::Auto => Self {
-                batch_tokens: 4_096,
+                batch_tokens: match placement.dtype {
+                    // From a few hundred tokens on more gain nothing, and every online request
+                    // waits for the batch that is running.
+                    Dtype::Float32 => 1_024,
+                    // Matrix units work these off so fast that the costs of each call weigh more.
+                    Dtype::Auto | Dtype::BFloat16 | Dtype::Float16 => 4_096,
+                },
                 groups: GroupPolicy {
                     merge_tokens_max: 128,
                     padding_percent_max: 25,

@@ -56,12 +56,7 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
     let environment = environment(&libtorch)?;
     heading("building");
     run(&mut cargo(&environment, BUILD))?;
-    let engine = [
-        "build",
-        "--release",
-        "--package=millrace-inference-server",
-        "--example=engine",
-    ];
+    let engine = [BUILD, &["--example=engine"]].concat();
     run(&mut cargo(&environment, &engine))?;
     std::fs::create_dir_all(&folder)?;
     let programs = programs(&environment)?;

@@ -16,7 +16,7 @@ use crate::process::{heading, output};
 /// How often each is measured; the median counts.
 const ROUNDS: usize = 3;
 /// A job is made long enough that its two ends weigh little, as those of a real one do.
-const JOB_SECONDS: f64 = 12.0;
+const JOB_SECONDS: f64 = 30.0;
 
 /// One measurement.
 #[derive(Debug, Clone, Deserialize)]
