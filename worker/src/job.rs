@@ -301,7 +301,7 @@ fn spec_sha256(
         join,
     };
     let json = serde_json::to_vec(&decisive).expect("a spec serialises");
-    crate::work::part::hex(&Sha256::digest(&json))
+    data_encoding::HEXLOWER.encode(&Sha256::digest(&json))
 }
 
 #[cfg(test)]

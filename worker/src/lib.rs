@@ -8,6 +8,7 @@ pub mod finish;
 pub mod job;
 pub mod lease;
 pub mod manifests;
+pub mod memory;
 pub mod output;
 pub mod plan;
 pub mod read;

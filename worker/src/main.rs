@@ -14,6 +14,7 @@ use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::lease::{LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey};
 use millrace_worker::manifests;
+use millrace_worker::memory;
 use millrace_worker::plan::FIRST_RUN;
 use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::store::Stores;
@@ -85,6 +86,7 @@ async fn main() -> anyhow::Result<ExitCode> {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .init();
+    memory::give_back_large_blocks();
     match Cli::parse().step {
         Step::Plan(common) => plan(&open(common).await?).await,
         Step::Work { common, server } => work(&open(common).await?, Client::new(server)).await,

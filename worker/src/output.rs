@@ -5,9 +5,8 @@ use std::pin::Pin;
 use async_compression::tokio::bufread::ZstdDecoder;
 use futures::{Stream, StreamExt, TryStreamExt};
 use millrace_protocol::commit::Commit;
-use millrace_protocol::layout;
 use millrace_protocol::manifest::LivePart;
-use millrace_protocol::plan::{Plan, ShardIndex};
+use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::result::ErrorLine;
 use object_store::ObjectStoreExt;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
@@ -15,8 +14,8 @@ use tokio_util::io::StreamReader;
 
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, FinishError};
-use crate::plan::FIRST_RUN;
-use crate::store::{self, Location, StoreError};
+use crate::plan::{self, PlanError};
+use crate::store::{Location, StoreError};
 
 /// Bytes read ahead of the lines handed out.
 const READ_AHEAD_BYTES: usize = 256 << 10;
@@ -30,6 +29,9 @@ pub enum OutputError {
         /// The folder.
         path: String,
     },
+    /// The plan could not be read.
+    #[error("the plan could not be read")]
+    Plan(#[from] PlanError),
     /// The manifest could not be read.
     #[error("the manifest could not be read")]
     Manifest(#[from] FinishError),
@@ -78,14 +80,10 @@ pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
             finished: true,
         });
     }
-    let path = output.below(&layout::plan(FIRST_RUN));
-    let not_an_output = || OutputError::NotAnOutput {
+    let plan = plan::read(output).await?;
+    let plan = plan.ok_or_else(|| OutputError::NotAnOutput {
         path: output.path.to_string(),
-    };
-    let bytes = store::read(&output.store, &path)
-        .await?
-        .ok_or_else(not_an_output)?;
-    let plan: Plan = serde_json::from_slice(&bytes).map_err(|_| not_an_output())?;
+    })?;
     let committed = commits::list(output, plan.run).await?;
     let live = committed.into_iter().filter_map(|commit| {
         let range = *plan.shards.get(commit.shard as usize)?;

@@ -1,6 +1,10 @@
 //! Stores, reading and planning against a real S3 server.
 
 #[path = "support/s3_server.rs"]
+#[allow(
+    dead_code,
+    reason = "each test program needs a part of what the server can do"
+)]
 mod s3_server;
 
 use std::{sync::Arc, time::Duration};
@@ -14,10 +18,33 @@ use millrace_worker::{
     job::{CheckedJob, Fields, Input, Output, Retry, Step},
     plan::{PlanError, plan, preflight},
     read::{ReadError, open_shard},
-    store::{Created, StoreError, Stores, create, probe_create_only, read, replace},
+    store::{Created, StoreError, StoreOptions, Stores, create, probe_create_only, read, replace},
 };
 use parquet::arrow::ArrowWriter;
 use s3_server::{BUCKET, S3Server};
+
+/// Stores that reach the server.
+fn stores(server: &S3Server) -> Stores {
+    stores_with(server.variables())
+}
+
+/// Stores whose secret key is wrong.
+fn stores_without_access(server: &S3Server) -> Stores {
+    let mut variables = server.variables();
+    variables.push(("AWS_SECRET_ACCESS_KEY", "wrong".to_owned()));
+    stores_with(variables)
+}
+
+fn stores_with(variables: Vec<(&str, String)>) -> Stores {
+    let key = |name: &str| name.to_ascii_lowercase().parse().expect("a known variable");
+    let s3 = variables
+        .into_iter()
+        .map(|(name, value)| (key(name), value));
+    Stores::new(StoreOptions {
+        s3: s3.collect(),
+        file_roots: Vec::new(),
+    })
+}
 
 const ROW_BYTES_MAX: usize = 1 << 20;
 
@@ -87,7 +114,7 @@ async fn rows(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<Read
 #[tokio::test(flavor = "multi_thread")]
 async fn patterns_list_a_bucket() {
     let server = S3Server::start();
-    let stores = server.stores();
+    let stores = stores(&server);
     for key in [
         "in/a b.jsonl",
         "in/b.jsonl",
@@ -123,7 +150,7 @@ async fn patterns_list_a_bucket() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_row_of_a_bucket_is_read_exactly_once() {
     let server = S3Server::start();
-    let stores = server.stores();
+    let stores = stores(&server);
     let filler = "é".repeat(400);
     let lines: Vec<_> = (0..6000)
         .map(|n| format!("{{\"id\":{n},\"text\":\"t{n}\",\"x\":\"{filler}\"}}\r\n"))
@@ -156,7 +183,7 @@ async fn every_row_of_a_bucket_is_read_exactly_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_honours_put_if_absent() {
     let server = S3Server::start();
-    let out = server.stores().open(&uri("out")).unwrap();
+    let out = stores(&server).open(&uri("out")).unwrap();
     probe_create_only(&out.store, &out.path).await.unwrap();
     let left = out
         .store
@@ -169,7 +196,7 @@ async fn the_server_honours_put_if_absent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_creators_exactly_one_wins() {
     let server = S3Server::start();
-    let out = server.stores().open(&uri("out")).unwrap();
+    let out = stores(&server).open(&uri("out")).unwrap();
     for race in 0..5 {
         let path = out.below(&format!("commits/{race}.json"));
         let racers = (0..32).map(|racer: u32| {
@@ -191,7 +218,7 @@ async fn of_many_creators_exactly_one_wins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_changed_after_planning_is_not_read() {
     let server = S3Server::start();
-    let stores = server.stores();
+    let stores = stores(&server);
     put(&stores, "in/a.jsonl", "{\"id\":1,\"text\":\"one\"}\n").await;
     let job = job(&["in/a.jsonl"]);
     let plan = plan(&stores, &job).await.unwrap();
@@ -212,7 +239,7 @@ async fn an_object_that_changed_after_planning_is_not_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_credentials_are_a_permanent_error() {
     let server = S3Server::start();
-    let out = server.stores_without_access().open(&uri("out")).unwrap();
+    let out = stores_without_access(&server).open(&uri("out")).unwrap();
     let error = read(&out.store, &out.below("a")).await.unwrap_err();
     assert!(
         matches!(&error, StoreError::Denied { .. }) && error.is_permanent(),
@@ -223,7 +250,7 @@ async fn refused_credentials_are_a_permanent_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn text_and_parquet_of_one_bucket_are_read_together() {
     let server = S3Server::start();
-    let stores = server.stores();
+    let stores = stores(&server);
     put(&stores, "in/a.txt", "one\n\ntwo").await;
     let texts: ArrayRef = Arc::new(StringArray::from_iter_values(
         (0..50_000).map(|n| format!("t{n}")),

@@ -9,6 +9,7 @@ use clap::Args;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::lease::{LeaseOptions, MemoryLeaseStore};
 use millrace_worker::manifests::{self, Loaded};
+use millrace_worker::memory;
 use millrace_worker::run::{self, Prepared, RunEnd, WorkOptions};
 use millrace_worker::store::Stores;
 use millrace_worker::work::progress::Progress;
@@ -62,6 +63,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(manifest) = run::finished(&stores, &loaded.job).await? {
         return report::finished(&stores, &loaded, &manifest, output, None).await;
     }
+    memory::give_back_large_blocks();
     let program = local_server::program(inference_server)?;
     let started = Instant::now();
     let prepared = run::prepare(&stores, &loaded.job).await?;

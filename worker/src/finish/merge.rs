@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::FinishError;
 use crate::store::{Location, StoreError};
-use crate::work::part::upload_failed;
+use crate::work::part::{self, upload_failed};
 
 /// Merges `live` parts; returns the merged file's path below the output. Parts are JSON lines, or
 /// whole Zstandard frames of them, so end to end they are a valid file of the same kind.
@@ -20,7 +20,7 @@ pub async fn merge(
 ) -> Result<String, FinishError> {
     let merged = layout::merged(zstd);
     let path = output.below(&merged);
-    let mut upload = BufWriter::new(output.store.clone(), path.clone());
+    let mut upload = part::upload(output, &path);
     let written = append_all(output, live, &mut upload).await;
     match written {
         Ok(()) => {

@@ -82,6 +82,18 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
 
 /// The plan that is there, if it was made by the same spec.
 pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan>, PlanError> {
+    match read(output).await? {
+        Some(plan) if plan.spec_sha256 != job.spec_sha256 => Err(PlanError::OtherSpec {
+            output: job.output.uri.clone(),
+            found: plan.spec_sha256,
+            expected: job.spec_sha256.clone(),
+        }),
+        found => Ok(found),
+    }
+}
+
+/// The plan that is there, whatever spec it was made by.
+pub async fn read(output: &Location) -> Result<Option<Plan>, PlanError> {
     let path = output.below(&layout::plan(FIRST_RUN));
     let Some(bytes) = store::read(&output.store, &path).await? else {
         return Ok(None);
@@ -97,13 +109,6 @@ pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan
             plan.version,
             Plan::VERSION
         )));
-    }
-    if plan.spec_sha256 != job.spec_sha256 {
-        return Err(PlanError::OtherSpec {
-            output: job.output.uri.clone(),
-            found: plan.spec_sha256,
-            expected: job.spec_sha256.clone(),
-        });
     }
     let inputs = plan.inputs.len();
     if plan

@@ -64,10 +64,18 @@ pub struct Lines {
     pub rows: Rows,
 }
 
-/// Writes the lines of `rows`, all of them answered, in the given order.
-pub fn lines(file: &str, steps: &[Step], rows: Vec<PendingRow>) -> Lines {
+/// Writes the lines of `rows`, all of them answered, in the given order, until they are as long as
+/// `bytes_min` or the rows end.
+pub fn lines(
+    file: &str,
+    steps: &[Step],
+    rows: &mut impl Iterator<Item = PendingRow>,
+    bytes_min: usize,
+) -> Lines {
     let mut lines = Lines::default();
-    for row in rows {
+    while lines.results.len() + lines.errors.len() < bytes_min
+        && let Some(row) = rows.next()
+    {
         let PendingRow {
             place,
             id,
@@ -176,6 +184,10 @@ mod tests {
         }
     }
 
+    fn all_lines(steps: &[Step], rows: Vec<PendingRow>) -> Lines {
+        lines("file:///a", steps, &mut rows.into_iter(), usize::MAX)
+    }
+
     fn pending(offset: u64, outcome: RowOutcome) -> PendingRow {
         let row = Row {
             place: Place::Offset { offset },
@@ -193,11 +205,7 @@ mod tests {
     fn a_result_line_holds_every_step_under_its_name() {
         let steps = [step("embed"), step("again")];
         let vector = |value| Prediction::Embedding(vec![value, 0.5]);
-        let lines = lines(
-            "file:///a",
-            &steps,
-            vec![pending(7, Ok(vec![vector(1.0), vector(2.0)]))],
-        );
+        let lines = all_lines(&steps, vec![pending(7, Ok(vec![vector(1.0), vector(2.0)]))]);
         let text = String::from_utf8(lines.results).unwrap();
         assert_eq!(
             text,
@@ -214,10 +222,25 @@ mod tests {
             Prediction::Embedding(vec![1.0]),
             Prediction::Embedding(vec![f32::NAN]),
         ];
-        let lines = lines("file:///a", &steps, vec![pending(0, Ok(predictions))]);
+        let lines = all_lines(&steps, vec![pending(0, Ok(predictions))]);
         assert!(lines.results.is_empty());
         let error: ErrorLine = serde_json::from_slice(&lines.errors).unwrap();
         assert_eq!(error.error.code, RowErrorCode::NotFinite);
         assert_eq!(error.error.step.as_deref(), Some("bad"));
+    }
+
+    #[test]
+    fn lines_come_in_slices_and_lose_no_row() {
+        let steps = [step("embed")];
+        let vector = || Ok(vec![Prediction::Embedding(vec![0.5; 8])]);
+        let rows = || -> Vec<_> { (0..10).map(|offset| pending(offset, vector())).collect() };
+        let whole = all_lines(&steps, rows()).results;
+        let mut rest = rows().into_iter();
+        let mut slices = Vec::new();
+        while rest.len() > 0 {
+            slices.push(lines("file:///a", &steps, &mut rest, 200).results);
+        }
+        assert!(slices.len() > 2, "{} slices", slices.len());
+        assert_eq!(slices.concat(), whole);
     }
 }

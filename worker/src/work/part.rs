@@ -4,6 +4,7 @@
 //! harms nobody; dropping one aborts its upload.
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use object_store::ObjectStoreExt;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
@@ -11,6 +12,12 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use crate::store::{Location, StoreError};
+
+/// Bytes of one request of a multipart upload: 10,000 of them, the most S3 takes, are a file of
+/// 80 GB.
+const UPLOAD_BYTES: usize = 8 << 20;
+/// Requests of an upload in flight, each of which holds its bytes.
+const UPLOADS_IN_FLIGHT_MAX: usize = 2;
 
 /// One file being written, hashed on the way.
 pub struct PartWriter {
@@ -51,7 +58,7 @@ impl PartWriter {
         self.sha256.update(&bytes);
         let upload = self
             .upload
-            .get_or_insert_with(|| BufWriter::new(self.location.store.clone(), self.path.clone()));
+            .get_or_insert_with(|| upload(&self.location, &self.path));
         upload
             .put(bytes)
             .await
@@ -68,7 +75,7 @@ impl PartWriter {
             self.upload = Some(upload);
             return Err(upload_failed(&self.path, error));
         }
-        let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
+        let sha256 = HEXLOWER.encode(&std::mem::take(&mut self.sha256).finalize());
         Ok(Some(WrittenPart {
             relative_path: std::mem::take(&mut self.relative_path),
             sha256,
@@ -90,6 +97,13 @@ impl Drop for PartWriter {
             });
         }
     }
+}
+
+/// A file that is uploaded while it is written, within [`UPLOAD_BYTES`] and
+/// [`UPLOADS_IN_FLIGHT_MAX`].
+pub fn upload(location: &Location, path: &Path) -> BufWriter {
+    BufWriter::with_capacity(location.store.clone(), path.clone(), UPLOAD_BYTES)
+        .with_max_concurrency(UPLOADS_IN_FLIGHT_MAX)
 }
 
 /// Removes a file of an attempt that lost its race; its absence is all that matters.
@@ -115,15 +129,4 @@ pub fn upload_failed(path: &Path, error: std::io::Error) -> StoreError {
             )
         }
     }
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-            text
-        })
 }

@@ -1,17 +1,16 @@
 //! Works off one shard: read → submit → write, window by window, then commit.
 //!
 //! Memory is bounded by the windows: while one is at the server the next is read, and a window's
-//! lines are written before a third is begun.
+//! lines are written, slice by slice, before a third is begun.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
 use millrace_protocol::lease::Lease;
-use millrace_protocol::plan::Plan;
+use millrace_protocol::plan::{Plan, ShardIndex};
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::tally::{Rows, Tally};
 use tokio_util::task::AbortOnDropHandle;
@@ -20,18 +19,21 @@ use super::commit::{CommitError, Verdict, commit};
 use super::lines::{Lines, PendingRow, lines};
 use super::part::PartWriter;
 use super::progress::Progress;
-use super::submit::{SubmitError, Submitter};
+use super::submit::{Answered, SubmitError, Submitter};
 use super::window::{ChunkLimits, chunks};
 use crate::job::CheckedJob;
 use crate::read::{self, ReadError};
 use crate::store::{Location, StoreError, Stores};
 
 /// Rows in a window: enough chunks to sort by length and keep the server's queue full.
-const WINDOW_ROWS_MAX: usize = 4_096;
+const WINDOW_ROWS_MAX: usize = 2_048;
 /// Bytes of rows in a window.
 const WINDOW_BYTES_MAX: usize = 4 << 20;
 /// Windows of a shard in flight: one at the server, one behind it so that the queue never empties.
 const WINDOWS_MAX: usize = 2;
+/// Bytes of lines that are formatted, compressed and handed to the store at a time. A window's lines
+/// may be many times the size of its rows, so they never all exist at once.
+const SLICE_BYTES: usize = 1 << 20;
 /// About one batch of 4,096 tokens in text, at some four bytes a token.
 const CHUNK_LIMITS: ChunkLimits = ChunkLimits {
     rows_max: 512,
@@ -116,20 +118,30 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 .await?;
             ended = rows.is_empty();
             if !ended {
-                let answered = answer_window(ctx.clone(), input.uri.clone(), rows);
+                let answered = answer_window(ctx.clone(), lease.shard, rows);
                 windows.push_back(AbortOnDropHandle::new(tokio::spawn(answered)));
             }
         }
         let Some(window) = windows.pop_front() else {
             break;
         };
-        let window = window
+        let Window { rows, tokens } = window
             .await
             .expect("a window neither panics nor is aborted")?;
-        ctx.progress.answered(lease.shard, window.tally);
-        tally += window.tally;
-        part.write(window.results).await?;
-        errors.write(window.errors).await?;
+        tally.tokens += tokens;
+        let mut rows = rows.into_iter();
+        while rows.len() > 0 {
+            let slice;
+            (slice, rows) = formatted(ctx.clone(), input.uri.clone(), rows).await;
+            let Lines {
+                results,
+                errors: failed,
+                rows: counts,
+            } = slice;
+            tally.rows += counts;
+            part.write(results.into()).await?;
+            errors.write(failed.into()).await?;
+        }
     }
     let (part, errors) = (part.finish().await?, errors.finish().await?);
     let Tally { rows, tokens } = tally;
@@ -167,51 +179,24 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
     }
 }
 
-/// A window whose rows are all answered, as lines.
+/// A window whose rows are all answered.
 struct Window {
-    results: Bytes,
-    errors: Bytes,
-    tally: Tally,
+    rows: Vec<PendingRow>,
+    tokens: u64,
 }
 
 async fn answer_window(
     ctx: Arc<ShardContext>,
-    file: String,
+    shard: ShardIndex,
     rows: Vec<ReadRow>,
 ) -> Result<Window, SubmitError> {
-    let (pending, tokens) = answer_rows(&ctx.submitter, rows).await?;
-    // Formatting floats takes milliseconds of pure computing, which the runtime's threads lack.
-    let formatted = tokio::task::spawn_blocking(move || {
-        let Lines {
-            results,
-            errors,
-            rows,
-        } = lines(&file, &ctx.job.steps, pending);
-        let results = if ctx.job.output.zstd {
-            zstd_frame(&results)
-        } else {
-            results
-        };
-        (results, errors, rows)
-    });
-    let (results, errors, rows): (Vec<u8>, Vec<u8>, Rows) =
-        formatted.await.expect("formatting does not panic");
-    Ok(Window {
-        results: results.into(),
-        errors: errors.into(),
-        tally: Tally { rows, tokens },
-    })
-}
-
-async fn answer_rows(
-    submitter: &Submitter,
-    rows: Vec<ReadRow>,
-) -> Result<(Vec<PendingRow>, u64), SubmitError> {
-    let (mut pending, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
+    let (mut rows, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
         rows.into_iter().map(PendingRow::split).unzip();
     let at_server: Vec<usize> = (0..texts.len())
         .filter(|&row| texts[row].is_some())
         .collect();
+    let bad = (rows.len() - at_server.len()) as u64;
+    ctx.progress.answered(shard, answered_tally(0, bad, 0));
     let lengths: Vec<usize> = at_server
         .iter()
         .map(|&row| texts[row].as_ref().map_or(0, String::len))
@@ -222,25 +207,64 @@ async fn answer_rows(
             .iter()
             .map(|&row| texts[row].take().expect("sent once"))
             .collect();
-        async move {
-            submitter
-                .submit(texts)
-                .await
-                .map(|answered| (chunk, answered))
-        }
+        answer_chunk(&ctx, shard, chunk, texts)
     });
     let submitted: Vec<_> = submitted.collect();
     let mut tokens = 0;
     for (chunk, answered) in futures::future::try_join_all(submitted).await? {
         tokens += answered.tokens;
         for (row, outcome) in chunk.into_iter().zip(answered.outcomes) {
-            pending[row].answer(outcome);
+            rows[row].answer(outcome);
         }
     }
-    Ok((pending, tokens))
+    Ok(Window { rows, tokens })
 }
 
-/// One frame per window: frames end to end are a valid file, and readers may enter at any of them.
+async fn answer_chunk(
+    ctx: &ShardContext,
+    shard: ShardIndex,
+    chunk: Vec<usize>,
+    texts: Vec<String>,
+) -> Result<(Vec<usize>, Answered), SubmitError> {
+    let answered = ctx.submitter.submit(texts).await?;
+    let outcomes = answered.outcomes.iter();
+    let failed = outcomes.filter(|outcome| outcome.is_err()).count() as u64;
+    let succeeded = answered.outcomes.len() as u64 - failed;
+    let tally = answered_tally(succeeded, failed, answered.tokens);
+    ctx.progress.answered(shard, tally);
+    Ok((chunk, answered))
+}
+
+fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
+    let skipped = 0;
+    let rows = Rows {
+        succeeded,
+        failed,
+        skipped,
+    };
+    Tally { rows, tokens }
+}
+
+/// The next lines of `rows`, and the rows that are left. Formatting floats takes milliseconds of
+/// pure computing, which the runtime's threads lack.
+async fn formatted(
+    ctx: Arc<ShardContext>,
+    file: String,
+    mut rows: std::vec::IntoIter<PendingRow>,
+) -> (Lines, std::vec::IntoIter<PendingRow>) {
+    let formatting = move || {
+        let mut slice = lines(&file, &ctx.job.steps, &mut rows, SLICE_BYTES);
+        if ctx.job.output.zstd {
+            slice.results = zstd_frame(&slice.results);
+        }
+        (slice, rows)
+    };
+    tokio::task::spawn_blocking(formatting)
+        .await
+        .expect("formatting does not panic")
+}
+
+/// One frame per slice: frames end to end are a valid file, and readers may enter at any of them.
 fn zstd_frame(lines: &[u8]) -> Vec<u8> {
     if lines.is_empty() {
         return Vec::new();

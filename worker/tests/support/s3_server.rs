@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_worker::store::{StoreOptions, Stores};
-use object_store::aws::AmazonS3ConfigKey as Key;
 use tempfile::TempDir;
 
 const ACCESS_KEY: &str = "millrace-test";
@@ -21,7 +19,7 @@ pub const BUCKET: &str = "bucket";
 pub struct S3Server {
     process: Child,
     port: u16,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl S3Server {
@@ -56,7 +54,7 @@ impl S3Server {
         let mut server = Self {
             process,
             port,
-            _folder: folder,
+            folder,
         };
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
@@ -71,36 +69,23 @@ impl S3Server {
         None
     }
 
-    /// Stores that reach this server.
-    pub fn stores(&self) -> Stores {
-        self.stores_as(SECRET_KEY)
-    }
-
-    /// Stores whose secret key is wrong.
-    pub fn stores_without_access(&self) -> Stores {
-        self.stores_as("wrong")
-    }
-
-    fn stores_as(&self, secret_key: &str) -> Stores {
-        let endpoint = format!("http://127.0.0.1:{}", self.port);
-        let options = [
-            (Key::AccessKeyId, ACCESS_KEY),
-            (Key::SecretAccessKey, secret_key),
-            (Key::Region, "us-east-1"),
-            (Key::Endpoint, endpoint.as_str()),
+    /// The variables by which the AWS tools, and millrace, find this server and its keys.
+    pub fn variables(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
             (
-                Key::Client(object_store::ClientConfigKey::AllowHttp),
-                "true",
+                "AWS_ENDPOINT_URL",
+                format!("http://127.0.0.1:{}", self.port),
             ),
-        ];
-        let s3 = options
-            .into_iter()
-            .map(|(key, value)| (key, value.to_owned()))
-            .collect();
-        Stores::new(StoreOptions {
-            s3,
-            file_roots: Vec::new(),
-        })
+            ("AWS_ALLOW_HTTP", "true".to_owned()),
+        ]
+    }
+
+    /// The folder that holds the bucket's objects as files.
+    pub fn bucket_folder(&self) -> PathBuf {
+        self.folder.path().join(BUCKET)
     }
 }
 
