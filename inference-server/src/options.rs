@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
+use millrace_models::folder::default_model_cache;
 
 use crate::http::app::HttpLimits;
 
@@ -34,7 +35,8 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_TOKENIZE_THREADS")]
     pub tokenize_threads: Option<usize>,
 
-    /// Folder in which hf://owner/name is looked up [default: ~/.cache/millrace/models].
+    /// Folder in which hf://owner/name is looked up [default: millrace/models in
+    /// $XDG_CACHE_HOME or ~/.cache].
     #[arg(long, env = "MILLRACE_MODEL_CACHE")]
     pub model_cache: Option<PathBuf>,
 
@@ -168,10 +170,7 @@ impl Options {
 
     /// Folder of the model cache.
     pub fn model_cache(&self) -> PathBuf {
-        let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
-        self.model_cache
-            .clone()
-            .unwrap_or_else(|| home().join(".cache/millrace/models"))
+        self.model_cache.clone().unwrap_or_else(default_model_cache)
     }
 }
 

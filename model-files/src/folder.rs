@@ -1,5 +1,6 @@
 //! A model's folder, opened: its files held against each other before anything is computed.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use millrace_crds::inference_service::{ModelSpec, Task};
@@ -82,15 +83,47 @@ impl ModelFolder {
     }
 }
 
-/// The model cache: `$MILLRACE_MODEL_CACHE`, else `millrace/models` in the user's cache folder.
+/// The model cache: `$MILLRACE_MODEL_CACHE`, else `millrace/models` in the user's cache folder,
+/// `$XDG_CACHE_HOME` or `~/.cache`. Every program looks here, so that none of them disagree.
 pub fn default_model_cache() -> PathBuf {
-    if let Some(folder) = std::env::var_os("MILLRACE_MODEL_CACHE") {
-        return folder.into();
+    model_cache(|name| std::env::var_os(name))
+}
+
+fn model_cache(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    // An empty variable counts as one that is not set.
+    let folder = |name| {
+        variable(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    folder("MILLRACE_MODEL_CACHE").unwrap_or_else(|| {
+        let home = || folder("HOME").unwrap_or_else(|| "/".into());
+        folder("XDG_CACHE_HOME")
+            .unwrap_or_else(|| home().join(".cache"))
+            .join("millrace/models")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_cache_is_the_named_folder_or_in_the_users_cache() {
+        let found = |variables: &[(&str, &str)]| {
+            let value = |name: &str| variables.iter().find(|(known, _)| *known == name);
+            model_cache(|name| value(name).map(|(_, value)| value.into()))
+        };
+        let home = ("HOME", "/home/ada");
+        assert_eq!(
+            found(&[home]),
+            Path::new("/home/ada/.cache/millrace/models")
+        );
+        let xdg = ("XDG_CACHE_HOME", "/caches");
+        assert_eq!(found(&[home, xdg]), Path::new("/caches/millrace/models"));
+        let named = ("MILLRACE_MODEL_CACHE", "/models");
+        assert_eq!(found(&[home, xdg, named]), Path::new("/models"));
+        let empty = ("XDG_CACHE_HOME", "");
+        assert_eq!(found(&[home, empty]), found(&[home]));
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| {
-            PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".cache")
-        });
-    cache.join("millrace/models")
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use millrace_crds::inference_service::Task;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -301,7 +302,10 @@ fn digest(files: &ModelFiles) -> Result<String, SourceError> {
         lines.push(format!("{}  {}\n", file_sha256(path)?, name.display()));
     }
     lines.sort();
-    Ok(format!("sha256:{:x}", Hex(&Sha256::digest(lines.concat()))))
+    Ok(format!(
+        "sha256:{}",
+        HEXLOWER.encode(&Sha256::digest(lines.concat()))
+    ))
 }
 
 fn file_sha256(path: &Path) -> Result<String, SourceError> {
@@ -314,18 +318,9 @@ fn file_sha256(path: &Path) -> Result<String, SourceError> {
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer).map_err(failed)? {
-            0 => return Ok(format!("{:x}", Hex(&sha256.finalize()))),
+            0 => return Ok(HEXLOWER.encode(&sha256.finalize())),
             read => sha256.update(&buffer[..read]),
         }
-    }
-}
-
-/// Bytes as lower-case hexadecimal.
-struct Hex<'a>(&'a [u8]);
-
-impl std::fmt::LowerHex for Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

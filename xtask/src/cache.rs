@@ -15,13 +15,22 @@ pub struct Cache {
     _lock: File,
 }
 
-/// The cache's folder: `$MILLRACE_CACHE`, else `~/.cache/millrace`.
+/// The cache's folder: `$MILLRACE_CACHE`, else `millrace` in `$XDG_CACHE_HOME` or `~/.cache`, where
+/// the programs look for models too.
 pub fn root() -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os("MILLRACE_CACHE").filter(|named| !named.is_empty()) {
-        return std::path::absolute(PathBuf::from(named)).context("MILLRACE_CACHE is no path");
+    let folder = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(named) = folder("MILLRACE_CACHE") {
+        return std::path::absolute(named).context("MILLRACE_CACHE is no path");
     }
-    let home = std::env::var_os("HOME").context("neither MILLRACE_CACHE nor HOME is set")?;
-    Ok(PathBuf::from(home).join(".cache/millrace"))
+    if let Some(caches) = folder("XDG_CACHE_HOME") {
+        return Ok(caches.join("millrace"));
+    }
+    let home = folder("HOME").context("neither MILLRACE_CACHE nor HOME is set")?;
+    Ok(home.join(".cache/millrace"))
 }
 
 impl Cache {

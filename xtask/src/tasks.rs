@@ -78,14 +78,9 @@ pub fn test() -> Result<()> {
     Ok(())
 }
 
-/// Builds the three programs of a local run.
-pub const BUILD: &[&str] = &[
-    "build",
-    "--release",
-    "--package=millrace-cli",
-    "--package=millrace-inference-server",
-    "--package=millrace-worker",
-];
+/// Builds the programs. All of the workspace, as the tests build it: another selection would compile
+/// some dependencies once more, with other features.
+pub const BUILD: &[&str] = &["build", "--release", "--workspace"];
 
 /// Makes cargo look at every source again if another checkout was built last. Checkouts share what
 /// is compiled, and cargo tells a changed source by its time, which an older checkout's lacks.
@@ -124,6 +119,7 @@ pub fn environment(libtorch: &Libtorch) -> Result<Vec<(&'static str, OsString)>>
         std::env::join_paths(folders).context("PATH is malformed")?,
     ));
     environment.push(("MILLRACE_MODEL_CACHE", root.join("models").into()));
+    environment.push(("MILLRACE_VERSITYGW", root.join(setup::VERSITYGW).into()));
     Ok(environment)
 }
 

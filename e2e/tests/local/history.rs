@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
 use millrace_protocol::manifest::Manifest;
 use millrace_protocol::result::{ErrorLine, ResultLine};
 use millrace_protocol::row::{Place, RowErrorCode};
 
-/// How each row ended, by position: the result's JSON, or the error's code.
-pub type Outcomes = BTreeMap<(String, Place), Result<String, RowErrorCode>>;
+/// How a row ended: the result's JSON, or the error's code.
+pub type Outcome = Result<String, RowErrorCode>;
+
+/// How each row ended, by position.
+pub type Outcomes = BTreeMap<(String, Place), Outcome>;
 
 /// The manifest of an output.
 pub fn manifest(output: &Path) -> Manifest {
@@ -18,59 +22,56 @@ pub fn manifest(output: &Path) -> Manifest {
     serde_json::from_slice(&bytes).unwrap()
 }
 
-/// Reads every visible line; panics where a row is visible twice, where counts and lines disagree,
-/// or where a file lies about that no commit names.
+/// What a finished output shows. Panics where a row is visible twice, where counts and lines
+/// disagree, or where a file lies about that no commit names.
 pub fn outcomes(output: &Path) -> Outcomes {
     let manifest = manifest(output);
-    let mut outcomes = Outcomes::new();
-    let mut named = Vec::new();
-    for live in &manifest.parts {
-        let commit = &live.commit;
-        let results = lines(output, &commit.part);
-        let errors = lines(output, &commit.errors);
-        assert_eq!(
-            results.len() as u64,
-            commit.rows.succeeded,
-            "shard {}",
-            commit.shard
-        );
-        assert_eq!(
-            errors.len() as u64,
-            commit.rows.failed,
-            "shard {}",
-            commit.shard
-        );
-        for line in results {
-            let line: ResultLine = serde_json::from_str(&line).unwrap();
-            let key = (line.position.file.clone(), line.position.place);
-            let twice = outcomes.insert(key, Ok(line.result.get().to_owned()));
-            assert!(
-                twice.is_none(),
-                "a second visible result at {}",
-                line.position
-            );
-        }
-        for line in errors {
-            let line: ErrorLine = serde_json::from_str(&line).unwrap();
-            let key = (line.position.file.clone(), line.position.place);
-            let twice = outcomes.insert(key, Err(line.error.code));
-            assert!(
-                twice.is_none(),
-                "a second visible outcome at {}",
-                line.position
-            );
-        }
-        named.extend(
-            [&commit.part, &commit.errors]
-                .into_iter()
-                .flatten()
-                .cloned(),
-        );
-    }
+    let commits: Vec<Commit> = manifest.parts.into_iter().map(|live| live.commit).collect();
+    let outcomes = outcomes_of(output, &commits);
     let total = manifest.totals.rows.succeeded + manifest.totals.rows.failed;
     assert_eq!(outcomes.len() as u64, total, "the manifest's totals");
     if manifest.complete {
-        assert_no_leftovers(output, &named);
+        assert_no_leftovers(output, &commits);
+    }
+    outcomes
+}
+
+/// What an output shows while its run is not finished: the lines that its commits name.
+pub fn outcomes_so_far(output: &Path) -> Outcomes {
+    let folder = output.join(layout::commits(1));
+    let entries = std::fs::read_dir(&folder).into_iter().flatten();
+    let committed = entries.map(Result::unwrap).filter(|entry| {
+        // A killed process may leave a half-written file beside the records, under another name.
+        layout::shard_of_commit(&entry.file_name().to_string_lossy()).is_some()
+    });
+    let commits = committed.map(|entry| {
+        let bytes = std::fs::read(entry.path()).unwrap();
+        serde_json::from_slice(&bytes).expect("a commit record is whole once it is there")
+    });
+    outcomes_of(output, &commits.collect::<Vec<_>>())
+}
+
+fn outcomes_of(output: &Path, commits: &[Commit]) -> Outcomes {
+    let mut outcomes = Outcomes::new();
+    for commit in commits {
+        let results = lines(output, &commit.part);
+        let errors = lines(output, &commit.errors);
+        let counts = (results.len() as u64, errors.len() as u64);
+        let counted = (commit.rows.succeeded, commit.rows.failed);
+        assert_eq!(counts, counted, "shard {}", commit.shard);
+        let results = results.iter().map(|line| {
+            let line: ResultLine = serde_json::from_str(line).unwrap();
+            (line.position, Ok(line.result.get().to_owned()))
+        });
+        let errors = errors.iter().map(|line| {
+            let line: ErrorLine = serde_json::from_str(line).unwrap();
+            (line.position, Err(line.error.code))
+        });
+        for (position, outcome) in results.chain(errors) {
+            let key = (position.file.clone(), position.place);
+            let twice = outcomes.insert(key, outcome);
+            assert!(twice.is_none(), "a second visible outcome at {position}");
+        }
     }
     outcomes
 }
@@ -86,14 +87,18 @@ pub fn assert_every_row_once(outcomes: &Outcomes, file: &str, offsets: &[u64]) {
     assert!(seen == expected, "the positions differ from the input's");
 }
 
-fn assert_no_leftovers(output: &Path, named: &[String]) {
+fn assert_no_leftovers(output: &Path, commits: &[Commit]) {
+    let named = commits
+        .iter()
+        .flat_map(|commit| [&commit.part, &commit.errors]);
+    let named: Vec<&String> = named.flatten().collect();
     for folder in ["parts", "errors"] {
         let Ok(entries) = std::fs::read_dir(output.join(folder)) else {
             continue;
         };
         for entry in entries.map(Result::unwrap) {
             let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
-            assert!(named.contains(&path), "{path} is named by no commit");
+            assert!(named.contains(&&path), "{path} is named by no commit");
         }
     }
 }

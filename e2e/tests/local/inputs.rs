@@ -176,12 +176,9 @@ fn csv_cells_are_preserved_byte_for_byte() {
     let scene = Scene::new(SceneOptions {
         input_name: "rows.csv",
         input: input.to_vec(),
-        settings: String::new(),
+        output_settings: "    join: [formula]\n",
         ..SceneOptions::default()
     });
-    let job = std::fs::read_to_string(scene.path("job.yaml")).unwrap();
-    let job = job.replace("    uri: out\n", "    uri: out\n    join: [formula]\n");
-    std::fs::write(scene.path("job.yaml"), job).unwrap();
     scene.run().wait();
     let seen: Outcomes = outcomes(&scene.output());
     let codes: Vec<_> = seen

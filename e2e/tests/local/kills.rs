@@ -1,12 +1,15 @@
 //! kill -9 at random times, then resume: each time exactly one visible result per row, and the same
 //! results as an undisturbed run.
 
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use millrace_protocol::row::Place;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::history::{assert_every_row_once, outcomes};
+use crate::history::{Outcome, Outcomes, assert_every_row_once, outcomes, outcomes_so_far};
 use crate::process::{Process, children, send, until};
 use crate::redis_server::RedisServer;
 use crate::scene::{Scene, SceneOptions, flush, jsonl, line_offsets};
@@ -44,21 +47,31 @@ fn check(scene: &Scene) {
     let seen = outcomes(&scene.output());
     let offsets = line_offsets(&jsonl(ROWS, BAD_EVERY));
     assert_every_row_once(&seen, &scene.uri("rows.jsonl"), &offsets);
+    assert_calm(&seen);
+}
+
+/// What is visible between a kill and the run's end: no row twice, and each as an undisturbed run
+/// gives it.
+fn check_so_far(scene: &Scene) {
+    assert_calm(&outcomes_so_far(&scene.output()));
+}
+
+fn assert_calm(seen: &Outcomes) {
     let calm = calm_outcomes();
-    for ((seen_at, seen), (_, calm)) in seen.iter().zip(&calm) {
-        assert_eq!(seen, calm, "at {seen_at:?}");
+    for ((_, place), outcome) in seen {
+        assert_eq!(Some(outcome), calm.get(place), "at {place:?}");
     }
 }
 
 /// What a run that nobody disturbs gives, computed once.
-fn calm_outcomes() -> crate::history::Outcomes {
-    static CALM: std::sync::OnceLock<crate::history::Outcomes> = std::sync::OnceLock::new();
-    let calm = CALM.get_or_init(|| {
+fn calm_outcomes() -> &'static BTreeMap<Place, Outcome> {
+    static CALM: OnceLock<BTreeMap<Place, Outcome>> = OnceLock::new();
+    CALM.get_or_init(|| {
         let scene = scene();
         scene.run().succeed();
-        outcomes(&scene.output())
-    });
-    calm.clone()
+        let seen = outcomes(&scene.output()).into_iter();
+        seen.map(|((_, place), outcome)| (place, outcome)).collect()
+    })
 }
 
 #[test]
@@ -70,6 +83,7 @@ fn a_killed_cli_goes_on_where_it_was() {
             let mut run = scene.run();
             pause(&mut dice, 20..900);
             run.kill();
+            check_so_far(&scene);
         }
         scene.run().succeed();
         check(&scene);
@@ -87,6 +101,7 @@ fn a_killed_server_is_started_again_and_no_row_is_lost() {
             for child in children(run.pid()) {
                 send(child, libc::SIGKILL);
             }
+            check_so_far(&scene);
         }
         run.succeed();
         check(&scene);
@@ -110,6 +125,7 @@ fn killed_workers_lose_no_shard() {
             pause(&mut dice, 20..900);
             let victim = dice.random_range(0..workers.len());
             workers[victim].kill();
+            check_so_far(&scene);
             workers[victim] = scene.worker("work", &redis.url(), "work.log");
         }
         for worker in &mut workers {

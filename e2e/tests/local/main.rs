@@ -7,10 +7,14 @@
 )]
 mod redis_server;
 
+#[path = "../../../worker/tests/support/s3_server.rs"]
+mod s3_server;
+
 mod history;
 mod inputs;
 mod kills;
 mod leases;
 mod poison;
 mod process;
+mod s3;
 mod scene;

@@ -14,11 +14,12 @@ pub struct Scene {
     folder: TempDir,
     /// Settings of the deterministic fake backend.
     fake_backend: String,
+    variables: Vec<(&'static str, String)>,
 }
 
 /// What a scene is made of.
 pub struct SceneOptions {
-    /// Name of the input file; its extension tells the format.
+    /// Name of the input file, or the URI of one that is there; its extension tells the format.
     pub input_name: &'static str,
     /// Bytes of the input file.
     pub input: Vec<u8>,
@@ -28,6 +29,12 @@ pub struct SceneOptions {
     pub settings: String,
     /// Settings of the fake backend, such as `micros-per-token=50`.
     pub fake_backend: String,
+    /// Folder or URI of the output.
+    pub output: &'static str,
+    /// Lines of YAML below `spec.output` besides `uri`, each indented by four spaces.
+    pub output_settings: &'static str,
+    /// Variables of every process.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 impl Default for SceneOptions {
@@ -38,6 +45,9 @@ impl Default for SceneOptions {
             input_settings: "    idField: id\n",
             settings: String::new(),
             fake_backend: "micros-per-token=1".to_owned(),
+            output: "out",
+            output_settings: "",
+            variables: Vec::new(),
         }
     }
 }
@@ -51,9 +61,14 @@ impl Scene {
             input_settings,
             settings,
             fake_backend,
+            output,
+            output_settings,
+            variables,
         } = options;
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(input_name), input).unwrap();
+        if !input_name.contains("://") {
+            std::fs::write(folder.path().join(input_name), input).unwrap();
+        }
         let service = "apiVersion: millrace.dev/v1alpha1\n\
             kind: InferenceService\n\
             metadata:\n  name: fake\n\
@@ -63,13 +78,14 @@ impl Scene {
              kind: BatchJob\n\
              metadata:\n  name: scene\n\
              spec:\n  serviceRef:\n    name: fake\n  input:\n    uris: [{input_name}]\n\
-             {input_settings}  output:\n    uri: out\n{settings}"
+             {input_settings}  output:\n    uri: {output}\n{output_settings}{settings}"
         );
         std::fs::write(folder.path().join("service.yaml"), service).unwrap();
         std::fs::write(folder.path().join("job.yaml"), job).unwrap();
         Self {
             folder,
             fake_backend,
+            variables,
         }
     }
 
@@ -99,6 +115,7 @@ impl Scene {
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(binary(name));
         command.env("MILLRACE_FAKE_BACKEND", &self.fake_backend);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-use crate::http::error::ApiError;
+use crate::http::{app::HttpLimits, error::ApiError};
 
 /// The whole body.
 pub async fn read(
@@ -34,8 +34,16 @@ pub async fn read(
     }
 }
 
+/// The JSON of an online request, within the bounds of one.
+pub async fn online<T: DeserializeOwned>(
+    request: Request<Body>,
+    limits: &HttpLimits,
+) -> Result<T, ApiError> {
+    json(&read(request, limits.payload_bytes_max, limits.body_deadline).await?)
+}
+
 /// A JSON body: 400 where it is not JSON, 422 where it says something else than asked.
-pub fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| match error.classify() {
         Category::Data => ApiError::Invalid(error.to_string()),
         Category::Io | Category::Syntax | Category::Eof => {

@@ -67,8 +67,6 @@ pub async fn embed(
 ) -> Result<Response, ApiError> {
     let inference = app.inference()?;
     let _slot = app.online_slot()?;
-    let limits = &app.limits;
-    let bytes = body::read(request, limits.payload_bytes_max, limits.body_deadline).await?;
     let EmbedBody {
         inputs,
         model,
@@ -77,7 +75,7 @@ pub async fn embed(
         prompt_name,
         dimensions,
         normalize,
-    } = body::json(&bytes)?;
+    } = body::online(request, &app.limits).await?;
     refuse_unless_right(truncation_direction.as_deref())?;
     if prompt_name.is_some() || dimensions.is_some() {
         let message = "`prompt_name` and `dimensions` are not supported; remove them";
@@ -147,15 +145,13 @@ pub async fn predict(
 ) -> Result<Response, ApiError> {
     let inference = app.inference()?;
     let _slot = app.online_slot()?;
-    let limits = &app.limits;
-    let bytes = body::read(request, limits.payload_bytes_max, limits.body_deadline).await?;
     let PredictBody {
         inputs,
         model,
         truncate,
         truncation_direction,
         raw_scores,
-    } = body::json(&bytes)?;
+    } = body::online(request, &app.limits).await?;
     refuse_unless_right(truncation_direction.as_deref())?;
     if raw_scores {
         return Err(ApiError::Invalid(

@@ -77,14 +77,12 @@ pub async fn embeddings(State(app): State<Arc<App>>, request: Request<Body>) -> 
 async fn answer(app: &App, request: Request<Body>) -> Result<EmbeddingsReply, ApiError> {
     let inference = app.inference()?;
     let _slot = app.online_slot()?;
-    let limits = &app.limits;
-    let bytes = body::read(request, limits.payload_bytes_max, limits.body_deadline).await?;
     let EmbeddingsBody {
         input,
         model,
         encoding_format,
         dimensions,
-    } = body::json(&bytes)?;
+    } = body::online(request, &app.limits).await?;
     if dimensions.is_some() {
         return Err(ApiError::Invalid(
             "`dimensions` is not supported; remove it".into(),

@@ -150,11 +150,7 @@ fn sha256_of(file: &Path) -> Result<String> {
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
-            return Ok(hash
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect());
+            return Ok(data_encoding::HEXLOWER.encode(&hash.finalize()));
         }
         hash.update(&buffer[..read]);
     }

@@ -1,0 +1,68 @@
+//! A whole job whose output is on a real S3 server.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::history::{assert_every_row_once, manifest, outcomes, outcomes_so_far};
+use crate::process::until;
+use crate::s3_server::{BUCKET, S3Server};
+use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+
+const ROWS: usize = 1_500;
+const BAD_EVERY: usize = 97;
+
+#[test]
+fn a_killed_run_on_s3_goes_on_and_merges_every_row_once_in_input_order() {
+    let s3 = S3Server::start();
+    let input = jsonl(ROWS, BAD_EVERY);
+    std::fs::write(s3.bucket_folder().join("rows.jsonl"), &input).unwrap();
+    let scene = Scene::new(SceneOptions {
+        input_name: "s3://bucket/rows.jsonl",
+        output: "s3://bucket/out",
+        output_settings: "    merge: true\n",
+        settings: "  sharding:\n    targetBytes: 16384\n".to_owned(),
+        fake_backend: "micros-per-token=60".to_owned(),
+        variables: s3.variables(),
+        ..SceneOptions::default()
+    });
+    let output = s3.bucket_folder().join("out");
+    let mut run = scene.run();
+    until(Duration::from_secs(20), || {
+        (!outcomes_so_far(&output).is_empty()).then_some(())
+    })
+    .unwrap_or_else(|| panic!("no commit:\n{}", run.log()));
+    run.kill();
+    let before = outcomes_so_far(&output);
+    assert!(before.len() < ROWS, "it was killed after its end");
+
+    scene.run().succeed();
+    let seen = outcomes(&output);
+    let file = format!("s3://{BUCKET}/rows.jsonl");
+    assert_every_row_once(&seen, &file, &line_offsets(&input));
+    assert!(
+        before
+            .iter()
+            .all(|(at, outcome)| seen.get(at) == Some(outcome)),
+        "a committed row changed"
+    );
+    assert_merged(&output);
+}
+
+/// The merged file holds the visible results, end to end in input order.
+fn assert_merged(output: &Path) {
+    let manifest = manifest(output);
+    let parts = manifest
+        .parts
+        .iter()
+        .filter_map(|live| live.commit.part.as_ref());
+    let expected: Vec<u8> = parts
+        .flat_map(|part| std::fs::read(output.join(part)).unwrap())
+        .collect();
+    let merged = manifest.merged.expect("the job asks for a merged file");
+    let merged = std::fs::read(output.join(merged)).unwrap();
+    assert!(merged == expected, "the merged file is not its parts");
+    assert_eq!(
+        merged.iter().filter(|&&byte| byte == b'\n').count() as u64,
+        manifest.totals.rows.succeeded
+    );
+}
