@@ -160,6 +160,9 @@ fn status(
         .map(|at: k8s_openapi::jiff::Timestamp| Time(at));
     BatchJobStatus {
         conditions: vec![succeeded_condition(manifest, finished_at.clone())],
+        // A file has no generation.
+        observed_generation: None,
+        start_time: None,
         progress: Some(format!("{percent}%")),
         rows: Some(RowCounts {
             succeeded,

@@ -6,6 +6,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::SecretRef;
+
 /// Runs every row of a dataset through the models of an InferenceService. Every row ends as
 /// exactly one result or one reported error.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +64,23 @@ pub struct BatchJobSpec {
     /// How often a row is tried again when the fault lies with the moment.
     #[serde(default)]
     pub retry: Retry,
+
+    /// Whether the job rests: workers give their shards back, and what is done stays. A local run
+    /// of a suspended job is refused.
+    #[serde(default)]
+    pub suspend: bool,
+
+    /// Jobs of a service with a higher priority are worked off first; those with the same share its
+    /// workers. Means nothing for a local run, which has one job.
+    #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
+    pub priority: i32,
+
+    /// Secret of the same namespace with the credentials of input and output: `AWS_ACCESS_KEY_ID`,
+    /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`. The service must
+    /// list it in `spec.secrets`. Means nothing for a local run, which uses its environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<SecretRef>,
 
     /// How many more times a shard is handed to a worker after its first delivery failed. After
     /// that the shard is given up, with the last error, and the job goes on without it.
@@ -284,10 +303,17 @@ fn default_max_backoff() -> Duration {
 #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BatchJobStatus {
-    /// `Succeeded` says whether every shard is committed.
+    /// `Succeeded` says whether every shard is committed; `Ready`, `Reconciling` and `Stalled` say
+    /// the same to tools that wait for any kind of object.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// When the plan was there and work could begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
     /// Finished shards in percent, such as `42%`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,

@@ -1,9 +1,14 @@
 //! `InferenceService`: models that run together in one server.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::SecretRef;
 
 /// One or more models served together: online over HTTP, and to the BatchJobs that name it.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,7 +20,12 @@ use serde::{Deserialize, Serialize};
     shortname = "mis",
     doc = "Models that run together in one server.",
     namespaced,
+    status = "InferenceServiceStatus",
     derive = "PartialEq",
+    printcolumn = r#"{"name":"URL","type":"string","jsonPath":".status.url"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason"}"#,
+    printcolumn = r#"{"name":"Replicas","type":"integer","jsonPath":".status.replicas"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -28,6 +38,145 @@ pub struct InferenceServiceSpec {
     /// How requests are gathered into batches.
     #[serde(default)]
     pub batching: Batching,
+
+    /// How many pods serve. Means nothing for a local run, which is one server.
+    #[serde(default)]
+    pub autoscaling: Autoscaling,
+
+    /// Secrets of the same namespace whose credentials the workers use for the jobs that name them
+    /// and for model sources. Means nothing for a local run, which uses its environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub secrets: Vec<SecretRef>,
+
+    /// Where the pods run and what they get. Means nothing for a local run.
+    #[serde(default)]
+    pub template: PodTemplate,
+}
+
+/// How many pods serve.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.maxReplicas >= self.minReplicas")
+        .message("maxReplicas must be at least minReplicas"),
+)]
+pub struct Autoscaling {
+    /// Pods that are kept although nothing is to be done; 0 lets the service go to sleep.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub min_replicas: u32,
+    /// Most pods.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_replicas: u32,
+    /// How long no shard may be open or leased before the pods above `minReplicas` are taken away.
+    #[serde(default = "default_idle_seconds")]
+    #[schemars(range(min = 0, max = 604_800))]
+    pub idle_seconds: u32,
+}
+
+impl Default for Autoscaling {
+    fn default() -> Self {
+        Self {
+            min_replicas: default_replicas(),
+            max_replicas: default_replicas(),
+            idle_seconds: default_idle_seconds(),
+        }
+    }
+}
+
+fn default_replicas() -> u32 {
+    1
+}
+
+fn default_idle_seconds() -> u32 {
+    300
+}
+
+/// Where the pods of a service run and what they get.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodTemplate {
+    /// ServiceAccount of the pods, for workload identity. No token of it is mounted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: Option<String>,
+    /// Labels that a node must have.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the pods accept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub tolerations: Vec<Toleration>,
+    /// Resources of the container that computes.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub resources: Resources,
+}
+
+/// A taint that pods accept.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Toleration {
+    /// Key of the taint; without one, any taint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 317))]
+    pub key: Option<String>,
+    /// Value that the taint must have; without one, any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub value: Option<String>,
+    /// Effect that is accepted, such as `NoSchedule`; without one, any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub effect: Option<String>,
+}
+
+/// Resources of a container, as quantities by name.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// What is reserved, such as `cpu: "2"`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub requests: BTreeMap<String, String>,
+    /// What is never exceeded, such as `nvidia.com/gpu: "1"`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub limits: BTreeMap<String, String>,
+}
+
+impl Resources {
+    fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.limits.is_empty()
+    }
+}
+
+/// What became of the service.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InferenceServiceStatus {
+    /// `Ready` says whether as many pods answer as should; `Reconciling` and `Stalled` say why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where online requests are answered, within the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Pods that should serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+    /// Pods that serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_replicas: Option<u32>,
+    /// Since when no shard has been open or leased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Time>,
 }
 
 /// One model.
@@ -104,12 +253,13 @@ pub enum Task {
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// Folder in Hugging Face layout: `hf://owner/name` (looked up in the model cache),
-    /// `file:///path`, or, for a local run, a path relative to the manifest.
+    /// Folder in Hugging Face layout: `s3://bucket/path` (in a cluster), `hf://owner/name` (looked
+    /// up in the model cache of a local run), `file:///path`, or, for a local run, a path relative
+    /// to the manifest.
     #[schemars(
         length(min = 1, max = 1024),
         regex(
-            pattern = r"^(hf://[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*|file:///.+|[^:]+)$"
+            pattern = r"^(hf://[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*|s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+)$"
         )
     )]
     pub uri: String,

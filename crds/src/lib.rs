@@ -8,9 +8,11 @@ pub mod check;
 pub mod crd;
 pub mod inference_service;
 pub mod manifest;
+mod secret_ref;
 
 pub use batch_job::{BatchJob, BatchJobSpec, BatchJobStatus};
-pub use inference_service::{InferenceService, InferenceServiceSpec};
+pub use inference_service::{InferenceService, InferenceServiceSpec, InferenceServiceStatus};
+pub use secret_ref::SecretRef;
 
 /// Group and version of every kind in this crate.
 pub const API_VERSION: &str = "millrace.dev/v1alpha1";

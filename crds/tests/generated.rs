@@ -51,17 +51,14 @@ fn an_optional_enum_keeps_the_description_of_its_field() {
 fn schemas_are_structural() {
     walk_all(&mut |at, schema| {
         assert!(schema["type"].is_string(), "{at} has no single type");
-        for keyword in [
-            "$ref",
-            "oneOf",
-            "anyOf",
-            "allOf",
-            "not",
-            "const",
-            "additionalProperties",
-            "$defs",
-        ] {
+        for keyword in ["$ref", "oneOf", "anyOf", "allOf", "not", "const", "$defs"] {
             assert!(schema.get(keyword).is_none(), "{at} uses {keyword}");
+        }
+        // A map says what its values are, and has no fields beside them.
+        if let Some(values) = schema.get("additionalProperties") {
+            assert!(values["type"].is_string(), "{at} is a map of anything");
+            assert!(schema.get("properties").is_none(), "{at} is map and object");
+            assert!(schema["maxProperties"].is_number(), "{at} is unbounded");
         }
     });
 }

@@ -1,2 +1,7 @@
-//! Whole programs under faults. Everything is in `tests/`: the built binaries are started as real
-//! processes, killed, stalled and cut off, and a checker reads what they leave.
+//! Whole programs under faults: the built binaries are started as real processes, killed, stalled
+//! and cut off, and a checker reads what they leave. That is all in `tests/`.
+//!
+//! The library holds the real servers that tests start for themselves, here and in other crates.
+
+pub mod redis_server;
+pub mod s3_server;

@@ -3,13 +3,16 @@
 //! Pure data and pure functions: this crate knows neither Kubernetes nor an async runtime, opens
 //! no file and reads no clock. The modules follow the way of the data:
 //! [`plan`] → [`lease`] → [`row`] → [`wire`] → [`result`] → [`commit`] → [`manifest`],
-//! and [`layout`] says where each of them lies in an output.
+//! and [`layout`] says where each of them lies in an output. In a cluster, [`registry`] is how the
+//! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
 
 pub mod commit;
 pub mod layout;
 pub mod lease;
 pub mod manifest;
 pub mod plan;
+pub mod registry;
+pub mod report;
 pub mod result;
 pub mod row;
 pub mod tally;

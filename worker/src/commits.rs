@@ -6,9 +6,9 @@ use millrace_protocol::layout;
 use millrace_protocol::plan::{Plan, RunNumber, ShardIndex};
 use object_store::ObjectStore;
 
-use crate::lease::{LeaseError, LeaseStore};
 use crate::store::{Location, StoreError};
 use crate::work::commit::{self, CommitError};
+use millrace_leases::{LeaseError, LeaseStore};
 
 /// Records read at a time; each is well below a kilobyte.
 const READS_MAX: usize = 32;

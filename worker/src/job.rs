@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use millrace_crds::batch_job::{self, BatchJobSpec, OutputCompression};
 use millrace_crds::{BatchJob, InferenceService};
-use millrace_protocol::plan::{Compression, Format};
+use millrace_leases::RunKey;
+use millrace_protocol::plan::{Compression, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -16,6 +17,8 @@ pub struct CheckedJob {
     pub namespace: String,
     /// Name of the job.
     pub name: String,
+    /// Id of the job's object, if it lies in a cluster.
+    pub uid: Option<String>,
     /// What to do with each row, never empty.
     pub steps: Vec<Step>,
     /// The dataset.
@@ -30,6 +33,18 @@ pub struct CheckedJob {
     pub deliveries_max: u64,
     /// Hash of everything in job and service that decides what a result line says, hexadecimal.
     pub spec_sha256: String,
+}
+
+impl CheckedJob {
+    /// Where a lease store keeps the leases of the job's run.
+    pub fn run_key(&self, run: RunNumber) -> RunKey {
+        RunKey {
+            namespace: self.namespace.clone(),
+            job: self.name.clone(),
+            uid: self.uid.clone(),
+            run,
+        }
+    }
 }
 
 /// One model applied to every row.
@@ -126,6 +141,10 @@ pub fn check(
         output,
         sharding,
         retry,
+        // Who works on the job, and with whose rights, is decided outside of the run.
+        suspend: _,
+        priority: _,
+        credentials: _,
         backoff_limit_per_index,
     } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
@@ -158,6 +177,7 @@ pub fn check(
             .clone()
             .unwrap_or_else(|| "default".to_owned()),
         name: job.metadata.name.clone().unwrap_or_default(),
+        uid: job.metadata.uid.clone(),
         spec_sha256: spec_sha256(&steps, input, &checked_input.uris, output, service),
         steps,
         input: checked_input,

@@ -6,12 +6,13 @@
 pub mod commits;
 pub mod finish;
 pub mod job;
-pub mod lease;
 pub mod manifests;
 pub mod memory;
+pub mod models;
 pub mod output;
 pub mod plan;
 pub mod read;
 pub mod run;
+pub mod serve;
 pub mod store;
 pub mod work;

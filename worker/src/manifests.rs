@@ -72,7 +72,25 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
         true => resolved.clone(),
         false => resolved.parent().unwrap_or(Path::new("/")).to_owned(),
     };
-    let (mut jobs, mut services) = split(manifest::read_path(&resolved)?);
+    let (jobs, mut services) = split(manifest::read_path(&resolved)?);
+    if services.is_empty() && resolved.is_file() && jobs.len() == 1 {
+        services = split(manifest::read_path(&base)?).1;
+    }
+    one(path, base, jobs, services)
+}
+
+/// Loads the one job of a text, with the service it names. Relative paths are taken from `base`.
+pub fn load_str(origin: &str, text: &str, base: PathBuf) -> Result<Loaded, LoadError> {
+    let (jobs, services) = split(manifest::read_str(origin, text)?);
+    one(Path::new(origin), base, jobs, services)
+}
+
+fn one(
+    path: &Path,
+    base: PathBuf,
+    mut jobs: Vec<BatchJob>,
+    services: Vec<InferenceService>,
+) -> Result<Loaded, LoadError> {
     if jobs.len() != 1 {
         return Err(LoadError::NotOneJob {
             path: path.to_owned(),
@@ -81,9 +99,6 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
     }
     let batch_job = jobs.remove(0);
     let named = &batch_job.spec.service_ref.name;
-    if services.is_empty() && resolved.is_file() {
-        services = split(manifest::read_path(&base)?).1;
-    }
     let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
     let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
     let service = services

@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, Finish, FinishError};
 use crate::job::CheckedJob;
-use crate::lease::{LeaseError, LeaseStore};
 use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError, Stores};
 use crate::work::client::{Client, ClientError};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
 use crate::work::{Ended, ShardContext, WorkError, Worker};
+use millrace_leases::{LeaseError, LeaseStore};
 
 /// Chunks at the server at a time: one batch runs, one is prefetched, and the rest gives the
 /// batcher a choice of lengths.
@@ -134,16 +134,16 @@ pub struct WorkOptions {
     pub stop: CancellationToken,
 }
 
-/// Works off shards until none is left or `stop` is cancelled.
-pub async fn work(
+/// The worker of a prepared run, once the server has told which models it has loaded.
+pub async fn worker(
     stores: &Stores,
     job: &CheckedJob,
     prepared: &Prepared,
     options: &WorkOptions,
-) -> Result<Ended, RunError> {
+) -> Result<Worker, RunError> {
     let Prepared {
         plan,
-        committed,
+        committed: _,
         output,
     } = prepared;
     let WorkOptions {
@@ -151,14 +151,8 @@ pub async fn work(
         leases,
         lease_ttl,
         progress,
-        stop,
+        stop: _,
     } = options;
-    let tally: Tally = committed.iter().map(Commit::tally).sum();
-    progress.start(plan.shards.len() as u32, committed.len() as u32, tally);
-    let models = tokio::select! {
-        models = models(client) => models.map_err(RunError::Server)?,
-        () = stop.cancelled() => return Ok(Ended::Stopped),
-    };
     let submit_options = SubmitOptions {
         retry: job.retry.clone(),
         chunks_in_flight_max: CHUNKS_IN_FLIGHT_MAX,
@@ -170,11 +164,30 @@ pub async fn work(
         stores: stores.clone(),
         output: output.clone(),
         submitter: Submitter::new(client.clone(), job.steps.clone(), submit_options),
-        models,
+        models: models(client).await.map_err(RunError::Server)?,
         progress: progress.clone(),
     };
-    let worker = Worker::new(Arc::new(context), leases.clone(), *lease_ttl);
-    Ok(worker.run(stop.clone()).await?)
+    Ok(Worker::new(Arc::new(context), leases.clone(), *lease_ttl))
+}
+
+/// Works off shards until none is left or `stop` is cancelled.
+pub async fn work(
+    stores: &Stores,
+    job: &CheckedJob,
+    prepared: &Prepared,
+    options: &WorkOptions,
+) -> Result<Ended, RunError> {
+    let committed = &prepared.committed;
+    let shards = prepared.plan.shards.len() as u32;
+    let tally: Tally = committed.iter().map(Commit::tally).sum();
+    options
+        .progress
+        .start(shards, committed.len() as u32, tally);
+    let worker = tokio::select! {
+        worker = worker(stores, job, prepared, options) => worker?,
+        () = options.stop.cancelled() => return Ok(Ended::Stopped),
+    };
+    Ok(worker.run(options.stop.clone()).await?)
 }
 
 /// The server's models by name. A server that dies while it is asked is asked again.

@@ -1,15 +1,9 @@
 //! Stores, reading and planning against a real S3 server.
 
-#[path = "support/s3_server.rs"]
-#[allow(
-    dead_code,
-    reason = "each test program needs a part of what the server can do"
-)]
-mod s3_server;
-
 use std::{sync::Arc, time::Duration};
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use millrace_e2e::s3_server::{BUCKET, S3Server};
 use millrace_protocol::{
     plan::{Plan, ShardRange},
     row::{Place, ReadRow},
@@ -21,7 +15,6 @@ use millrace_worker::{
     store::{Created, StoreError, StoreOptions, Stores, create, probe_create_only, read, replace},
 };
 use parquet::arrow::ArrowWriter;
-use s3_server::{BUCKET, S3Server};
 
 /// Stores that reach the server.
 fn stores(server: &S3Server) -> Stores {
@@ -64,6 +57,7 @@ fn job(keys: &[&str]) -> CheckedJob {
     CheckedJob {
         namespace: "default".into(),
         name: "job".into(),
+        uid: None,
         steps: vec![Step {
             name: "step".into(),
             model: "model".into(),

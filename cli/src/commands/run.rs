@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_worker::job::CheckedJob;
-use millrace_worker::lease::{LeaseOptions, MemoryLeaseStore};
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::run::{self, Prepared, RunEnd, WorkOptions};
@@ -59,6 +59,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if dry_run {
         let server = local_server::program(inference_server);
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;
+    }
+    if loaded.batch_job.spec.suspend {
+        eprintln!("error: spec.suspend is true: set it to false, and the job runs");
+        return Ok(exit::BAD_MANIFEST.into());
     }
     if let Some(manifest) = run::finished(&stores, &loaded.job).await? {
         return report::finished(&stores, &loaded, &manifest, output, None).await;

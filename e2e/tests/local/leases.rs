@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::history::{assert_every_row_once, outcomes};
 use crate::process::until;
-use crate::redis_server::RedisServer;
 use crate::scene::{Scene, SceneOptions, files_below, flush, jsonl, line_offsets};
+use millrace_e2e::redis_server::RedisServer;
 
 const ROWS: usize = 2_000;
 

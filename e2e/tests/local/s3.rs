@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::history::{assert_every_row_once, manifest, outcomes, outcomes_so_far};
 use crate::process::until;
-use crate::s3_server::{BUCKET, S3Server};
 use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+use millrace_e2e::s3_server::{BUCKET, S3Server};
 
 const ROWS: usize = 1_500;
 const BAD_EVERY: usize = 97;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::process::{Process, binary, until};
-use crate::redis_server::RedisServer;
+use millrace_e2e::redis_server::RedisServer;
 
 /// A job in a folder of its own.
 pub struct Scene {

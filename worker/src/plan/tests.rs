@@ -35,6 +35,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
     CheckedJob {
         namespace: "default".into(),
         name: "job".into(),
+        uid: None,
         steps: vec![Step {
             name: "step".into(),
             model: "model".into(),

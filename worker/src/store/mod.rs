@@ -109,8 +109,29 @@ impl Stores {
     /// `AWS_ENDPOINT_URL` and `AWS_ALLOW_HTTP` among them, and `MILLRACE_FILE_ROOTS`, a
     /// colon-separated list of the folders that `file://` URIs may lie in.
     pub fn from_env() -> Stores {
+        Self::from_env_and(std::iter::empty())
+    }
+
+    /// Stores with the environment's settings and, over them, those of a mounted Secret: one file
+    /// per variable, named like it. Read anew with each call, since the kubelet refreshes the files.
+    pub fn from_env_and_folder(folder: &std::path::Path) -> std::io::Result<Stores> {
+        let mut variables = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // The kubelet keeps its own links beside the keys.
+            if name.starts_with("AWS_") {
+                let value = std::fs::read_to_string(entry.path())?;
+                variables.push((name, value.trim_end().to_owned()));
+            }
+        }
+        Ok(Self::from_env_and(variables.into_iter()))
+    }
+
+    fn from_env_and(variables: impl Iterator<Item = (String, String)>) -> Stores {
         let aws = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
         let s3 = aws
+            .chain(variables)
             .filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)))
             .collect();
         let roots = std::env::var_os("MILLRACE_FILE_ROOTS").unwrap_or_default();

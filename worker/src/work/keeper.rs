@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_protocol::lease::Lease;
 use tokio::time::Instant;
 
-use crate::lease::{LeaseStore, Renewal};
+use millrace_leases::{LeaseStore, Renewal};
 
 /// Why a lease is no longer ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ mod tests {
     use millrace_protocol::tally::Tally;
 
     use super::*;
-    use crate::lease::{Acknowledgement, Claim, FailOutcome, LeaseError, Snapshot};
+    use millrace_leases::{Acknowledgement, Claim, FailOutcome, LeaseError, Snapshot};
 
     const TTL: Duration = Duration::from_secs(30);
 

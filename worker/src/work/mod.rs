@@ -22,11 +22,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::commits::{self, CommitsError};
-use crate::lease::{Acknowledgement, Claim, FailOutcome, LeaseError, LeaseStore};
+use millrace_leases::{Acknowledgement, Claim, FailOutcome, LeaseError, LeaseStore};
 pub use shard::{ShardContext, ShardError};
 
 /// Shards in hand at a time: while one writes its last window, the next already fills the queue.
-const SHARDS_IN_HAND_MAX: usize = 2;
+pub const SHARDS_IN_HAND_MAX: usize = 2;
 
 /// Pause before asking again for a shard that another worker may give back.
 const WAIT_FOR_SHARD: Duration = Duration::from_millis(200);
@@ -124,7 +124,8 @@ impl Worker {
         })
     }
 
-    async fn claim(&self) -> Result<Claimed, WorkError> {
+    /// Asks for one shard to work on.
+    pub async fn claim(&self) -> Result<Claimed, WorkError> {
         match self.leases.claim(&self.owner).await {
             Ok(Claim::Lease(lease)) => Ok(Claimed::Lease(lease)),
             Ok(Claim::Drained) => Ok(Claimed::Drained),
@@ -152,7 +153,9 @@ impl Worker {
     }
 
     /// Works off one leased shard, whatever happens to it, and settles it with the lease store.
-    async fn attend(&self, lease: Lease, stop: CancellationToken) -> Result<(), WorkError> {
+    ///
+    /// Cancelling `stop` gives the shard back, unless it is being committed.
+    pub async fn attend(&self, lease: Lease, stop: CancellationToken) -> Result<(), WorkError> {
         let shard = lease.shard;
         let outcome = self.work_and_settle(&lease, &stop).await;
         match outcome {
@@ -253,9 +256,12 @@ impl Worker {
 }
 
 /// What asking for a shard came to.
-enum Claimed {
+pub enum Claimed {
+    /// A shard to attend to.
     Lease(Lease),
+    /// Nothing for now; ask again.
     Later,
+    /// Every shard of the run is committed or given up.
     Drained,
 }
 

@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use millrace_protocol::{lease::Lease, plan::ShardIndex};
-use millrace_worker::lease::{
+use millrace_leases::{
     Acknowledgement, Claim, LeaseError, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions,
     Renewal,
 };
+use millrace_protocol::{lease::Lease, plan::ShardIndex};
 
 use crate::proxy::Proxy;
 use crate::subject::{OPTIONS, OnRedis, Subject, connect, run, tally};
-use crate::support::redis_server::RedisServer;
+use millrace_e2e::redis_server::RedisServer;
 
 /// How long a store may need until it works again after the server does.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -392,7 +392,10 @@ async fn every_key_of_a_run_expires_when_nobody_touches_it() {
     let keys: Vec<String> = server.command(&["KEYS", "*"]);
     assert_eq!(keys.len(), 10, "{keys:?}");
     for key in keys {
-        assert!(key.starts_with("millrace:{default/reviews/0001}:"), "{key}");
+        assert!(
+            key.starts_with("millrace:{default/reviews//0001}:"),
+            "{key}"
+        );
         assert!(server.command::<i64>(&["PTTL", &key]) > 0, "{key}");
     }
 }
@@ -401,7 +404,7 @@ async fn every_key_of_a_run_expires_when_nobody_touches_it() {
 async fn runs_on_one_server_do_not_meet() {
     let server = RedisServer::start();
     let one = connect(&server, &run());
-    let two = connect(&server, &millrace_worker::lease::RunKey { run: 2, ..run() });
+    let two = connect(&server, &millrace_leases::RunKey { run: 2, ..run() });
     one.push(&[0]).await.unwrap();
     assert_eq!(two.claim("a").await.unwrap(), Claim::Unknown);
     assert_eq!(expect_lease(one.claim("a").await.unwrap()).shard, 0);

@@ -10,10 +10,10 @@ use ::redis::{
 };
 
 use super::RedisOptions;
-use crate::lease::LeaseError;
+use crate::LeaseError;
 
 /// Runs scripts, all over one connection.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     client: Client,
     config: ConnectionManagerConfig,
     command_timeout: Duration,
@@ -28,7 +28,7 @@ struct Current {
 
 impl Connection {
     /// Checks the URL; connects with the first call.
-    pub(super) fn new(options: &RedisOptions) -> Result<Self, LeaseError> {
+    pub(crate) fn new(options: &RedisOptions) -> Result<Self, LeaseError> {
         let RedisOptions {
             url,
             command_timeout,
@@ -54,7 +54,7 @@ impl Connection {
     }
 
     /// Runs a script once, loading it where the server does not know it yet.
-    pub(super) async fn invoke<T: FromRedisValue>(
+    pub(crate) async fn invoke<T: FromRedisValue>(
         &self,
         invocation: &ScriptInvocation<'_>,
     ) -> Result<T, LeaseError> {

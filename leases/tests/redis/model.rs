@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use millrace_leases::{Acknowledgement, Claim, FailOutcome, Renewal, Snapshot};
 use millrace_protocol::lease::{DeadLetter, Lease};
 use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::tally::Tally;
-use millrace_worker::lease::{Acknowledgement, Claim, FailOutcome, Renewal, Snapshot};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::subject::{OPTIONS, OnRedis, Subject, tally};
-use crate::support::redis_server::RedisServer;
+use millrace_e2e::redis_server::RedisServer;
 
 /// One call, or a stretch of time. A lease is picked among all that were ever given.
 #[derive(Debug, Clone)]

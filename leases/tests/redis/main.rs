@@ -5,5 +5,3 @@ mod faults;
 mod model;
 mod proxy;
 mod subject;
-#[path = "../support/mod.rs"]
-mod support;

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use futures::future::join_all;
+use millrace_leases::{Acknowledgement, Claim, ERROR_BYTES_MAX, FailOutcome, Renewal, Snapshot};
 use millrace_protocol::lease::{DeadLetter, Lease};
 use millrace_protocol::tally::Tally;
-use millrace_worker::lease::{
-    Acknowledgement, Claim, ERROR_BYTES_MAX, FailOutcome, Renewal, Snapshot,
-};
 
 use crate::subject::{OPTIONS, Subject, tally};
 

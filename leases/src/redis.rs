@@ -15,13 +15,14 @@ use millrace_protocol::{
     tally::{Rows, Tally},
 };
 
-use self::connection::Connection;
 use super::{
     Acknowledgement, Claim, EXPIRED_ERROR, FailOutcome, LeaseError, LeaseOptions, LeaseStore,
     Renewal, Snapshot, cut_error,
 };
 
 mod connection;
+
+pub(crate) use self::connection::Connection;
 
 /// Shards per push script: a few milliseconds of the server's only thread.
 const PUSH_CHUNK_SHARDS_MAX: usize = 1_000;
@@ -100,20 +101,25 @@ pub struct RunKey {
     pub namespace: String,
     /// Name of the job.
     pub job: String,
+    /// Id of the job's object in a cluster: what is left of a deleted job is none of the business
+    /// of the next one of its name.
+    pub uid: Option<String>,
     /// Number of the run in its output.
     pub run: RunNumber,
 }
 
 impl RunKey {
-    /// The full name of one key: `millrace:{namespace/job/0001}:open`. The braces keep all keys of
+    /// The full name of one key: `millrace:{namespace/job/uid/0001}:open`. The braces keep all keys of
     /// a run in one slot of a cluster; the namespace stands first so that an ACL can select it.
     pub fn key(&self, name: &str) -> String {
         let RunKey {
             namespace,
             job,
+            uid,
             run,
         } = self;
-        format!("millrace:{{{namespace}/{job}/{run:04}}}:{name}")
+        let uid = uid.as_deref().unwrap_or_default();
+        format!("millrace:{{{namespace}/{job}/{uid}/{run:04}}}:{name}")
     }
 }
 

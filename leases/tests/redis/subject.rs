@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use millrace_protocol::tally::{Rows, Tally};
-use millrace_protocol::{lease::Lease, plan::ShardIndex};
-use millrace_worker::lease::{
+use millrace_leases::{
     Claim, LeaseOptions, LeaseStore, MemoryLeaseStore, RedisLeaseStore, RedisOptions, RunKey,
 };
+use millrace_protocol::tally::{Rows, Tally};
+use millrace_protocol::{lease::Lease, plan::ShardIndex};
 
-use crate::support::redis_server::RedisServer;
+use millrace_e2e::redis_server::RedisServer;
 
 /// Long enough that no lease runs out by itself while a test runs.
 pub const OPTIONS: LeaseOptions = LeaseOptions {
@@ -95,6 +95,7 @@ pub fn run() -> RunKey {
     RunKey {
         namespace: "default".into(),
         job: "reviews".into(),
+        uid: None,
         run: 1,
     }
 }

@@ -1,0 +1,105 @@
+//! The worker of a service: attends to the shards of whatever jobs the service has, by priority,
+//! then in fair shares.
+//!
+//! It learns of jobs from the registry alone and holds no right to ask an API server. What the
+//! registry forgets it gives back; what it cannot reach it keeps working on.
+
+mod http;
+mod jobs;
+mod open;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use millrace_leases::{JobRegistry, RedisOptions};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::http::{Door, listen};
+use self::jobs::Jobs;
+use crate::work::client::Client;
+use crate::work::{Claimed, SHARDS_IN_HAND_MAX, chain};
+
+/// How often the registry is read.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pause before shards are asked for again when no job had one.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Pause of a job that could not be opened or claimed from, or that has nothing left.
+const JOB_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a service's worker works with.
+pub struct ServeOptions {
+    /// The jobs of the service.
+    pub registry: JobRegistry,
+    /// The Redis that holds the leases.
+    pub redis: RedisOptions,
+    /// How long a lease holds without renewal.
+    pub lease_ttl: Duration,
+    /// The inference-server.
+    pub client: Client,
+    /// Folder with one folder per mounted Secret.
+    pub secrets: PathBuf,
+    /// Cancelled to give everything back and end.
+    pub stop: CancellationToken,
+}
+
+/// Works until told to stop; on return every lease is released or acknowledged.
+pub async fn serve(options: &ServeOptions) {
+    let mut jobs = Jobs::default();
+    let mut in_hand: JoinSet<String> = JoinSet::new();
+    let mut looked: Option<Instant> = None;
+    while !options.stop.is_cancelled() {
+        if looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
+            match options.registry.list().await {
+                Ok(registered) => jobs.update(registered, options),
+                Err(error) => tracing::warn!(error = %chain(&error), "the registry is away"),
+            }
+            looked = Some(Instant::now());
+        }
+        jobs.take_opened();
+        if in_hand.len() < SHARDS_IN_HAND_MAX && claim_one(&mut jobs, &mut in_hand).await {
+            continue;
+        }
+        tokio::select! {
+            Some(attended) = in_hand.join_next() => {
+                jobs.put_down(&attended.expect("a shard's task does not panic"));
+            }
+            () = tokio::time::sleep(CLAIM_INTERVAL) => {}
+            () = options.stop.cancelled() => {}
+        }
+    }
+    while let Some(attended) = in_hand.join_next().await {
+        attended.expect("a shard's task does not panic");
+    }
+}
+
+/// Claims a shard of the first job in line that has one. Returns whether any had.
+async fn claim_one(jobs: &mut Jobs, in_hand: &mut JoinSet<String>) -> bool {
+    for name in jobs.in_line(Instant::now()) {
+        let Some((worker, stop)) = jobs.worker(&name) else {
+            continue;
+        };
+        match worker.claim().await {
+            Ok(Claimed::Lease(lease)) => {
+                jobs.pick_up(&name);
+                in_hand.spawn(async move {
+                    if let Err(error) = worker.attend(lease, stop).await {
+                        tracing::warn!(job = name, error = %chain(&error), "a shard was given back");
+                        tokio::time::sleep(JOB_PAUSE).await;
+                    }
+                    name
+                });
+                return true;
+            }
+            Ok(Claimed::Later) => {}
+            Ok(Claimed::Drained) => jobs.pause(&name, Instant::now() + JOB_PAUSE),
+            Err(error) => {
+                tracing::warn!(job = name, error = %chain(&error), "no shard could be claimed");
+                jobs.pause(&name, Instant::now() + JOB_PAUSE);
+            }
+        }
+    }
+    false
+}

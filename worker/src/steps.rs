@@ -1,0 +1,240 @@
+//! The steps: each opens what its arguments name, calls the library and says how it ended.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::TryStreamExt;
+use millrace_crds::manifest::{self, Manifest};
+use millrace_leases::{JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions};
+use millrace_protocol::manifest::LivePart;
+use millrace_protocol::report::{ErrorSample, Report};
+use millrace_worker::commits;
+use millrace_worker::finish::Finish;
+use millrace_worker::job::CheckedJob;
+use millrace_worker::plan::FIRST_RUN;
+use millrace_worker::run::{self, WorkOptions};
+use millrace_worker::serve::{self, Door, ServeOptions};
+use millrace_worker::store::Stores;
+use millrace_worker::work::client::Client;
+use millrace_worker::work::progress::Progress;
+use millrace_worker::{manifests, models, output};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Job, Leases, Models, Serve, Server};
+
+/// Row errors in a report.
+const SAMPLE_ERRORS_MAX: usize = 20;
+
+/// What the steps of one run start with.
+struct Opened {
+    stores: Stores,
+    job: CheckedJob,
+    leases: Arc<dyn LeaseStore>,
+    lease_ttl: Duration,
+}
+
+fn open(job: Job) -> anyhow::Result<Opened> {
+    let Job {
+        manifest,
+        credentials,
+        leases: Leases {
+            redis_url,
+            lease_ttl_ms,
+        },
+    } = job;
+    let job = manifests::load(&manifest)?.job;
+    let lease_ttl = Duration::from_millis(lease_ttl_ms);
+    let options = LeaseOptions {
+        lease_ttl,
+        deliveries_max: job.deliveries_max,
+    };
+    let leases = RedisLeaseStore::new(
+        &RedisOptions::new(redis_url),
+        &job.run_key(FIRST_RUN),
+        options,
+    )
+    .context("the Redis of the leases cannot be used")?;
+    Ok(Opened {
+        stores: stores(credentials.as_deref())?,
+        job,
+        leases: Arc::new(leases),
+        lease_ttl,
+    })
+}
+
+fn stores(credentials: Option<&Path>) -> anyhow::Result<Stores> {
+    match credentials {
+        None => Ok(Stores::from_env()),
+        Some(folder) => Stores::from_env_and_folder(folder)
+            .with_context(|| format!("no credentials in {}", folder.display())),
+    }
+}
+
+/// Plans the run and queues its open shards.
+pub async fn plan(job: Job) -> anyhow::Result<Report> {
+    let Opened {
+        stores,
+        job,
+        leases,
+        lease_ttl: _,
+    } = open(job)?;
+    let prepared = run::prepare(&stores, &job).await?;
+    commits::fill(leases.as_ref(), &prepared.plan, &prepared.committed).await?;
+    let (shards, committed) = (prepared.plan.shards.len(), prepared.committed.len());
+    tracing::info!(shards, committed, "the run is planned");
+    Ok(Report::Planned {
+        shards: shards as u32,
+        committed: committed as u32,
+    })
+}
+
+/// Works off the shards of one run.
+pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
+    let Opened {
+        stores,
+        job,
+        leases,
+        lease_ttl,
+    } = open(job)?;
+    let prepared = run::resume(&stores, &job).await?;
+    let options = WorkOptions {
+        client: Client::new(server.socket),
+        leases,
+        lease_ttl,
+        progress: Arc::new(Progress::default()),
+        stop: on_signal()?,
+    };
+    let ended = run::work(&stores, &job, &prepared, &options).await?;
+    let rows = options.progress.snapshot().answered.rows.total();
+    tracing::info!(?ended, rows, "the worker is done");
+    Ok(())
+}
+
+/// Verifies and finishes the run, or queues what is missing.
+pub async fn finish(job: Job) -> anyhow::Result<Report> {
+    let Opened {
+        stores,
+        job,
+        leases,
+        lease_ttl: _,
+    } = open(job)?;
+    let prepared = run::resume(&stores, &job).await?;
+    match run::conclude(&job, &prepared, leases.as_ref()).await? {
+        Finish::Finished(manifest) => {
+            let failed_shards = manifest.failed_shards.len();
+            tracing::info!(totals = ?manifest.totals, failed_shards, "the run is finished");
+            Ok(Report::Finished {
+                complete: manifest.complete,
+                shards: prepared.plan.shards.len() as u32,
+                failed_shards: failed_shards as u32,
+                tally: manifest.totals,
+                sample_errors: samples(&stores, &job, &manifest.parts).await?,
+            })
+        }
+        Finish::Incomplete(missing) => {
+            let committed = commits::list(&prepared.output, prepared.plan.run).await?;
+            commits::fill(leases.as_ref(), &prepared.plan, &committed).await?;
+            let shards = missing.len() as u32;
+            tracing::warn!(shards, "the run is incomplete: shards queued again");
+            Ok(Report::Incomplete { shards })
+        }
+    }
+}
+
+async fn samples(
+    stores: &Stores,
+    job: &CheckedJob,
+    parts: &[LivePart],
+) -> anyhow::Result<Vec<ErrorSample>> {
+    let output = stores.open(&job.output.uri)?;
+    let lines = output::errors(&output, parts);
+    let mut lines = std::pin::pin!(lines);
+    let mut samples = Vec::new();
+    while samples.len() < SAMPLE_ERRORS_MAX
+        && let Some(line) = lines.try_next().await?
+    {
+        samples.push(ErrorSample::of(&line));
+    }
+    Ok(samples)
+}
+
+/// Attends to the jobs of a service until the pod is drained or told to stop.
+pub async fn serve(serve: Serve) -> anyhow::Result<()> {
+    let Serve {
+        namespace,
+        service,
+        secrets,
+        listen,
+        server,
+        leases: Leases {
+            redis_url,
+            lease_ttl_ms,
+        },
+    } = serve;
+    let redis = RedisOptions::new(redis_url);
+    let terminated = on_signal()?;
+    let door = Door::default();
+    let listener = tokio::net::TcpListener::bind(&listen)
+        .await
+        .with_context(|| format!("{listen} cannot be listened on"))?;
+    let answering = tokio::spawn(serve::listen(listener, door.clone()));
+    let stop = door.drain.clone();
+    let on_termination = (terminated.clone(), stop.clone());
+    tokio::spawn(async move {
+        on_termination.0.cancelled().await;
+        on_termination.1.cancel();
+    });
+    let registry = JobRegistry::new(&redis, &namespace, &service)
+        .context("the Redis of the leases cannot be used")?;
+    let options = ServeOptions {
+        registry,
+        redis,
+        lease_ttl: Duration::from_millis(lease_ttl_ms),
+        client: Client::new(server.socket),
+        secrets,
+        stop,
+    };
+    serve::serve(&options).await;
+    door.drained.cancel();
+    tracing::info!("nothing is leased any more");
+    // A drained worker that ended by itself would be started again and claim again.
+    tokio::select! {
+        () = terminated.cancelled() => Ok(()),
+        ended = answering => Ok(ended??),
+    }
+}
+
+/// Fetches the models of a service.
+pub async fn models(models: Models) -> anyhow::Result<()> {
+    let Models {
+        manifest,
+        to,
+        credentials,
+    } = models;
+    let stores = stores(credentials.as_deref())?;
+    for manifest in manifest::read_path(&manifest)? {
+        if let Manifest::InferenceService(service) = manifest {
+            models::fetch(&stores, &service, &to).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn on_signal() -> std::io::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let on_signal = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+        on_signal.cancel();
+    });
+    Ok(stop)
+}
