@@ -24,7 +24,11 @@ pub fn schema(kind: Kind) -> Value {
     definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take()
 }
 
-/// File name below `crds/generated` of a kind's definition.
+/// Where the definitions are written, relative to this crate: for people, and for the chart, which
+/// can hold only what lies inside it.
+pub const FOLDERS: [&str; 2] = ["generated", "../charts/millrace/files/crds"];
+
+/// File name below each of [`FOLDERS`] of a kind's definition.
 pub fn file_name(kind: Kind) -> String {
     format!("{}.yaml", kind.plural())
 }

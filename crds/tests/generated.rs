@@ -8,10 +8,13 @@ use serde_json::Value;
 
 #[test]
 fn the_generated_files_are_what_the_types_say() {
-    for kind in Kind::ALL {
-        let path = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this"))
-            .join("generated")
-            .join(crd::file_name(kind));
+    let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+    let folders = crd::FOLDERS.map(|folder| Path::new(&crate_folder).join(folder));
+    for (folder, kind) in folders
+        .iter()
+        .flat_map(|folder| Kind::ALL.map(|kind| (folder, kind)))
+    {
+        let path = folder.join(crd::file_name(kind));
         let found = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(
             found == crd::yaml(kind),

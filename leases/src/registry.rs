@@ -9,8 +9,13 @@ use millrace_protocol::registry::RegisteredJob;
 use crate::redis::Connection;
 use crate::{LeaseError, RedisOptions};
 
-static PUT: LazyLock<Script> =
-    LazyLock::new(|| Script::new("#!lua\nreturn redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"));
+// What nobody writes to for a week belongs to nobody any more.
+static PUT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "#!lua\nlocal new = redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])\n\
+         redis.call('EXPIRE', KEYS[1], 604800)\nreturn new",
+    )
+});
 static REMOVE: LazyLock<Script> = LazyLock::new(|| {
     Script::new("#!lua flags=allow-oom\nreturn redis.call('HDEL', KEYS[1], ARGV[1])")
 });

@@ -47,6 +47,8 @@ enum Step {
     Serve(Serve),
     /// Fetches a service's models into a folder and verifies them.
     Models(Models),
+    /// Asks whether the Redis of the leases can be reached.
+    Check(Leases),
 }
 
 /// What all that use leases take.
@@ -139,6 +141,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Step::Finish(job) => steps::finish(job).await.map(Some),
         Step::Serve(serve) => steps::serve(serve).await.map(|()| None),
         Step::Models(models) => steps::models(models).await.map(|()| None),
+        Step::Check(leases) => steps::check(leases).await.map(|()| None),
     };
     if let Some(file) = report {
         let said = match &ended {

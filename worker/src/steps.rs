@@ -82,7 +82,7 @@ pub async fn plan(job: Job) -> anyhow::Result<Report> {
         lease_ttl: _,
     } = open(job)?;
     let prepared = run::prepare(&stores, &job).await?;
-    commits::fill(leases.as_ref(), &prepared.plan, &prepared.committed).await?;
+    commits::fill_anew(leases.as_ref(), &prepared.plan, &prepared.committed).await?;
     let (shards, committed) = (prepared.plan.shards.len(), prepared.committed.len());
     tracing::info!(shards, committed, "the run is planned");
     Ok(Report::Planned {
@@ -137,6 +137,7 @@ pub async fn finish(job: Job) -> anyhow::Result<Report> {
         Finish::Incomplete(missing) => {
             let committed = commits::list(&prepared.output, prepared.plan.run).await?;
             commits::fill(leases.as_ref(), &prepared.plan, &committed).await?;
+            leases.reopen(&missing).await?;
             let shards = missing.len() as u32;
             tracing::warn!(shards, "the run is incomplete: shards queued again");
             Ok(Report::Incomplete { shards })
@@ -220,6 +221,18 @@ pub async fn models(models: Models) -> anyhow::Result<()> {
             models::fetch(&stores, &service, &to).await?;
         }
     }
+    Ok(())
+}
+
+/// Asks the Redis of the leases something that changes nothing.
+pub async fn check(leases: Leases) -> anyhow::Result<()> {
+    let Leases {
+        redis_url,
+        lease_ttl_ms: _,
+    } = leases;
+    let registry = JobRegistry::new(&RedisOptions::new(redis_url), "default", "default")?;
+    registry.list().await?;
+    println!("the Redis of the leases answers");
     Ok(())
 }
 

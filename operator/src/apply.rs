@@ -1,0 +1,72 @@
+//! Server-side apply of children, and of nothing that is already as it should be.
+
+use std::fmt::Debug;
+
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use crate::names::FIELD_MANAGER;
+
+/// Annotation with the hash of what was applied last.
+const APPLIED: &str = "millrace.dev/applied";
+
+/// Applies `child`, unless the same was applied last and the child is still there. Returns it as it
+/// is in the cluster.
+pub async fn apply<K>(client: &Client, namespace: &str, mut child: K) -> Result<K, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let name = child.name_any();
+    let json = serde_json::to_vec(&child).map_err(kube::Error::SerdeError)?;
+    let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(json)[..16]);
+    if let Some(there) = api.get_opt(&name).await?
+        && there.annotations().get(APPLIED) == Some(&hash)
+    {
+        return Ok(there);
+    }
+    child.annotations_mut().insert(APPLIED.to_owned(), hash);
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch(&name, &params, &Patch::Apply(&child)).await
+}
+
+/// Applies `child` without looking at what is there: for Secrets, which the operator has no right
+/// to read.
+pub async fn apply_unseen<K>(client: &Client, namespace: &str, child: &K) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch(&child.name_any(), &params, &Patch::Apply(child))
+        .await
+        .map(drop)
+}
+
+/// Deletes a child and what it owns; its absence is all that matters.
+pub async fn delete<K>(client: &Client, namespace: &str, name: &str) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    match api.delete(name, &DeleteParams::background()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}

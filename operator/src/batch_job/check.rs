@@ -1,0 +1,67 @@
+//! Whether a job can be worked on at all, beyond what its schema says. Pure.
+
+use millrace_crds::{BatchJob, InferenceService};
+
+use super::observe::Seen;
+
+/// A job that fits its service.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The service.
+    pub service: InferenceService,
+}
+
+/// Why a job is not worked on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// One word.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// Checks the job against what was seen.
+pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
+    let refused = |reason, message| Err(Refused { reason, message });
+    let spec = &job.spec;
+    let named = &spec.service_ref.name;
+    let Some(service) = &seen.service else {
+        let message = format!(
+            "spec.serviceRef.name: there is no InferenceService {named:?} in this namespace; the job \
+             begins once it is there"
+        );
+        return refused("ServiceNotFound", message);
+    };
+    for (index, step) in spec.steps.iter().flatten().enumerate() {
+        let models = || service.spec.models.iter().map(|model| model.name.as_str());
+        if !models().any(|model| model == step.model) {
+            let known = models().collect::<Vec<_>>().join(", ");
+            let message = format!(
+                "spec.steps[{index}].model: the service has no model {:?}; it has {known}",
+                step.model
+            );
+            return refused("UnknownModel", message);
+        }
+    }
+    let uris = spec.input.uris.iter().enumerate();
+    let inputs = uris.map(|(index, uri)| (format!("spec.input.uris[{index}]"), uri));
+    let output = ("spec.output.uri".to_owned(), &spec.output.uri);
+    if let Some((field, _)) = inputs.chain([output]).find(|(_, uri)| !uri.contains("://")) {
+        let message =
+            format!("{field} is a path of one machine; in a cluster write s3://bucket/path");
+        return refused("RelativePath", message);
+    }
+    if let Some(secret) = &spec.credentials
+        && !service.spec.secrets.contains(secret)
+    {
+        let message = format!(
+            "spec.credentials: list {:?} in spec.secrets of InferenceService {named:?}, whose workers \
+             read and write for this job",
+            secret.name
+        );
+        return refused("SecretNotShared", message);
+    }
+    Ok(Checked {
+        service: service.clone(),
+    })
+}

@@ -1,0 +1,205 @@
+//! What a visit sees: the job's service, its pods' reports, and the counters of its leases.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use millrace_crds::{BatchJob, InferenceService};
+use millrace_leases::{LeaseStore, RunKey, Snapshot};
+use millrace_protocol::report::Report;
+
+use super::VisitError;
+use crate::context::Context;
+use crate::names::child;
+
+/// The run that a job makes.
+const FIRST_RUN: u32 = 1;
+
+/// What a visit sees.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The service that the job names.
+    pub service: Option<InferenceService>,
+    /// The step that plans.
+    pub plan: Step,
+    /// The step that finishes.
+    pub finish: Step,
+    /// The counters of the leases; absent while the lease store is away.
+    pub leases: Option<Snapshot>,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// It was not begun.
+    Absent,
+    /// Its pod is about to run or runs; with what it waits for, if it waits.
+    Running(Option<String>),
+    /// It ended and reported.
+    Ended(Report),
+    /// It failed for good, with the last reason that was reported.
+    Failed(String),
+}
+
+/// Where the leases of the job's run are.
+pub fn run_key(job: &BatchJob) -> RunKey {
+    RunKey {
+        namespace: job.namespace().unwrap_or_default(),
+        job: job.name_any(),
+        uid: job.uid(),
+        run: FIRST_RUN,
+    }
+}
+
+/// Looks at everything that concerns the job.
+pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> {
+    let namespace = job.namespace().unwrap_or_default();
+    let services: Api<InferenceService> = Api::namespaced(ctx.client.clone(), &namespace);
+    let service = services
+        .get_opt(&job.spec.service_ref.name)
+        .await
+        .map_err(VisitError::Observe)?;
+    let name = job.name_any();
+    let plan = step(ctx, &namespace, &child(&name, "plan")).await?;
+    let finish = step(ctx, &namespace, &child(&name, "finish")).await?;
+    let leases = match ctx.leases(&run_key(job))?.snapshot().await {
+        Ok(snapshot) => Some(snapshot),
+        Err(error) if error.is_unavailable() => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Seen {
+        service,
+        plan,
+        finish,
+        leases,
+    })
+}
+
+async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitError> {
+    let jobs: Api<Job> = Api::namespaced(ctx.client.clone(), namespace);
+    let Some(job) = jobs.get_opt(name).await.map_err(VisitError::Observe)? else {
+        return Ok(Step::Absent);
+    };
+    if job.metadata.deletion_timestamp.is_some() {
+        return Ok(Step::Running(Some("the last one is being deleted".into())));
+    }
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
+    let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
+    let pods = pods.list(&of_job).await.map_err(VisitError::Observe)?;
+    Ok(step_of(&job, &pods.items))
+}
+
+/// How far a step is, by its Job and that Job's pods.
+fn step_of(job: &Job, pods: &[Pod]) -> Step {
+    let mut pods: Vec<&Pod> = pods.iter().collect();
+    pods.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
+    let reports = pods.iter().rev().filter_map(|pod| container(pod));
+    let last = reports.clone().find_map(terminated_message);
+    let status = job.status.clone().unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    let is = |kind: &str| {
+        let found = conditions.iter().find(|it| it.type_ == kind);
+        found.filter(|it| it.status == "True")
+    };
+    if is("Complete").is_some() {
+        return match last.as_deref().and_then(Report::from_message) {
+            Some(report) => Step::Ended(report),
+            None => Step::Failed("its pod is gone, and what it reported with it".into()),
+        };
+    }
+    if let Some(failed) = is("Failed") {
+        let reason = match last.as_deref().and_then(Report::from_message) {
+            Some(Report::Failed { message }) => message,
+            _ => failed.message.clone().unwrap_or_default(),
+        };
+        return Step::Failed(reason);
+    }
+    let waits = reports.clone().find_map(waiting_reason);
+    let unscheduled = pods.iter().rev().find_map(|pod| unscheduled_reason(pod));
+    Step::Running(waits.or(unscheduled))
+}
+
+fn container(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.first()
+}
+
+fn terminated_message(container: &ContainerStatus) -> Option<String> {
+    let of = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| {
+        state.as_ref()?.terminated.as_ref()?.message.clone()
+    };
+    of(&container.state).or_else(|| of(&container.last_state))
+}
+
+fn waiting_reason(container: &ContainerStatus) -> Option<String> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.clone()?;
+    let is_news = !["ContainerCreating", "PodInitializing"].contains(&reason.as_str());
+    let message = waiting.message.clone().unwrap_or_default();
+    is_news.then(|| format!("{reason}: {message}"))
+}
+
+fn unscheduled_reason(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|it| it.type_ == "PodScheduled")?;
+    (scheduled.status == "False").then(|| scheduled.message.clone().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(condition: Option<&str>) -> Job {
+        let conditions = condition.map(
+            |kind| json!([{"type": kind, "status": "True", "message": "BackoffLimitExceeded"}]),
+        );
+        serde_json::from_value(json!({"metadata": {}, "status": {"conditions": conditions}}))
+            .unwrap()
+    }
+
+    fn pod(state: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {},
+            "status": {"containerStatuses": [{
+                "name": "step", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": state,
+            }]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_step_is_as_far_as_its_job_and_pods_say() {
+        let check = |job: Job, pods: Vec<Pod>, expected: Step| {
+            assert_eq!(step_of(&job, &pods), expected);
+        };
+        let planned = Report::Planned {
+            shards: 3,
+            committed: 1,
+        };
+        let ended =
+            |message: String| pod(json!({"terminated": {"exitCode": 0, "message": message}}));
+        check(job(None), vec![], Step::Running(None));
+        check(
+            job(Some("Complete")),
+            vec![ended(planned.clone().to_message())],
+            Step::Ended(planned),
+        );
+        check(
+            job(Some("Failed")),
+            vec![ended(Report::failed("no such bucket").to_message())],
+            Step::Failed("no such bucket".into()),
+        );
+        check(
+            job(Some("Failed")),
+            vec![ended("Killed".into())],
+            Step::Failed("BackoffLimitExceeded".into()),
+        );
+        let waiting = pod(
+            json!({"waiting": {"reason": "CreateContainerConfigError", "message": "secret \"s\" not found"}}),
+        );
+        let reason = "CreateContainerConfigError: secret \"s\" not found";
+        check(job(None), vec![waiting], Step::Running(Some(reason.into())));
+    }
+}

@@ -1,0 +1,65 @@
+//! The command line. Every flag has an environment variable.
+
+use clap::Parser;
+
+/// Reconciles BatchJobs and InferenceServices.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "millrace-operator", version)]
+pub struct Options {
+    /// Image with the worker.
+    #[arg(long, env = "MILLRACE_WORKER_IMAGE")]
+    pub worker_image: String,
+
+    /// Image with the inference-server.
+    #[arg(long, env = "MILLRACE_SERVER_IMAGE")]
+    pub server_image: String,
+
+    /// When images are pulled: Always, IfNotPresent or Never.
+    #[arg(
+        long,
+        env = "MILLRACE_IMAGE_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    pub image_pull_policy: String,
+
+    /// Redis that holds the leases, as the operator and its pods reach it.
+    #[arg(long, env = "MILLRACE_LEASES_REDIS_URL")]
+    pub redis_url: String,
+
+    /// Milliseconds that a lease of a shard holds without renewal.
+    #[arg(long, env = "MILLRACE_LEASE_TTL_MS", default_value_t = 30_000)]
+    pub lease_ttl_ms: u64,
+
+    /// Namespace that is watched; all of them by default.
+    #[arg(long, env = "MILLRACE_WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+
+    /// Namespace of the operator itself, for its election.
+    #[arg(long, env = "MILLRACE_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+
+    /// Name by which this process stands for election.
+    #[arg(long, env = "HOSTNAME", default_value = "millrace-operator")]
+    pub identity: String,
+
+    /// Address for /health, /ready and /metrics.
+    #[arg(long, env = "MILLRACE_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_has_an_environment_variable() {
+        let command = Options::command();
+        for arg in command.get_arguments() {
+            let Some(long) = arg.get_long() else { continue };
+            let is_builtin = ["help", "version"].contains(&long);
+            assert!(is_builtin || arg.get_env().is_some(), "--{long}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Who of several operators acts: the one that holds a Lease.
+//!
+//! A leader that cannot renew ends its process before its time is over, so that two never act.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+/// How long a Lease holds without renewal.
+const TTL: Duration = Duration::from_secs(15);
+
+/// How often it is renewed, and asked for.
+const INTERVAL: Duration = Duration::from_secs(4);
+
+/// Name of the Lease.
+const NAME: &str = "millrace-operator";
+
+/// Stands for election, by a name of its own.
+pub struct Election {
+    leases: Api<Lease>,
+    identity: String,
+    /// The holder that was seen last, with its renewal, and since when: times are measured by our
+    /// own clock, since the holder's may be another.
+    seen: Option<(String, Instant)>,
+}
+
+impl Election {
+    /// An election in `namespace`.
+    pub fn new(client: Client, namespace: &str, identity: &str) -> Self {
+        Self {
+            leases: Api::namespaced(client, namespace),
+            identity: identity.to_owned(),
+            seen: None,
+        }
+    }
+
+    /// Waits until this process leads.
+    pub async fn win(&mut self) {
+        loop {
+            match self.try_hold().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "the election cannot be held"),
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    /// Keeps the Lease; returns when it is lost or could not be renewed in time.
+    pub async fn keep(&mut self) {
+        let mut renewed = Instant::now();
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let patience = (TTL - INTERVAL).saturating_sub(renewed.elapsed());
+            let begun = Instant::now();
+            match tokio::time::timeout(patience, self.try_hold()).await {
+                Ok(Ok(true)) => renewed = begun,
+                Ok(Ok(false)) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "the Lease could not be renewed"),
+                Err(_) => return,
+            }
+            if renewed.elapsed() >= TTL - INTERVAL {
+                return;
+            }
+        }
+    }
+
+    /// Gives the Lease up, so that the next one need not wait.
+    pub async fn resign(&self) {
+        let released = async {
+            let mut lease = self.leases.get(NAME).await?;
+            let spec = lease.spec.get_or_insert_default();
+            if spec.holder_identity.as_deref() == Some(&self.identity) {
+                spec.holder_identity = None;
+                self.leases
+                    .replace(NAME, &PostParams::default(), &lease)
+                    .await?;
+            }
+            Ok::<_, kube::Error>(())
+        };
+        if let Err(error) = released.await {
+            tracing::debug!(%error, "the Lease was not given up");
+        }
+    }
+
+    /// Takes or renews the Lease if nobody else holds it. A conflict means that somebody did first.
+    async fn try_hold(&mut self) -> Result<bool, kube::Error> {
+        let params = PostParams::default();
+        let held = match self.leases.get_opt(NAME).await? {
+            None => {
+                let lease = Lease {
+                    metadata: ObjectMeta {
+                        name: Some(NAME.to_owned()),
+                        ..ObjectMeta::default()
+                    },
+                    spec: Some(self.spec(0)),
+                };
+                self.leases.create(&params, &lease).await
+            }
+            Some(mut lease) => {
+                let spec = lease.spec.clone().unwrap_or_default();
+                if !self.is_free(&spec) {
+                    return Ok(false);
+                }
+                let changes = spec.lease_transitions.unwrap_or(0);
+                let is_ours = spec.holder_identity.as_deref() == Some(&self.identity);
+                lease.spec = Some(self.spec(changes + i32::from(!is_ours)));
+                self.leases.replace(NAME, &params, &lease).await
+            }
+        };
+        match held {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the Lease is ours, nobody's, or was not renewed for its whole time.
+    fn is_free(&mut self, spec: &LeaseSpec) -> bool {
+        let Some(holder) = spec.holder_identity.as_deref().filter(|it| !it.is_empty()) else {
+            return true;
+        };
+        if holder == self.identity {
+            return true;
+        }
+        let renewal = format!("{holder} {:?}", spec.renew_time);
+        match &self.seen {
+            Some((seen, since)) if *seen == renewal => since.elapsed() > TTL,
+            _ => {
+                self.seen = Some((renewal, Instant::now()));
+                false
+            }
+        }
+    }
+
+    fn spec(&self, changes: i32) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: Some(TTL.as_secs() as i32),
+            lease_transitions: Some(changes),
+            renew_time: Some(MicroTime(Timestamp::now())),
+            ..LeaseSpec::default()
+        }
+    }
+}

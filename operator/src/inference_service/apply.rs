@@ -1,0 +1,61 @@
+//! Brings about what was decided.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use millrace_crds::InferenceService;
+
+use super::check::{Checked, Refused};
+use super::observe::Seen;
+use super::scale::Scale;
+use super::{VisitError, build};
+use crate::apply::{apply as apply_child, apply_unseen};
+use crate::context::Context;
+use crate::names::child;
+
+/// What came of applying.
+pub struct Applied {
+    /// The Deployment as it is now, or why there is none.
+    pub deployment: Result<Deployment, Refused>,
+}
+
+/// Makes the service's objects, and takes jobs that are gone from its workers.
+pub async fn apply(
+    ctx: &Context,
+    service: &InferenceService,
+    checked: Result<Checked, Refused>,
+    seen: &Seen,
+    scale: &Scale,
+) -> Result<Applied, VisitError> {
+    let namespace = service.namespace().unwrap_or_default();
+    let name = service.name_any();
+    if !seen.gone.is_empty() {
+        let registry = ctx.registry(&namespace, &name)?;
+        for job in &seen.gone {
+            match registry.remove(job).await {
+                Err(error) if !error.is_unavailable() => return Err(error.into()),
+                _ => {}
+            }
+        }
+    }
+    if let Err(refused) = checked {
+        return Ok(Applied {
+            deployment: Err(refused),
+        });
+    }
+    let client = &ctx.client;
+    let made = async {
+        apply_child(client, &namespace, build::config_map(service)).await?;
+        let leases = build::leases_secret(service, &ctx.options);
+        apply_unseen(client, &namespace, &leases).await?;
+        let kube_service = build::kube_service(service, &child(&name, "inference"));
+        apply_child(client, &namespace, kube_service).await?;
+        apply_child(client, &namespace, build::disruption_budget(service)).await?;
+        apply_child(client, &namespace, build::network_policy(service)).await?;
+        let deployment = build::deployment(service, scale.replicas, &ctx.options);
+        apply_child(client, &namespace, deployment).await
+    };
+    let deployment = made.await.map_err(VisitError::Apply)?;
+    Ok(Applied {
+        deployment: Ok(deployment),
+    })
+}

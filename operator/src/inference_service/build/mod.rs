@@ -1,0 +1,42 @@
+//! The objects of a service, one kind per file. Pure.
+
+mod config_map;
+mod deployment;
+mod network;
+mod secret;
+
+use kube::ResourceExt;
+use kube::core::Resource;
+use millrace_crds::InferenceService;
+use serde_json::{Value, json};
+
+pub use self::config_map::config_map;
+pub use self::deployment::deployment;
+pub use self::network::{disruption_budget, network_policy, service as kube_service};
+pub use self::secret::leases_secret;
+
+use crate::names::{SERVICE_LABEL, labels};
+
+/// Port for online requests.
+pub const HTTP_PORT: u16 = 8080;
+
+/// Port of the worker: probes and `/drain`.
+pub const WORKER_PORT: u16 = 8081;
+
+fn metadata(service: &InferenceService, name: &str) -> Value {
+    json!({
+        "name": name,
+        "namespace": service.namespace(),
+        "labels": labels("inference", SERVICE_LABEL, &service.name_any()),
+        "ownerReferences": [service.controller_owner_ref(&())],
+    })
+}
+
+/// What selects the pods of the service.
+fn selector(service: &InferenceService) -> Value {
+    json!({SERVICE_LABEL: crate::names::label_value(&service.name_any())})
+}
+
+fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).expect("what is written here has the shape of its kind")
+}

@@ -1,0 +1,51 @@
+//! How the pods of a service are reached, and how many of them may be taken away at a time.
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::ResourceExt;
+use millrace_crds::InferenceService;
+use serde_json::json;
+
+use super::{HTTP_PORT, WORKER_PORT, metadata, object, selector};
+
+/// The Service for online requests.
+pub fn service(service: &InferenceService, name: &str) -> Service {
+    object(json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(service, name),
+        "spec": {
+            "selector": selector(service),
+            "ports": [{"name": "http", "port": 80, "targetPort": HTTP_PORT}],
+        },
+    }))
+}
+
+/// One pod at a time: the others go on with their shards and requests.
+pub fn disruption_budget(service: &InferenceService) -> PodDisruptionBudget {
+    object(json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(service, &crate::names::child(&service.name_any(), "inference")),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(service)}},
+    }))
+}
+
+/// Requests may come from the namespace; nothing else may. What the pods reach out to (stores, the
+/// leases, names) is a matter of the cluster's own policies.
+pub fn network_policy(service: &InferenceService) -> NetworkPolicy {
+    object(json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(service, &crate::names::child(&service.name_any(), "inference")),
+        "spec": {
+            "podSelector": {"matchLabels": selector(service)},
+            "policyTypes": ["Ingress"],
+            "ingress": [{
+                "from": [{"podSelector": {}}],
+                "ports": [{"port": HTTP_PORT}, {"port": WORKER_PORT}],
+            }],
+        },
+    }))
+}

@@ -1,0 +1,21 @@
+//! The Secret from which the pods of a service, and of its jobs, learn where the leases are.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use millrace_crds::InferenceService;
+use serde_json::json;
+
+use super::{metadata, object};
+use crate::config::Options;
+use crate::names::child;
+use crate::pods::REDIS_URL_KEY;
+
+/// A Secret, because the URL may hold a password.
+pub fn leases_secret(service: &InferenceService, options: &Options) -> Secret {
+    object(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(service, &child(&service.name_any(), "leases")),
+        "stringData": {REDIS_URL_KEY: options.redis_url},
+    }))
+}

@@ -1,0 +1,61 @@
+//! What a visit sees: the jobs that wait for the service, and who is registered with its workers.
+
+use kube::ResourceExt;
+use millrace_crds::{BatchJob, InferenceService};
+
+use super::{ServiceContext, VisitError};
+use crate::conditions::find;
+
+/// What a visit sees.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Shards that no commit stands for yet, over all jobs at work.
+    pub backlog_shards: u64,
+    /// Whether a job is being planned: its backlog is about to come.
+    pub is_planning: bool,
+    /// Jobs that the workers are told of and that are gone.
+    pub gone: Vec<String>,
+}
+
+/// Looks at everything that concerns the service.
+pub async fn observe(ctx: &ServiceContext, service: &InferenceService) -> Result<Seen, VisitError> {
+    let (name, namespace) = (service.name_any(), service.namespace().unwrap_or_default());
+    let jobs: Vec<_> = ctx.jobs.state();
+    let jobs = jobs.iter().filter(|job| {
+        job.namespace().as_deref() == Some(&namespace) && job.spec.service_ref.name == name
+    });
+    let mut seen = Seen::default();
+    let mut names = Vec::new();
+    for job in jobs {
+        names.push(job.name_any());
+        seen.backlog_shards += backlog(job);
+        seen.is_planning |= reason(job) == Some("Planning");
+    }
+    let registry = ctx.base.registry(&namespace, &name)?;
+    match registry.list().await {
+        Ok(registered) => {
+            let registered = registered.into_iter().map(|(name, _)| name);
+            seen.gone = registered.filter(|name| !names.contains(name)).collect();
+        }
+        // Whoever is gone is taken away by a later visit.
+        Err(error) if error.is_unavailable() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(seen)
+}
+
+fn reason(job: &BatchJob) -> Option<&str> {
+    let status = job.status.as_ref()?;
+    find(&status.conditions, "Succeeded").map(|condition| condition.reason.as_str())
+}
+
+/// Shards that the job's workers have still to do.
+fn backlog(job: &BatchJob) -> u64 {
+    if !matches!(reason(job), Some("Running" | "LeasesUnavailable")) {
+        return 0;
+    }
+    let shards = job.status.as_ref().and_then(|status| status.shards);
+    shards.map_or(0, |shards| {
+        u64::from(shards.total).saturating_sub(u64::from(shards.committed + shards.failed))
+    })
+}

@@ -1,0 +1,56 @@
+//! What all pods have in common: they pass Pod Security *restricted*, hold no API token, and find
+//! settings, credentials and manifests in the same places.
+
+use serde_json::{Value, json};
+
+use crate::config::Options;
+
+/// Folder with one folder per mounted Secret, named like it.
+pub const SECRETS: &str = "/var/run/millrace/secrets";
+
+/// Folder with the manifests.
+pub const MANIFESTS: &str = "/etc/millrace";
+
+/// Key of the lease Redis' URL in the Secret that pods take it from.
+pub const REDIS_URL_KEY: &str = "url";
+
+/// Rights of a pod.
+pub fn pod_security() -> Value {
+    json!({
+        "runAsNonRoot": true,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    })
+}
+
+/// Rights of a container.
+pub fn container_security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]},
+    })
+}
+
+/// The variables of everything that uses leases; `secret` holds the URL.
+pub fn lease_variables(options: &Options, secret: &str) -> Vec<Value> {
+    vec![
+        json!({
+            "name": "MILLRACE_LEASES_REDIS_URL",
+            "valueFrom": {"secretKeyRef": {"name": secret, "key": REDIS_URL_KEY}},
+        }),
+        json!({"name": "MILLRACE_LEASE_TTL_MS", "value": options.lease_ttl_ms.to_string()}),
+    ]
+}
+
+/// Volume and mount of one Secret with credentials.
+pub fn credentials(secret: &str) -> (Value, Value) {
+    // A volume's name is a label, a Secret's may be longer and hold dots.
+    let volume = crate::names::child(secret, "secret");
+    (
+        json!({"name": volume, "secret": {"secretName": secret}}),
+        json!({"name": volume, "mountPath": format!("{SECRETS}/{secret}"), "readOnly": true}),
+    )
+}
