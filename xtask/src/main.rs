@@ -2,6 +2,7 @@
 
 mod bench;
 mod cache;
+mod cluster;
 mod corpus;
 mod demo;
 mod needs;
@@ -18,6 +19,7 @@ usage: cargo xtask <task>
   test     set up, then format, lint, build and run every test
   bench    compare engine, whole jobs and sentence-transformers in one run
   setup    only fetch what the others need: libtorch, the model, the servers of the tests
+  cluster  up, images, env, down: a real Kubernetes on this machine, with the programs as images
 
 Downloads are pinned by hash and kept in $MILLRACE_CACHE, by default ~/.cache/millrace.
 ";
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench::run_bench(rest),
         ["test"] => tasks::test(),
         ["setup"] => tasks::setup(),
+        ["cluster", rest @ ..] => cluster::run_cluster(rest),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

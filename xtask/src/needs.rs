@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::process::{heading, installed, run, succeeds};
+use crate::setup;
 
 /// A task's needs beyond Rust.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Task {
     Test,
     /// Other people's programs to compare with as well.
     Bench,
+    /// What runs containers, and the servers of the tests, which become images.
+    Cluster,
 }
 
 /// One missing program, with the Debian package that brings it.
@@ -23,14 +26,15 @@ struct Missing {
     package: &'static str,
 }
 
-/// Fails with one list of everything that `task` lacks on this machine. For `test`, what apt-get
-/// can bring is installed where this process may do so, so that a bare machine needs no hands.
+/// Fails with one list of everything that `task` lacks on this machine. For tests and clusters, what
+/// apt-get can bring is installed where this process may do so, so that a bare machine needs no hands.
 pub fn check(task: Task) -> Result<()> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!("libtorch is pinned for Linux on x86_64 only; this machine is another");
     }
     let mut missing = missing(task);
-    if task == Task::Test && !missing.is_empty() && is_root() && installed("apt-get") {
+    let brings_packages = matches!(task, Task::Test | Task::Cluster);
+    if brings_packages && !missing.is_empty() && is_root() && installed("apt-get") {
         install(&missing)?;
         missing = self::missing(task);
     }
@@ -38,7 +42,7 @@ pub fn check(task: Task) -> Result<()> {
         .iter()
         .map(|it| format!("  {:<28} apt-get install {}", it.what, it.package))
         .collect();
-    if task == Task::Test && !has_versitygw() && !go_is_new_enough() {
+    if needs_go(task) && !go_is_new_enough() {
         lines.push(format!(
             "  {:<28} https://go.dev/dl (Debian's is too old)",
             "Go 1.24 or newer"
@@ -65,8 +69,21 @@ fn missing(task: Task) -> Vec<Missing> {
         "pip for python3",
         "python3-pip",
     );
-    if task == Task::Test {
+    if matches!(task, Task::Test | Task::Cluster) {
         need(installed("redis-server"), "redis-server", "redis-server");
+    }
+    if task == Task::Cluster {
+        need(installed("containerd"), "containerd", "containerd");
+        need(installed("runc"), "runc", "runc");
+        need(
+            Path::new("/usr/lib/cni/ptp").exists(),
+            "network plugins for containers",
+            "containernetworking-plugins",
+        );
+        need(installed("iptables"), "iptables", "iptables");
+        need(installed("ip"), "ip", "iproute2");
+        need(installed("openssl"), "openssl", "openssl");
+        need(installed("busybox"), "busybox", "busybox-static");
     }
     if task == Task::Bench {
         let venv = succeeds("python3", &["-c", "import venv, ensurepip"]);
@@ -78,7 +95,7 @@ fn missing(task: Task) -> Vec<Missing> {
 fn install(missing: &[Missing]) -> Result<()> {
     let packages: Vec<&str> = missing.iter().map(|it| it.package).collect();
     heading(&format!(
-        "installing {} with apt-get, which the tests need",
+        "installing {} with apt-get, which this needs",
         packages.join(", ")
     ));
     let apt_get = |arguments: &[&str]| {
@@ -96,14 +113,20 @@ fn install(missing: &[Missing]) -> Result<()> {
     apt_get(&install).or_else(|_| apt_get(&["update"]).and_then(|()| apt_get(&install)))
 }
 
-/// Whether this process may install packages.
-fn is_root() -> bool {
+/// Whether this process may install packages and make namespaces.
+pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|of_this_process| of_this_process.uid() == 0)
 }
 
-fn has_versitygw() -> bool {
-    crate::cache::root().is_ok_and(|root| root.join(crate::setup::VERSITYGW).is_file())
+/// Whether a task still has to build programs of Go.
+fn needs_go(task: Task) -> bool {
+    let built = |place| crate::cache::root().is_ok_and(|root| root.join(place).exists());
+    match task {
+        Task::Demo | Task::Bench => false,
+        Task::Test => !built(setup::VERSITYGW),
+        Task::Cluster => !built(setup::VERSITYGW) || !built(setup::KUBERNETES),
+    }
 }
 
 /// Whether `go` can build the S3 server, fetching a newer toolchain of its own where it knows how.

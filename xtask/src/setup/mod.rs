@@ -1,5 +1,6 @@
 //! Fetches what is pinned, and makes of it what the build, the tests and the programs look for.
 
+mod kubernetes;
 mod libtorch;
 mod model;
 mod peers;
@@ -10,6 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+pub use kubernetes::{KUBERNETES, kubernetes};
 pub use libtorch::Libtorch;
 pub use model::MODEL;
 pub use peers::peers;
