@@ -4,13 +4,14 @@
 //! not unpack it again.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::processes::quietly;
+use crate::setup::sha256_of;
 
 /// What an image runs as: no user of this machine, and the one that charts name.
 const USER: &str = "65532:65532";
@@ -29,7 +30,7 @@ pub fn pack(
     for layer in layers {
         let name = format!("{layer}.tar");
         tar_layer(&folder.join(layer), &folder.join(&name))?;
-        digests.push(format!("sha256:{}", sha256_of(&[folder.join(&name)])?));
+        digests.push(format!("sha256:{}", sha256_of(&folder.join(&name))?));
         files.push(name);
     }
     let config = json!({
@@ -82,17 +83,4 @@ fn tar_layer(folder: &Path, file: &Path) -> Result<()> {
         .arg(folder)
         .arg(".");
     quietly(&mut tar).map(drop)
-}
-
-/// One SHA-256, hexadecimal: of a file, or of the list of those of several.
-pub fn sha256_of(files: &[PathBuf]) -> Result<String> {
-    let listing = quietly(Command::new("sha256sum").arg("--").args(files))?;
-    if let [_] = files {
-        let (digest, _) = listing
-            .split_once(' ')
-            .context("sha256sum names no digest")?;
-        return Ok(digest.to_owned());
-    }
-    use sha2::{Digest, Sha256};
-    Ok(data_encoding::HEXLOWER.encode(&Sha256::digest(listing)))
 }

@@ -6,11 +6,12 @@ use anyhow::Result;
 
 use super::images::PAUSE;
 use super::names::{Cluster, NODE_IP, POD_CIDR};
+use super::programs::VOLUME_PLUGINS;
 
 /// Writes them all.
 pub fn write(cluster: &Cluster) -> Result<()> {
     fs::write(cluster.path("containerd.toml"), containerd(cluster))?;
-    fs::write(cluster.path("cni/10-pods.conflist"), pod_network(cluster))?;
+    fs::write(cluster.path("cni/10-pods.conflist"), pod_network())?;
     fs::write(cluster.path("kubelet.yaml"), kubelet(cluster))?;
     fs::write(cluster.path("Corefile"), dns(cluster))?;
     // What pods inherit that do not use the cluster's DNS.
@@ -45,7 +46,7 @@ state = "/run/containerd"
 
 /// Every pod has a link of its own to the node, so that what one pod sends another through a service
 /// passes the node's address translation both ways.
-fn pod_network(cluster: &Cluster) -> String {
+fn pod_network() -> String {
     let network = serde_json::json!({
         "cniVersion": "0.4.0",
         "name": "pods",
@@ -56,7 +57,6 @@ fn pod_network(cluster: &Cluster) -> String {
                     "type": "host-local",
                     "ranges": [[{"subnet": POD_CIDR}]],
                     "routes": [{"dst": "0.0.0.0/0"}],
-                    "dataDir": cluster.path("addresses"),
                 },
             },
             {"type": "portmap", "capabilities": {"portMappings": true}},
@@ -87,7 +87,7 @@ fn kubelet(cluster: &Cluster) -> String {
          clusterDNS: ['{NODE_IP}']\n\
          clusterDomain: cluster.local\n\
          resolvConf: '{folder}/resolv.conf'\n\
-         volumePluginDir: /var/lib/kubelet/volume-plugins\n\
+         volumePluginDir: {VOLUME_PLUGINS}\n\
          evictionHard: {{memory.available: 100Mi, nodefs.available: 2%, imagefs.available: 2%}}\n\
          imageGCHighThresholdPercent: 100\n"
     )

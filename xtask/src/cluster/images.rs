@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use super::archive::{pack, sha256_of};
+use super::archive::pack;
 use super::libraries::{Library, needed};
 use super::names::Cluster;
 use super::processes::quietly;
@@ -170,11 +170,11 @@ fn stamp(image: &Image, libraries: &[Library]) -> Result<String> {
         programs,
         arguments,
     } = image;
-    let files = programs
-        .iter()
-        .chain(libraries.iter().map(|library| &library.path));
-    let files: Vec<PathBuf> = files.cloned().collect();
-    let made_of = format!("{FORMAT} {name} {arguments:?} {}", sha256_of(&files)?);
+    let mut made_of = format!("{FORMAT} {name} {arguments:?}");
+    let libraries = libraries.iter().map(|library| &library.path);
+    for file in programs.iter().chain(libraries) {
+        made_of += &format!(" {} {}", file.display(), setup::sha256_of(file)?);
+    }
     Ok(data_encoding::HEXLOWER.encode(&Sha256::digest(made_of)))
 }
 

@@ -8,9 +8,10 @@ mount --make-rshared /
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/lock
 mount --bind "$work/log/node" /var/log
-# A mount needs a place: this empty folder is all that stays on the machine.
-mkdir -p /var/lib/kubelet
+# A mount needs a place: these empty folders are all that stays on the machine.
+mkdir -p /var/lib/kubelet /var/lib/cni
 mount --bind "$work/kubelet" /var/lib/kubelet
+mount --bind "$work/pod-networks" /var/lib/cni
 
 # The kubelet insists on settings of the whole machine. It shall find them without changing them.
 for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \

@@ -14,7 +14,7 @@ use crate::process::heading;
 
 /// What a cluster's folder holds while it runs.
 const FOLDERS: [&str; 8] = [
-    "addresses",
+    "pod-networks",
     "cni",
     "kubelet",
     "log/node",

@@ -15,6 +15,7 @@ pub use kubernetes::{KUBERNETES, kubernetes};
 pub use libtorch::Libtorch;
 pub use model::MODEL;
 pub use peers::peers;
+pub use wheel::sha256_of;
 
 use crate::cache::Cache;
 use crate::process::{heading, run};

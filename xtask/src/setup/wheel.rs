@@ -143,7 +143,8 @@ pub fn verify(file: &Path, sha256: &str) -> Result<()> {
     Ok(())
 }
 
-fn sha256_of(file: &Path) -> Result<String> {
+/// The SHA-256 of a file, hexadecimal.
+pub fn sha256_of(file: &Path) -> Result<String> {
     let mut file = File::open(file)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
