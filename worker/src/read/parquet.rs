@@ -342,8 +342,8 @@ fn hand_over(
             .map(|encoder| Some(encode(encoder, index)))
             .collect();
         let text = texts.is_valid(index).then(|| texts.value(index));
-        let bytes =
-            text.map_or(0, str::len) + values.iter().flatten().map(String::len).sum::<usize>();
+        let encoded = id.iter().chain(values.iter().flatten());
+        let bytes = text.map_or(0, str::len) + encoded.map(String::len).sum::<usize>();
         let row = if bytes > *row_bytes_max {
             Err(Refused::too_long(*row_bytes_max))
         } else {

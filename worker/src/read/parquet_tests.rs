@@ -183,3 +183,17 @@ async fn a_column_that_cannot_be_used_is_named_with_its_type() {
     check(vec![("id", blob), ("text", text())], "\"id\"").await;
     check(vec![("id", text()), ("body", text())], "it has id, body").await;
 }
+
+#[tokio::test]
+async fn an_id_counts_towards_the_length_of_its_row() {
+    // Together longer than the 1,024 bytes that a row may have here; each alone is not.
+    let ids = strings(&[Some(&"i".repeat(600)), Some("short")]);
+    let texts = strings(&[Some(&"t".repeat(600)), Some("ok")]);
+    let file = File::new(
+        "a.parquet",
+        parquet(vec![("id", ids), ("text", texts)], true),
+    );
+    let rows = file.rows(1 << 20).await.unwrap();
+    let briefs: Vec<_> = rows.iter().map(brief).collect();
+    assert_eq!(briefs, ["-@0.0 !row_too_long", "short@0.1 ok"]);
+}
