@@ -8,14 +8,13 @@ use millrace_protocol::commit::Commit;
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::result::ErrorLine;
-use object_store::ObjectStoreExt;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio_util::io::StreamReader;
 
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, FinishError};
 use crate::plan::{self, PlanError};
-use crate::store::{Location, StoreError};
+use crate::store::{Location, StoreError, StoredObject};
 
 /// Bytes read ahead of the lines handed out.
 const READ_AHEAD_BYTES: usize = 256 << 10;
@@ -171,17 +170,15 @@ type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
 async fn open(output: &Location, relative_path: &str) -> Result<Reader, OutputError> {
     let path = output.below(relative_path);
-    let found = output
-        .store
-        .get(&path)
+    let found = StoredObject::open(&output.store, &path)
         .await
         .map_err(|source| StoreError::at(&path, source))?;
-    let bytes = StreamReader::new(found.into_stream().map_err(std::io::Error::other).boxed());
+    let bytes = StreamReader::new(found.stream().map_err(std::io::Error::other).boxed());
     if !relative_path.ends_with(".zst") {
         return Ok(Box::pin(BufReader::with_capacity(READ_AHEAD_BYTES, bytes)));
     }
     let mut decoder = ZstdDecoder::new(bytes);
-    // A part is one frame per window.
+    // A part is one frame per slice of lines.
     decoder.multiple_members(true);
     Ok(Box::pin(BufReader::with_capacity(
         READ_AHEAD_BYTES,

@@ -1,14 +1,13 @@
 //! Writes all parts into one file, in input order, streaming.
 
-use futures::StreamExt;
+use futures::TryStreamExt;
 use millrace_protocol::layout;
 use millrace_protocol::manifest::LivePart;
-use object_store::ObjectStoreExt;
 use object_store::buffered::BufWriter;
 use tokio::io::AsyncWriteExt;
 
 use super::FinishError;
-use crate::store::{Location, StoreError};
+use crate::store::{Location, StoreError, StoredObject};
 use crate::work::part::{self, upload_failed};
 
 /// Merges `live` parts; returns the merged file's path below the output. Parts are JSON lines, or
@@ -49,7 +48,7 @@ async fn append_all(
         };
         let path = output.below(part);
         let failed = |source| StoreError::at(&path, source);
-        let found = match output.store.get(&path).await {
+        let found = match StoredObject::open(&output.store, &path).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => {
                 return Err(FinishError::PartMissing {
@@ -59,9 +58,9 @@ async fn append_all(
             }
             Err(source) => return Err(failed(source).into()),
         };
-        let mut bytes = found.into_stream();
-        while let Some(bytes) = bytes.next().await {
-            upload.put(bytes.map_err(failed)?).await.map_err(failed)?;
+        let mut ranges = std::pin::pin!(found.stream());
+        while let Some(bytes) = ranges.try_next().await? {
+            upload.put(bytes).await.map_err(failed)?;
         }
     }
     Ok(())

@@ -54,6 +54,12 @@ pub enum StoreError {
         /// What the store said.
         source: object_store::Error,
     },
+    /// The object was replaced while it was read.
+    #[error("{path} changed while it was read")]
+    Changed {
+        /// Path of the object.
+        path: String,
+    },
     /// The store failed.
     #[error("the store failed at {path}")]
     Store {
@@ -86,7 +92,8 @@ impl StoreError {
             | Self::OutsideRoots { .. }
             | Self::NoPutIfAbsent { .. }
             | Self::Client { .. }
-            | Self::Denied { .. } => true,
+            | Self::Denied { .. }
+            | Self::Changed { .. } => true,
             Self::Store { source, .. } => {
                 !matches!(source, Error::Generic { .. } | Error::JoinError { .. })
             }

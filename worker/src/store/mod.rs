@@ -8,7 +8,8 @@ mod error;
 mod local;
 mod object;
 #[cfg(test)]
-mod overwriting;
+pub(crate) mod odd;
+mod ranges;
 
 use std::{
     collections::HashMap,
@@ -26,6 +27,7 @@ use object_store::{
 
 pub use error::StoreError;
 pub use object::{Created, create, probe_create_only, read, replace};
+pub(crate) use ranges::{RangeError, StoredObject};
 
 /// What the stores are opened with.
 #[derive(Debug, Clone, Default)]
@@ -236,7 +238,8 @@ impl Stores {
     }
 }
 
-/// No request outlives a lease unnoticed: each is bounded, and so are its tries together.
+/// Each request is bounded, and so are its tries together, so that a store that hangs shows as an
+/// error. That may take longer than a lease lives; whoever holds one renews it meanwhile.
 fn client_options() -> ClientOptions {
     ClientOptions::new()
         .with_connect_timeout(Duration::from_secs(5))

@@ -121,7 +121,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{StoreOptions, Stores, overwriting::Overwriting};
+    use crate::store::{
+        StoreOptions, Stores,
+        odd::{Habits, Odd},
+    };
 
     #[tokio::test]
     async fn the_first_create_wins_on_a_local_disk() {
@@ -153,7 +156,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_overwrites_is_refused() {
-        let store: Arc<dyn ObjectStore> = Arc::new(Overwriting::default());
+        let store: Arc<dyn ObjectStore> = Arc::new(Odd::new(Habits {
+            overwrites: true,
+            ..Habits::default()
+        }));
         let error = probe_create_only(&store, &Path::from("out"))
             .await
             .unwrap_err();
