@@ -10,8 +10,9 @@
 //!            claim                acknowledge, mark_committed (from any state)
 //!   open ───────────▶ leased ──────────────────────────────────────────────▶ done
 //!    ▲                 │   │
-//!    └── release, fail,┘   └─ permanent failure, or the last delivery failed ──▶ dead
-//!        time ran out         or ran out of time
+//!    ├── release, fail,┘   └─ permanent failure, or the last delivery failed ──▶ dead
+//!    │   time ran out         or ran out of time
+//!    └── reopen, from done and dead
 //! ```
 
 use std::time::Duration;
@@ -65,6 +66,11 @@ pub trait LeaseStore: Send + Sync {
     /// whatever state, are left alone. An empty list says that the run has nothing to do.
     async fn push(&self, shards: &[ShardIndex]) -> Result<(), LeaseError>;
 
+    /// Opens shards that are done or dead here although the output store, which is the truth, has no
+    /// commit of them. Each is counted no longer and has all its deliveries before it. Shards in any
+    /// other state are left alone: a live lease goes on.
+    async fn reopen(&self, shards: &[ShardIndex]) -> Result<(), LeaseError>;
+
     /// Counts a shard whose commit was found in the output store, whatever its state here.
     async fn mark_committed(
         &self,
@@ -101,8 +107,12 @@ pub trait LeaseStore: Send + Sync {
     /// The counts of this moment. A lease whose time ran out counts as leased until it is reclaimed.
     async fn snapshot(&self) -> Result<Snapshot, LeaseError>;
 
-    /// The dead shards with the lowest indices, at most `limit`, in order.
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, LeaseError>;
+    /// The dead shards from index `first` on, at most `limit`, in order.
+    async fn dead_letters(
+        &self,
+        first: ShardIndex,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, LeaseError>;
 }
 
 /// What a claim gave.

@@ -48,6 +48,11 @@ impl LeaseStore for MemoryLeaseStore {
         Ok(())
     }
 
+    async fn reopen(&self, shards: &[ShardIndex]) -> Result<(), LeaseError> {
+        self.board().reopen(shards);
+        Ok(())
+    }
+
     async fn mark_committed(
         &self,
         shard: ShardIndex,
@@ -99,8 +104,14 @@ impl LeaseStore for MemoryLeaseStore {
         Ok(self.board().snapshot())
     }
 
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, LeaseError> {
-        Ok(self.board().dead.values().take(limit).cloned().collect())
+    async fn dead_letters(
+        &self,
+        first: ShardIndex,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, LeaseError> {
+        let board = self.board();
+        let letters = board.dead.range(first..).map(|(_, letter)| letter);
+        Ok(letters.take(limit).cloned().collect())
     }
 }
 
@@ -110,11 +121,18 @@ struct Board {
     known: bool,
     open: BTreeSet<ShardIndex>,
     leased: BTreeMap<ShardIndex, Held>,
-    done: BTreeSet<ShardIndex>,
+    done: BTreeMap<ShardIndex, Done>,
     dead: BTreeMap<ShardIndex, DeadLetter>,
     /// What is remembered of shards that were delivered and are not done.
     histories: BTreeMap<ShardIndex, History>,
+}
+
+/// What is remembered of a shard that is done, should it be opened again.
+#[derive(Debug)]
+struct Done {
     tally: Tally,
+    /// Epoch of its last lease; an older lease must not come alive again.
+    epoch: Epoch,
 }
 
 /// The current lease of a shard.
@@ -137,11 +155,24 @@ impl Board {
         self.known = true;
         for shard in shards {
             let is_new = !self.leased.contains_key(shard)
-                && !self.done.contains(shard)
+                && !self.done.contains_key(shard)
                 && !self.dead.contains_key(shard);
             if is_new {
                 self.open.insert(*shard);
             }
+        }
+    }
+
+    fn reopen(&mut self, shards: &[ShardIndex]) {
+        for &shard in shards {
+            if let Some(Done { tally: _, epoch }) = self.done.remove(&shard) {
+                self.history(shard).epoch = epoch;
+            } else if self.dead.remove(&shard).is_some() {
+                self.history(shard).deliveries = 0;
+            } else {
+                continue;
+            }
+            self.open.insert(shard);
         }
     }
 
@@ -180,7 +211,7 @@ impl Board {
     }
 
     fn acknowledge(&mut self, lease: &Lease, tally: Tally, now: Instant) -> Acknowledgement {
-        if self.is_live(lease, now) || self.done.contains(&lease.shard) {
+        if self.is_live(lease, now) || self.done.contains_key(&lease.shard) {
             self.finish(lease.shard, tally)
         } else {
             Acknowledgement::Lost
@@ -215,20 +246,21 @@ impl Board {
             leased: self.leased.len() as u64,
             done: self.done.len() as u64,
             dead: self.dead.len() as u64,
-            tally: self.tally,
+            tally: self.done.values().map(|done| done.tally).sum(),
         }
     }
 
     /// Makes a shard done from whatever state, and counts it the first time.
     fn finish(&mut self, shard: ShardIndex, tally: Tally) -> Acknowledgement {
-        if !self.done.insert(shard) {
+        if self.done.contains_key(&shard) {
             return Acknowledgement::AlreadyDone;
         }
         self.open.remove(&shard);
         self.leased.remove(&shard);
         self.dead.remove(&shard);
-        self.histories.remove(&shard);
-        self.tally += tally;
+        let history = self.histories.remove(&shard).unwrap_or_default();
+        let epoch = history.epoch;
+        self.done.insert(shard, Done { tally, epoch });
         Acknowledgement::Counted
     }
 

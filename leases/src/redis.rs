@@ -24,8 +24,8 @@ mod connection;
 
 pub(crate) use self::connection::Connection;
 
-/// Shards per push script: a few milliseconds of the server's only thread.
-const PUSH_CHUNK_SHARDS_MAX: usize = 1_000;
+/// Shards per script that adds or opens them: a few milliseconds of the server's only thread.
+const CHUNK_SHARDS_MAX: usize = 1_000;
 
 /// Leases that one claim reclaims, for the same reason. Later claims take the rest.
 const RECLAIMED_LEASES_MAX: usize = 1_000;
@@ -34,7 +34,7 @@ const RECLAIMED_LEASES_MAX: usize = 1_000;
 const UNANSWERED_CLAIMS_MAX: usize = 64;
 
 /// The keys of a run, in the order in which `common.lua` names them.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "open",
     "leased",
     "owners",
@@ -44,6 +44,7 @@ const KEYS: [&str; 10] = [
     "errors",
     "dead",
     "done",
+    "records",
     "counters",
 ];
 
@@ -67,6 +68,7 @@ macro_rules! script {
 }
 
 static PUSH: LazyLock<Script> = script!(full, "redis/push.lua");
+static REOPEN: LazyLock<Script> = script!(full, "redis/reopen.lua");
 static CLAIM: LazyLock<Script> = script!(full, "redis/claim.lua");
 static RENEW: LazyLock<Script> = script!(tight, "redis/renew.lua");
 static FINISH: LazyLock<Script> = script!(tight, "redis/finish.lua");
@@ -185,14 +187,22 @@ impl RedisLeaseStore {
 impl LeaseStore for RedisLeaseStore {
     async fn push(&self, shards: &[ShardIndex]) -> Result<(), LeaseError> {
         // One chunk after the other: the last one makes the run known, so it must come last.
-        let chunks = shards.len().div_ceil(PUSH_CHUNK_SHARDS_MAX).max(1);
+        let chunks = shards.len().div_ceil(CHUNK_SHARDS_MAX).max(1);
         for index in 0..chunks {
-            let start = index * PUSH_CHUNK_SHARDS_MAX;
-            let end = shards.len().min(start + PUSH_CHUNK_SHARDS_MAX);
+            let start = index * CHUNK_SHARDS_MAX;
+            let end = shards.len().min(start + CHUNK_SHARDS_MAX);
             let is_last = index + 1 == chunks;
             let mut args = vec![if is_last { "1" } else { "0" }.to_owned()];
             args.extend(shards[start..end].iter().map(ShardIndex::to_string));
             self.ask(&PUSH, &args).await?;
+        }
+        Ok(())
+    }
+
+    async fn reopen(&self, shards: &[ShardIndex]) -> Result<(), LeaseError> {
+        for chunk in shards.chunks(CHUNK_SHARDS_MAX) {
+            let args: Vec<String> = chunk.iter().map(ShardIndex::to_string).collect();
+            self.ask(&REOPEN, &args).await?;
         }
         Ok(())
     }
@@ -323,11 +333,13 @@ impl LeaseStore for RedisLeaseStore {
         })
     }
 
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, LeaseError> {
-        if limit == 0 {
-            return Ok(Vec::new());
-        }
-        let reply = self.call(&DEAD_LETTERS, &[limit.to_string()]).await?;
+    async fn dead_letters(
+        &self,
+        first: ShardIndex,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, LeaseError> {
+        let args = [first.to_string(), limit.to_string()];
+        let reply = self.call(&DEAD_LETTERS, &args).await?;
         let (letters, []) = reply.as_chunks::<3>() else {
             return Err(corrupt(&reply));
         };

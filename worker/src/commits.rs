@@ -58,12 +58,25 @@ pub async fn fill(
     for commit in committed {
         leases.mark_committed(commit.shard, commit.tally()).await?;
     }
+    leases.push(&open(plan, committed)).await
+}
+
+/// As [`fill`], and opens again what the lease store holds for done or given up although it has no
+/// commit: a run that begins once more gives every open shard all its deliveries.
+pub async fn fill_anew(
+    leases: &dyn LeaseStore,
+    plan: &Plan,
+    committed: &[Commit],
+) -> Result<(), LeaseError> {
+    fill(leases, plan, committed).await?;
+    leases.reopen(&open(plan, committed)).await
+}
+
+/// The shards without a commit.
+fn open(plan: &Plan, committed: &[Commit]) -> Vec<ShardIndex> {
     let mut done = committed.iter().map(|commit| commit.shard).peekable();
-    let mut open = Vec::new();
-    for shard in 0..plan.shards.len() as ShardIndex {
-        if done.next_if_eq(&shard).is_none() {
-            open.push(shard);
-        }
-    }
-    leases.push(&open).await
+    let shards = 0..plan.shards.len() as ShardIndex;
+    shards
+        .filter(|shard| done.next_if_eq(shard).is_none())
+        .collect()
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::commit::Commit;
+use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::Manifest;
-use millrace_protocol::plan::Plan;
-use millrace_protocol::tally::Tally;
+use millrace_protocol::plan::{Plan, ShardIndex};
 use tokio_util::sync::CancellationToken;
 
 use crate::commits::{self, CommitsError};
@@ -32,8 +32,8 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(300);
 /// Wait between a server's first readiness and the first rows: twice what a supervisor probes in.
 const FIRST_ROWS_DELAY: Duration = Duration::from_millis(100);
 
-/// Dead letters that a manifest can name.
-const GIVEN_UP_MAX: usize = 10_000;
+/// Dead letters that are read at a time; each is at most a kilobyte and a bit.
+const GIVEN_UP_PAGE: usize = 1_000;
 
 /// Why a run did not get to its end.
 #[derive(Debug, thiserror::Error)]
@@ -86,11 +86,15 @@ pub struct Prepared {
     pub output: Location,
 }
 
-/// The manifest of the output, if the job is already finished there with every shard committed.
+/// The manifest of the output, if the job is already finished there with every shard committed, and
+/// merged if it asks for that.
 pub async fn finished(stores: &Stores, job: &CheckedJob) -> Result<Option<Manifest>, RunError> {
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
     let manifest = finish::read_manifest(&output).await?;
-    Ok(manifest.filter(|manifest| manifest.complete && manifest.spec_sha256 == job.spec_sha256))
+    Ok(manifest.filter(|manifest| {
+        let is_merged = !job.output.merge || manifest.merged.is_some();
+        manifest.complete && is_merged && manifest.spec_sha256 == job.spec_sha256
+    }))
 }
 
 /// Plans the run, or reads the plan that is there, and looks up what is committed.
@@ -177,12 +181,8 @@ pub async fn work(
     prepared: &Prepared,
     options: &WorkOptions,
 ) -> Result<Ended, RunError> {
-    let committed = &prepared.committed;
     let shards = prepared.plan.shards.len() as u32;
-    let tally: Tally = committed.iter().map(Commit::tally).sum();
-    options
-        .progress
-        .start(shards, committed.len() as u32, tally);
+    options.progress.start(shards, &prepared.committed);
     let worker = tokio::select! {
         worker = worker(stores, job, prepared, options) => worker?,
         () = options.stop.cancelled() => return Ok(Ended::Stopped),
@@ -248,6 +248,7 @@ pub async fn drive(
                     "commits are missing: queueing them again"
                 );
                 prepared.committed = commits::list(&prepared.output, prepared.plan.run).await?;
+                options.leases.reopen(&missing).await?;
                 missing_before = missing;
             }
         }
@@ -260,6 +261,24 @@ pub async fn conclude(
     prepared: &Prepared,
     leases: &dyn LeaseStore,
 ) -> Result<Finish, RunError> {
-    let given_up = leases.dead_letters(GIVEN_UP_MAX).await?;
+    let given_up = given_up(leases).await?;
     Ok(finish::finish(&prepared.output, job, &prepared.plan, &given_up).await?)
 }
+
+/// All shards that the lease store gave up; a plan bounds how many there can be.
+async fn given_up(leases: &dyn LeaseStore) -> Result<Vec<DeadLetter>, LeaseError> {
+    let mut all: Vec<DeadLetter> = Vec::new();
+    loop {
+        let first: ShardIndex = all.last().map_or(0, |letter| letter.shard + 1);
+        let page = leases.dead_letters(first, GIVEN_UP_PAGE).await?;
+        let is_last = page.len() < GIVEN_UP_PAGE;
+        all.extend(page);
+        if is_last {
+            return Ok(all);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

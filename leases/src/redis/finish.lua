@@ -12,6 +12,7 @@ if epoch and not is_live(shard, epoch, owner) then
   return {'lost'}
 end
 
+local last_epoch = redis.call('HGET', epochs, shard) or '0'
 unlease(shard)
 redis.call('ZREM', open, shard)
 redis.call('ZREM', dead, shard)
@@ -19,6 +20,8 @@ redis.call('HDEL', epochs, shard)
 redis.call('HDEL', deliveries, shard)
 redis.call('HDEL', errors, shard)
 redis.call('SETBIT', done, shard, 1)
+redis.call('HSET', records, shard,
+  table.concat({succeeded, failed, skipped, tokens, last_epoch}, ' '))
 redis.call('HINCRBY', counters, 'succeeded', succeeded)
 redis.call('HINCRBY', counters, 'failed', failed)
 redis.call('HINCRBY', counters, 'skipped', skipped)

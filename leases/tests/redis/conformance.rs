@@ -43,6 +43,11 @@ tests! {
     a_failure_reported_twice_counts_once
     a_long_error_is_cut
     dead_letters_are_listed_by_index_up_to_the_limit
+    dead_letters_can_be_read_page_by_page
+    a_done_shard_whose_commit_is_gone_can_be_opened_and_is_counted_once
+    a_dead_shard_can_be_revived_with_all_its_deliveries
+    opening_again_leaves_live_leases_and_unknown_shards_alone
+    a_lease_of_before_a_shard_was_done_stays_powerless_when_it_is_opened_again
 }
 
 /// A little more than a lease lives.
@@ -282,7 +287,7 @@ async fn a_found_commit_is_counted_once_from_every_state(subject: &dyn Subject) 
     }
     assert_eq!(leases.renew(&held).await.unwrap(), Renewal::Lost);
     assert_eq!(leases.claim("a").await.unwrap(), Claim::Drained);
-    assert_eq!(leases.dead_letters(10).await.unwrap(), []);
+    assert_eq!(leases.dead_letters(0, 10).await.unwrap(), []);
     let done = Snapshot {
         known: true,
         done: 4,
@@ -325,7 +330,7 @@ async fn a_shard_that_keeps_failing_becomes_a_dead_letter(subject: &dyn Subject)
         deliveries: 3,
         error: "third".into(),
     };
-    assert_eq!(leases.dead_letters(10).await.unwrap(), [expected]);
+    assert_eq!(leases.dead_letters(0, 10).await.unwrap(), [expected]);
 }
 
 async fn a_shard_whose_workers_fall_silent_becomes_a_dead_letter(subject: &dyn Subject) {
@@ -336,7 +341,7 @@ async fn a_shard_whose_workers_fall_silent_becomes_a_dead_letter(subject: &dyn S
         subject.advance(past_ttl()).await;
     }
     assert_eq!(leases.claim("a").await.unwrap(), Claim::Drained);
-    let letters = leases.dead_letters(10).await.unwrap();
+    let letters = leases.dead_letters(0, 10).await.unwrap();
     assert_eq!((letters[0].shard, letters[0].deliveries), (5, 3));
     assert!(letters[0].error.contains("ran out"), "{}", letters[0].error);
 }
@@ -354,7 +359,7 @@ async fn a_permanent_failure_is_dead_at_once(subject: &dyn Subject) {
         deliveries: 1,
         error: "truncated".into(),
     };
-    assert_eq!(leases.dead_letters(10).await.unwrap(), [expected]);
+    assert_eq!(leases.dead_letters(0, 10).await.unwrap(), [expected]);
 }
 
 async fn a_failure_reported_twice_counts_once(subject: &dyn Subject) {
@@ -382,7 +387,7 @@ async fn a_long_error_is_cut(subject: &dyn Subject) {
         .fail(&lease, &"ü".repeat(ERROR_BYTES_MAX), true)
         .await
         .unwrap();
-    let letters = leases.dead_letters(1).await.unwrap();
+    let letters = leases.dead_letters(0, 1).await.unwrap();
     assert_eq!(letters[0].error, "ü".repeat(ERROR_BYTES_MAX / 2));
 }
 
@@ -397,7 +402,7 @@ async fn dead_letters_are_listed_by_index_up_to_the_limit(subject: &dyn Subject)
             .unwrap();
     }
     for (limit, expected) in [(0, vec![]), (2, vec![9, 10]), (9, vec![9, 10, 100])] {
-        let letters = leases.dead_letters(limit).await.unwrap();
+        let letters = leases.dead_letters(0, limit).await.unwrap();
         let shards: Vec<u32> = letters.iter().map(|letter| letter.shard).collect();
         assert_eq!(shards, expected);
         assert!(
@@ -406,4 +411,101 @@ async fn dead_letters_are_listed_by_index_up_to_the_limit(subject: &dyn Subject)
                 .all(|letter| letter.error == format!("shard {}", letter.shard))
         );
     }
+}
+
+async fn dead_letters_can_be_read_page_by_page(subject: &dyn Subject) {
+    let leases = subject.leases();
+    leases.push(&[1, 2, 3, 4, 50]).await.unwrap();
+    for _ in 0..5 {
+        let lease = subject.lease("a").await;
+        leases.fail(&lease, "broken", true).await.unwrap();
+    }
+    for (first, expected) in [
+        (0, vec![1, 2]),
+        (3, vec![3, 4]),
+        (5, vec![50]),
+        (51, vec![]),
+    ] {
+        let letters = leases.dead_letters(first, 2).await.unwrap();
+        let shards: Vec<u32> = letters.iter().map(|letter| letter.shard).collect();
+        assert_eq!(shards, expected);
+    }
+}
+
+async fn a_done_shard_whose_commit_is_gone_can_be_opened_and_is_counted_once(
+    subject: &dyn Subject,
+) {
+    let leases = subject.leases();
+    leases.push(&[0, 1]).await.unwrap();
+    let lease = subject.lease("a").await;
+    leases.acknowledge(&lease, &tally(0)).await.unwrap();
+    leases.mark_committed(1, tally(1)).await.unwrap();
+    for _ in 0..2 {
+        leases.reopen(&[0]).await.unwrap();
+        let expected = Snapshot {
+            known: true,
+            open: 1,
+            done: 1,
+            tally: tally(1),
+            ..Snapshot::default()
+        };
+        assert_eq!(leases.snapshot().await.unwrap(), expected);
+    }
+    let again = subject.lease("a").await;
+    assert_eq!(again.shard, 0);
+    leases.acknowledge(&again, &tally(0)).await.unwrap();
+    let snapshot = leases.snapshot().await.unwrap();
+    assert_eq!((snapshot.done, snapshot.tally), (2, tally(0) + tally(1)));
+    assert_eq!(leases.claim("a").await.unwrap(), Claim::Drained);
+}
+
+async fn a_dead_shard_can_be_revived_with_all_its_deliveries(subject: &dyn Subject) {
+    let leases = subject.leases();
+    leases.push(&[5]).await.unwrap();
+    let mut last_epoch = 0;
+    for _ in 0..2 {
+        for delivery in 1..=OPTIONS.deliveries_max {
+            let lease = subject.lease("a").await;
+            assert!(lease.epoch > last_epoch, "epochs grow");
+            last_epoch = lease.epoch;
+            let failed = leases.fail(&lease, "again", false).await.unwrap();
+            assert_eq!(
+                failed == FailOutcome::Dead,
+                delivery == OPTIONS.deliveries_max
+            );
+        }
+        leases.reopen(&[5]).await.unwrap();
+        leases.reopen(&[5]).await.unwrap();
+        assert_eq!(leases.dead_letters(0, 10).await.unwrap(), []);
+    }
+    let expected = Snapshot {
+        known: true,
+        open: 1,
+        ..Snapshot::default()
+    };
+    assert_eq!(leases.snapshot().await.unwrap(), expected);
+}
+
+async fn opening_again_leaves_live_leases_and_unknown_shards_alone(subject: &dyn Subject) {
+    let leases = subject.leases();
+    leases.push(&[0, 1]).await.unwrap();
+    let held = subject.lease("a").await;
+    let before = leases.snapshot().await.unwrap();
+    leases.reopen(&[0, 1, 7]).await.unwrap();
+    assert_eq!(leases.snapshot().await.unwrap(), before);
+    assert_eq!(leases.renew(&held).await.unwrap(), Renewal::Renewed);
+}
+
+async fn a_lease_of_before_a_shard_was_done_stays_powerless_when_it_is_opened_again(
+    subject: &dyn Subject,
+) {
+    let leases = subject.leases();
+    leases.push(&[0]).await.unwrap();
+    let stale = subject.lease("a").await;
+    leases.mark_committed(0, tally(0)).await.unwrap();
+    leases.reopen(&[0]).await.unwrap();
+    let live = subject.lease("a").await;
+    assert_eq!(live.epoch, stale.epoch + 1);
+    assert_powerless(subject, &stale).await;
+    assert_eq!(leases.renew(&live).await.unwrap(), Renewal::Renewed);
 }

@@ -18,6 +18,7 @@ use millrace_e2e::redis_server::RedisServer;
 #[derive(Debug, Clone)]
 enum Step {
     Push(Vec<ShardIndex>),
+    Reopen(Vec<ShardIndex>),
     MarkCommitted(ShardIndex),
     Claim(u8),
     Renew(Index),
@@ -34,6 +35,7 @@ const TIME_STEP: Duration = Duration::from_secs(3600 * 2 / 7);
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         1 => prop::collection::vec(0..5u32, 0..5).prop_map(Step::Push),
+        1 => prop::collection::vec(0..5u32, 0..5).prop_map(Step::Reopen),
         1 => (0..5u32).prop_map(Step::MarkCommitted),
         8 => (0..3u8).prop_map(Step::Claim),
         3 => any::<Index>().prop_map(Step::Renew),
@@ -104,6 +106,12 @@ async fn check(subject: &dyn Subject, steps: &[Step]) {
                 leases.push(shards).await.unwrap();
                 model.push(shards);
             }
+            Step::Reopen(shards) => {
+                leases.reopen(shards).await.unwrap();
+                for shard in model.reopen(shards) {
+                    witness.reopened(shard);
+                }
+            }
             Step::MarkCommitted(shard) => {
                 let reply = leases.mark_committed(*shard, tally(*shard)).await.unwrap();
                 assert_eq!(reply, model.finish(*shard));
@@ -161,7 +169,7 @@ async fn check(subject: &dyn Subject, steps: &[Step]) {
             model.snapshot(),
             "after {step:?}"
         );
-        let letters = leases.dead_letters(10).await.unwrap();
+        let letters = leases.dead_letters(0, 10).await.unwrap();
         let seen: Vec<_> = letters.iter().map(|l| (l.shard, l.deliveries)).collect();
         let expected = model.dead_letters();
         assert_eq!(
@@ -215,6 +223,11 @@ impl Witness {
         }
     }
 
+    fn reopened(&mut self, shard: ShardIndex) {
+        self.ended(shard);
+        self.counted.remove(&shard);
+    }
+
     fn counted(&mut self, shard: ShardIndex, reply: Acknowledgement) {
         if reply == Acknowledgement::Counted {
             let times = self.counted.entry(shard).or_default();
@@ -257,6 +270,22 @@ impl Model {
             };
             self.shards.entry(*shard).or_insert(new);
         }
+    }
+
+    /// The shards that were done or dead and are open now.
+    fn reopen(&mut self, shards: &[ShardIndex]) -> Vec<ShardIndex> {
+        let mut reopened = Vec::new();
+        for shard in shards {
+            let Some(record) = self.shards.get_mut(shard) else {
+                continue;
+            };
+            if matches!(record.state, State::Done | State::Dead { .. }) {
+                record.state = State::Open;
+                record.deliveries = 0;
+                reopened.push(*shard);
+            }
+        }
+        reopened
     }
 
     fn finish(&mut self, shard: ShardIndex) -> Acknowledgement {

@@ -1,0 +1,115 @@
+//! Runs driven to their end over outputs that are not as the lease store believes.
+
+use millrace_leases::{LeaseOptions, MemoryLeaseStore};
+use millrace_protocol::tally::Tally;
+use serde_json::json;
+
+use super::*;
+use crate::store::StoreOptions;
+use crate::work::testing::{self, FakeServer, Say};
+
+/// A job of three shards, its stores, and leases without anything in them.
+struct Scene {
+    folder: tempfile::TempDir,
+    stores: Stores,
+    server: FakeServer,
+    options: WorkOptions,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let server = FakeServer::start(|_, _| Say::Vectors);
+        let options = LeaseOptions::default();
+        let options = WorkOptions {
+            client: server.client(),
+            leases: Arc::new(MemoryLeaseStore::new(options)),
+            lease_ttl: options.lease_ttl,
+            progress: Arc::new(Progress::default()),
+            stop: CancellationToken::new(),
+        };
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            stores: Stores::new(StoreOptions::default()),
+            server,
+            options,
+        }
+    }
+
+    fn job(&self, merge: bool) -> CheckedJob {
+        let spec = json!({"output": {"uri": "out", "merge": merge}});
+        testing::job(self.folder.path(), &["a", "b", "c"], spec)
+    }
+
+    async fn drive(&self, job: &CheckedJob) -> Manifest {
+        let prepared = prepare(&self.stores, job).await.unwrap();
+        match drive(&self.stores, job, prepared, &self.options).await {
+            Ok(RunEnd::Finished(manifest)) => *manifest,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn shards_that_only_the_lease_store_holds_for_done_are_worked_off() {
+    let scene = Scene::new();
+    let leases = &scene.options.leases;
+    leases.push(&[0, 1, 2]).await.unwrap();
+    for shard in 0..3 {
+        leases
+            .mark_committed(shard, Tally::default())
+            .await
+            .unwrap();
+    }
+    let manifest = scene.drive(&scene.job(false)).await;
+    assert!(manifest.complete);
+    assert_eq!(manifest.totals.rows.succeeded, 3);
+    assert_eq!(scene.server.asked().len(), 3);
+    let counted = leases.snapshot().await.unwrap().tally;
+    assert_eq!(counted, manifest.totals, "nothing is counted twice");
+}
+
+#[tokio::test]
+async fn a_run_that_begins_again_revives_the_shards_that_were_given_up() {
+    let scene = Scene::new();
+    let prepared = prepare(&scene.stores, &scene.job(false)).await.unwrap();
+    let leases = scene.options.leases.as_ref();
+    leases.push(&[0, 1, 2]).await.unwrap();
+    let millrace_leases::Claim::Lease(lease) = leases.claim("a").await.unwrap() else {
+        panic!("no lease");
+    };
+    leases.fail(&lease, "away", true).await.unwrap();
+    commits::fill_anew(leases, &prepared.plan, &prepared.committed)
+        .await
+        .unwrap();
+    let snapshot = leases.snapshot().await.unwrap();
+    assert_eq!((snapshot.open, snapshot.dead), (3, 0));
+}
+
+#[tokio::test]
+async fn a_finished_job_that_is_to_be_merged_now_is_finished_once_more() {
+    let scene = Scene::new();
+    let (apart, merged) = (scene.job(false), scene.job(true));
+    assert_eq!(scene.drive(&apart).await.merged, None);
+    let found = finished(&scene.stores, &apart).await.unwrap();
+    assert!(found.is_some(), "it has nothing left to do");
+    assert_eq!(finished(&scene.stores, &merged).await.unwrap(), None);
+    let manifest = scene.drive(&merged).await;
+    assert_eq!(manifest.merged.as_deref(), Some("results.jsonl"));
+    let results = scene.folder.path().join("out/results.jsonl");
+    assert_eq!(std::fs::read_to_string(results).unwrap().lines().count(), 3);
+    assert_eq!(scene.server.asked().len(), 3, "no row is computed again");
+    assert!(finished(&scene.stores, &merged).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn more_shards_than_a_page_can_be_given_up() {
+    let leases = MemoryLeaseStore::new(LeaseOptions::default());
+    let shards: Vec<ShardIndex> = (0..2 * GIVEN_UP_PAGE as u32 + 1).collect();
+    leases.push(&shards).await.unwrap();
+    while let millrace_leases::Claim::Lease(lease) = leases.claim("a").await.unwrap() {
+        leases.fail(&lease, "broken", true).await.unwrap();
+    }
+    let given_up = given_up(&leases).await.unwrap();
+    let named: Vec<ShardIndex> = given_up.iter().map(|letter| letter.shard).collect();
+    assert_eq!(named, shards);
+}
