@@ -5,11 +5,13 @@
 //! [`plan`] → [`lease`] → [`row`] → [`wire`] → [`result`] → [`commit`] → [`manifest`],
 //! and [`layout`] says where each of them lies in an output. In a cluster, [`registry`] is how the
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
+//! [`panic`] quotes what was caught.
 
 pub mod commit;
 pub mod layout;
 pub mod lease;
 pub mod manifest;
+pub mod panic;
 pub mod plan;
 pub mod registry;
 pub mod report;

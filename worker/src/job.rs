@@ -56,6 +56,17 @@ pub struct Step {
     pub model: String,
 }
 
+/// The models of `steps`, each once, in the order of the steps: what a server is asked for.
+pub fn models(steps: &[Step]) -> Vec<String> {
+    let mut models: Vec<String> = Vec::new();
+    for step in steps {
+        if !models.contains(&step.model) {
+            models.push(step.model.clone());
+        }
+    }
+    models
+}
+
 /// The dataset.
 #[derive(Debug, Clone)]
 pub struct Input {

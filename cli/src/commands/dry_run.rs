@@ -10,6 +10,7 @@ use millrace_model_files::folder::default_model_cache;
 use millrace_protocol::plan::Plan;
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::RowsRequest;
+use millrace_worker::job;
 use millrace_worker::manifests::Loaded;
 use millrace_worker::plan::{self, Preflight, TokenCounter};
 use millrace_worker::read;
@@ -137,7 +138,7 @@ async fn measure(
         return Ok(None);
     }
     let request = RowsRequest {
-        models: job.steps.iter().map(|step| step.model.clone()).collect(),
+        models: job::models(&job.steps),
         texts,
     };
     let server = LocalServer::start(program, &loaded.service, &loaded.base)?;

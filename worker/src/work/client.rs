@@ -33,7 +33,13 @@ pub enum ClientError {
         /// How long the server asked to wait.
         retry_after: Duration,
     },
-    /// Nobody listens; the request was never sent.
+    /// The server takes no request as large as this one; smaller ones may do.
+    #[error("the inference-server takes no request of this size: {0}")]
+    TooLarge(String),
+    /// The request did not reach the server whole within its patience; nothing was computed.
+    #[error("the request reached the inference-server too slowly")]
+    TooSlow,
+    /// Nobody listens, or the models are not loaded; nothing was computed.
     #[error("the inference-server cannot be reached: {0}")]
     Away(String),
     /// The server went away before it answered; it may have died of this very request.
@@ -87,9 +93,10 @@ impl Client {
         let (status, retry_after, body) = self.send(Method::POST, ROWS_PATH, body).await?;
         match status {
             StatusCode::OK => decode_reply(request, &body),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                Err(ClientError::Busy { retry_after })
-            }
+            StatusCode::TOO_MANY_REQUESTS => Err(ClientError::Busy { retry_after }),
+            StatusCode::SERVICE_UNAVAILABLE => Err(ClientError::Away(words(&body))),
+            StatusCode::PAYLOAD_TOO_LARGE => Err(ClientError::TooLarge(words(&body))),
+            StatusCode::REQUEST_TIMEOUT => Err(ClientError::TooSlow),
             status => Err(refused(status, &body)),
         }
     }
@@ -207,9 +214,13 @@ fn retry_after(headers: &http::HeaderMap) -> Duration {
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {
-    let message = String::from_utf8_lossy(&body[..body.len().min(512)]).into_owned();
     ClientError::Refused {
         status: status.as_u16(),
-        message,
+        message: words(body),
     }
+}
+
+/// The server's own words, cut.
+fn words(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(512)]).into_owned()
 }

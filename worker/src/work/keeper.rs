@@ -17,13 +17,20 @@ pub enum Lost {
 }
 
 /// Renews `lease` every third of `ttl`; returns when it is lost, at the latest a heartbeat before
-/// the TTL since the last successful renewal is over, by this process's monotonic clock.
-pub async fn keep(leases: &dyn LeaseStore, lease: &Lease, ttl: Duration) -> Lost {
+/// the TTL since the last successful renewal is over, by this process's monotonic clock. `claimed_at`
+/// is the moment before the lease was asked for: it may have begun at any time since then.
+pub async fn keep(
+    leases: &dyn LeaseStore,
+    lease: &Lease,
+    ttl: Duration,
+    claimed_at: Instant,
+) -> Lost {
     let heartbeat = ttl / 3;
-    let mut renewed_at = Instant::now();
+    let (mut renewed_at, mut next) = (claimed_at, claimed_at + heartbeat);
     loop {
-        tokio::time::sleep(heartbeat).await;
+        tokio::time::sleep_until(next).await;
         let asked_at = Instant::now();
+        next = asked_at + heartbeat;
         let deadline = renewed_at + ttl - heartbeat / 2;
         match tokio::time::timeout_at(deadline, leases.renew(lease)).await {
             Ok(Ok(Renewal::Renewed)) => renewed_at = asked_at,
@@ -68,6 +75,9 @@ mod tests {
         async fn push(&self, _: &[ShardIndex]) -> Result<(), LeaseError> {
             unreachable!("a keeper only renews")
         }
+        async fn reopen(&self, _: &[ShardIndex]) -> Result<(), LeaseError> {
+            unreachable!("a keeper only renews")
+        }
         async fn mark_committed(
             &self,
             _: ShardIndex,
@@ -90,12 +100,24 @@ mod tests {
         async fn snapshot(&self) -> Result<Snapshot, LeaseError> {
             unreachable!("a keeper only renews")
         }
-        async fn dead_letters(&self, _: usize) -> Result<Vec<DeadLetter>, LeaseError> {
+        async fn dead_letters(
+            &self,
+            _: ShardIndex,
+            _: usize,
+        ) -> Result<Vec<DeadLetter>, LeaseError> {
             unreachable!("a keeper only renews")
         }
     }
 
-    async fn keep_with(mut script: Vec<Option<Renewal>>) -> (Lost, Duration) {
+    async fn keep_with(script: Vec<Option<Renewal>>) -> (Lost, Duration) {
+        keep_after(Duration::ZERO, script).await
+    }
+
+    /// Keeps a lease whose claim took a while.
+    async fn keep_after(
+        claim_took: Duration,
+        mut script: Vec<Option<Renewal>>,
+    ) -> (Lost, Duration) {
         script.reverse();
         let leases = Scripted(Mutex::new(script));
         let lease = Lease {
@@ -103,8 +125,10 @@ mod tests {
             epoch: 1,
             owner: "o".to_owned(),
         };
+        let claimed_at = Instant::now();
+        tokio::time::advance(claim_took).await;
         let started = Instant::now();
-        let lost = keep(&leases, &lease, TTL).await;
+        let lost = keep(&leases, &lease, TTL, claimed_at).await;
         (lost, started.elapsed())
     }
 
@@ -120,5 +144,13 @@ mod tests {
         assert_eq!(lost, Lost::Unreachable);
         let since_last_renewal = after - TTL / 3;
         assert!(since_last_renewal < TTL, "{since_last_renewal:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_that_a_claim_took_is_time_of_the_lease() {
+        let claim_took = TTL * 2 / 3;
+        let (lost, after) = keep_after(claim_took, vec![None]).await;
+        assert_eq!(lost, Lost::Unreachable);
+        assert!(claim_took + after < TTL, "{after:?}");
     }
 }

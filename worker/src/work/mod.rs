@@ -11,14 +11,24 @@ pub mod part;
 pub mod progress;
 mod shard;
 pub mod submit;
+#[cfg(test)]
+mod submit_tests;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod window;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use millrace_protocol::lease::Lease;
+use millrace_protocol::panic;
 use millrace_protocol::tally::Tally;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::commits::{self, CommitsError};
@@ -38,10 +48,14 @@ const WAIT_FOR_STORE: Duration = Duration::from_millis(500);
 /// moment does not use up every delivery of every shard.
 const WAIT_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
+/// Attending turns a panic into a failure of its shard.
+const ATTENDS_WITHOUT_PANIC: &str = "attending to a shard does not panic";
+
 /// Why a worker stopped before its job was drained.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
-    /// Nothing is wrong with any shard, but none can be worked off here.
+    /// Nothing is wrong with any shard, but none can be worked off here: the server, the output or
+    /// the rights on the input fail.
     #[error("no shard can be worked off here")]
     Shard(#[source] ShardError),
     /// The lease store does not work at all.
@@ -69,6 +83,22 @@ pub struct Worker {
     owner: String,
 }
 
+/// A shard in hand.
+#[derive(Debug)]
+pub struct Held {
+    lease: Lease,
+    /// The moment before the lease was asked for: it may have begun at any time since then.
+    claimed_at: Instant,
+}
+
+/// What there is to settle of a shard.
+enum Attempt {
+    /// A commit of another attempt, found before any work.
+    Standing(Tally),
+    /// Files whose commit is still to be made.
+    Ours(shard::Worked),
+}
+
 /// What became of a shard in hand.
 enum Outcome {
     Settled,
@@ -88,46 +118,63 @@ impl Worker {
         }
     }
 
-    /// Runs until the job is drained or `stop` is cancelled. On stop no shard is claimed any more,
-    /// shards being committed are committed, and all others are released.
+    /// Runs until the job is drained or `stop` is cancelled. On stop, and after an error, no shard is
+    /// claimed any more, shards being committed are committed, and all others are released.
     pub async fn run(self, stop: CancellationToken) -> Result<Ended, WorkError> {
         let worker = Arc::new(self);
-        let mut in_hand: JoinSet<Result<(), WorkError>> = JoinSet::new();
-        let drained = loop {
+        let stop = stop.child_token();
+        let mut in_hand = JoinSet::new();
+        let mut ended = worker.work_off(&mut in_hand, &stop).await;
+        loop {
+            if ended.is_err() {
+                stop.cancel();
+            }
+            match in_hand.join_next().await {
+                None => return ended,
+                Some(attended) => {
+                    let attended = attended.expect(ATTENDS_WITHOUT_PANIC);
+                    // The first error is the reason; the others follow from it.
+                    ended = ended.and_then(|ended| attended.map(|()| ended));
+                }
+            }
+        }
+    }
+
+    /// Claims shards and attends to them, some at a time, until none is left, one ends with an error
+    /// or `stop` is cancelled. Leaves those that are still worked on in hand.
+    async fn work_off(
+        self: &Arc<Self>,
+        in_hand: &mut JoinSet<Result<(), WorkError>>,
+        stop: &CancellationToken,
+    ) -> Result<Ended, WorkError> {
+        loop {
             if stop.is_cancelled() {
-                break false;
+                return Ok(Ended::Stopped);
             }
             if in_hand.len() < SHARDS_IN_HAND_MAX {
-                match worker.claim().await? {
-                    Claimed::Lease(lease) => {
-                        let (worker, stop) = (worker.clone(), stop.clone());
-                        in_hand.spawn(async move { worker.attend(lease, stop).await });
+                match self.claim().await? {
+                    Claimed::Lease(held) => {
+                        let (worker, stop) = (self.clone(), stop.clone());
+                        in_hand.spawn(async move { worker.attend(held, stop).await });
                         continue;
                     }
-                    Claimed::Drained if in_hand.is_empty() => break true,
+                    Claimed::Drained if in_hand.is_empty() => return Ok(Ended::Drained),
                     Claimed::Drained | Claimed::Later => {}
                 }
             }
             tokio::select! {
-                Some(done) = in_hand.join_next() => done.expect("a shard's task does not panic")?,
+                Some(attended) = in_hand.join_next() => attended.expect(ATTENDS_WITHOUT_PANIC)?,
                 () = tokio::time::sleep(WAIT_FOR_SHARD), if in_hand.len() < SHARDS_IN_HAND_MAX => {}
                 () = stop.cancelled() => {}
             }
-        };
-        while let Some(done) = in_hand.join_next().await {
-            done.expect("a shard's task does not panic")?;
         }
-        Ok(if drained {
-            Ended::Drained
-        } else {
-            Ended::Stopped
-        })
     }
 
     /// Asks for one shard to work on.
     pub async fn claim(&self) -> Result<Claimed, WorkError> {
+        let claimed_at = Instant::now();
         match self.leases.claim(&self.owner).await {
-            Ok(Claim::Lease(lease)) => Ok(Claimed::Lease(lease)),
+            Ok(Claim::Lease(lease)) => Ok(Claimed::Lease(Held { lease, claimed_at })),
             Ok(Claim::Drained) => Ok(Claimed::Drained),
             Ok(Claim::Wait) => Ok(Claimed::Later),
             Ok(Claim::Unknown) => {
@@ -155,41 +202,39 @@ impl Worker {
     /// Works off one leased shard, whatever happens to it, and settles it with the lease store.
     ///
     /// Cancelling `stop` gives the shard back, unless it is being committed.
-    pub async fn attend(&self, lease: Lease, stop: CancellationToken) -> Result<(), WorkError> {
-        let shard = lease.shard;
-        let outcome = self.work_and_settle(&lease, &stop).await;
+    pub async fn attend(&self, held: Held, stop: CancellationToken) -> Result<(), WorkError> {
+        let (lease, shard) = (&held.lease, held.lease.shard);
+        // A panic unwinds out of this shard's attempt alone, which is dropped whole.
+        let settled = AssertUnwindSafe(self.work_and_settle(&held, &stop)).catch_unwind();
+        let outcome = settled.await.unwrap_or_else(|payload| {
+            let words = panic::text(&*payload).to_owned();
+            Outcome::Failed(ShardError::Panicked(words))
+        });
         match outcome {
             Outcome::Settled => Ok(()),
             Outcome::GivenBack => {
                 self.ctx.progress.let_go(shard);
                 Ok(())
             }
-            Outcome::Failed(error @ ShardError::Submit(_)) => {
+            Outcome::Failed(error) if error.is_everyones() => {
                 self.ctx.progress.let_go(shard);
-                self.quietly("release", shard, self.leases.release(&lease))
+                self.quietly("release", shard, self.leases.release(lease))
                     .await;
                 Err(WorkError::Shard(error))
             }
             Outcome::Failed(error) => {
-                self.fail(&lease, &error).await;
+                self.fail(lease, &error).await;
                 Ok(())
             }
         }
     }
 
-    async fn work_and_settle(&self, lease: &Lease, stop: &CancellationToken) -> Outcome {
+    async fn work_and_settle(&self, held: &Held, stop: &CancellationToken) -> Outcome {
+        let Held { lease, claimed_at } = held;
         let shard = lease.shard;
-        match commit::read(&self.ctx.output, self.ctx.plan.run, shard).await {
-            Ok(Some(standing)) => {
-                self.acknowledge(lease, standing.tally()).await;
-                return Outcome::Settled;
-            }
-            Ok(None) => {}
-            Err(error) => return Outcome::Failed(error.into()),
-        }
-        let kept = keeper::keep(self.leases.as_ref(), lease, self.lease_ttl);
+        let kept = keeper::keep(self.leases.as_ref(), lease, self.lease_ttl, *claimed_at);
         tokio::pin!(kept);
-        let worked = tokio::select! {
+        let attempt = tokio::select! {
             biased;
             lost = &mut kept => {
                 tracing::warn!(shard, epoch = lease.epoch, ?lost, "the lease is lost: the shard is let go");
@@ -199,18 +244,31 @@ impl Worker {
                 self.quietly("release", shard, self.leases.release(lease)).await;
                 return Outcome::GivenBack;
             }
-            worked = shard::work(&self.ctx, lease) => match worked {
-                Ok(worked) => worked,
+            attempt = self.attempt(lease) => match attempt {
+                Ok(attempt) => attempt,
                 Err(error) => return Outcome::Failed(error),
             },
         };
         // From here on the attempt is complete: the commit decides, not the lease.
-        match shard::settle(&self.ctx, worked).await {
+        let settled = match attempt {
+            Attempt::Standing(tally) => Ok(tally),
+            Attempt::Ours(worked) => shard::settle(&self.ctx, worked).await,
+        };
+        match settled {
             Ok(tally) => {
                 self.acknowledge(lease, tally).await;
                 Outcome::Settled
             }
             Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// Finds the shard's commit, or works the shard off.
+    async fn attempt(&self, lease: &Lease) -> Result<Attempt, ShardError> {
+        let (output, run) = (&self.ctx.output, self.ctx.plan.run);
+        match commit::read(output, run, lease.shard).await? {
+            Some(standing) => Ok(Attempt::Standing(standing.tally())),
+            None => Ok(Attempt::Ours(shard::work(&self.ctx, lease).await?)),
         }
     }
 
@@ -258,7 +316,7 @@ impl Worker {
 /// What asking for a shard came to.
 pub enum Claimed {
     /// A shard to attend to.
-    Lease(Lease),
+    Lease(Held),
     /// Nothing for now; ask again.
     Later,
     /// Every shard of the run is committed or given up.

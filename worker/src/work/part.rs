@@ -70,11 +70,11 @@ impl PartWriter {
         let Some(mut upload) = self.upload.take() else {
             return Ok(None);
         };
-        if let Err(error) = upload.shutdown().await {
-            // The upload may be half done; what can be aborted is.
-            self.upload = Some(upload);
-            return Err(upload_failed(&self.path, error));
-        }
+        // An upload that fails to complete aborts itself; it must not be touched again.
+        upload
+            .shutdown()
+            .await
+            .map_err(|error| upload_failed(&self.path, error))?;
         let sha256 = HEXLOWER.encode(&std::mem::take(&mut self.sha256).finalize());
         Ok(Some(WrittenPart {
             relative_path: std::mem::take(&mut self.relative_path),
@@ -128,5 +128,40 @@ pub fn upload_failed(path: &Path, error: std::io::Error) -> StoreError {
                 },
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::store::odd::{Habits, Odd};
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_finished_is_an_error_and_not_a_panic() {
+        static PANICKED: AtomicBool = AtomicBool::new(false);
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if panic.to_string().contains("shut down") {
+                PANICKED.store(true, Ordering::Relaxed);
+            }
+            before(panic);
+        }));
+        let location = Location {
+            store: Arc::new(Odd::new(Habits {
+                full_below: Some("out"),
+                ..Habits::default()
+            })),
+            path: Path::from("out"),
+        };
+        let mut part = PartWriter::new(&location, "parts/a.jsonl".to_owned());
+        part.write(Bytes::from("line\n")).await.unwrap();
+        let error = part.finish().await.unwrap_err();
+        assert!(matches!(error, StoreError::Store { .. }), "{error}");
+        // What a dropped writer leaves to the runtime has its turn.
+        tokio::task::yield_now().await;
+        assert!(!PANICKED.load(Ordering::Relaxed));
     }
 }

@@ -1,8 +1,9 @@
 //! How far a run is, for whoever shows it. A hint: totals come from the commits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 
+use millrace_protocol::commit::Commit;
 use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::tally::Tally;
 
@@ -15,7 +16,9 @@ pub struct Progress {
 #[derive(Debug, Default)]
 struct Counts {
     shards_total: u32,
-    shards_committed: u32,
+    /// A shard may be found committed more than once: when its acknowledgement was lost, it is
+    /// claimed again.
+    shards_committed: BTreeSet<ShardIndex>,
     shards_failed: u32,
     committed: Tally,
     /// Rows of shards in hand; they count again from zero if the shard is given up.
@@ -43,11 +46,11 @@ pub struct ProgressSnapshot {
 
 impl Progress {
     /// Starts the count: `committed` is what earlier processes left.
-    pub fn start(&self, shards_total: u32, shards_committed: u32, committed: Tally) {
+    pub fn start(&self, shards_total: u32, committed: &[Commit]) {
         let mut counts = self.lock();
         counts.shards_total = shards_total;
-        counts.shards_committed = shards_committed;
-        counts.committed = committed;
+        counts.shards_committed = committed.iter().map(|commit| commit.shard).collect();
+        counts.committed = committed.iter().map(Commit::tally).sum();
     }
 
     /// Rows of a shard in hand were answered.
@@ -66,8 +69,9 @@ impl Progress {
     pub fn committed(&self, shard: ShardIndex, tally: Tally) {
         let mut counts = self.lock();
         counts.in_hand.remove(&shard);
-        counts.shards_committed += 1;
-        counts.committed += tally;
+        if counts.shards_committed.insert(shard) {
+            counts.committed += tally;
+        }
     }
 
     /// A shard was given up.
@@ -83,7 +87,7 @@ impl Progress {
         let in_hand: Tally = counts.in_hand.values().copied().sum();
         ProgressSnapshot {
             shards_total: counts.shards_total,
-            shards_committed: counts.shards_committed,
+            shards_committed: counts.shards_committed.len() as u32,
             shards_failed: counts.shards_failed,
             committed: counts.committed,
             done: counts.committed + in_hand,
@@ -96,5 +100,25 @@ impl Progress {
         self.counts
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_whose_acknowledgement_was_lost_counts_once() {
+        let progress = Progress::default();
+        progress.start(2, &[]);
+        let tally = Tally {
+            tokens: 7,
+            ..Tally::default()
+        };
+        for _ in 0..2 {
+            progress.committed(1, tally);
+            let seen = progress.snapshot();
+            assert_eq!((seen.shards_committed, seen.done), (1, tally));
+        }
     }
 }

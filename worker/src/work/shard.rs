@@ -61,6 +61,9 @@ pub struct ShardContext {
 /// Why a shard was not worked off.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
+    /// The lease store holds more shards than the plan: they are another run's.
+    #[error("the plan has no shard {0}: the lease store holds shards of another run")]
+    NotPlanned(ShardIndex),
     /// Its input could not be read.
     #[error("the shard's input could not be read")]
     Read(#[from] ReadError),
@@ -73,6 +76,9 @@ pub enum ShardError {
     /// Its commit could not be decided.
     #[error("the shard could not be committed")]
     Commit(#[from] CommitError),
+    /// Working on it hit a fault of this program.
+    #[error("the worker panicked on the shard: {0}")]
+    Panicked(String),
 }
 
 impl ShardError {
@@ -80,7 +86,26 @@ impl ShardError {
     pub fn is_permanent(&self) -> bool {
         match self {
             ShardError::Read(error) => error.is_permanent(),
-            ShardError::Submit(_) | ShardError::Write(_) | ShardError::Commit(_) => false,
+            ShardError::NotPlanned(_) => true,
+            ShardError::Submit(_)
+            | ShardError::Write(_)
+            | ShardError::Commit(_)
+            | ShardError::Panicked(_) => false,
+        }
+    }
+
+    /// Whether the shard is not to blame: the server, the output or the rights on the input fail
+    /// every shard alike, so none is charged with it.
+    pub fn is_everyones(&self) -> bool {
+        match self {
+            ShardError::Submit(_)
+            | ShardError::Write(_)
+            | ShardError::Commit(CommitError::Store { .. })
+            | ShardError::Read(ReadError::Store(StoreError::Denied { .. })) => true,
+            ShardError::NotPlanned(_)
+            | ShardError::Read(_)
+            | ShardError::Commit(CommitError::Unreadable { .. })
+            | ShardError::Panicked(_) => false,
         }
     }
 }
@@ -93,7 +118,8 @@ pub struct Worked {
 /// Reads, submits and writes the shard. Dropping the future abandons the attempt.
 pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, ShardError> {
     let run = ctx.plan.run;
-    let shard = &ctx.plan.shards[lease.shard as usize];
+    let shard = ctx.plan.shards.get(lease.shard as usize);
+    let shard = shard.ok_or(ShardError::NotPlanned(lease.shard))?;
     let input = ctx.plan.input_of(shard);
     let job = &ctx.job;
     let attempt = format!("{:016x}", rand::random::<u64>());

@@ -6,18 +6,21 @@
 //! it twice on its own is quarantined with a reason.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
 use tokio::sync::{RwLock, Semaphore};
 
 use super::client::{Client, ClientError};
-use crate::job::{Retry, Step};
+use crate::job::{Retry, Step, models};
 
 /// How often a row may kill the server all alone before it is quarantined. Twice, because the
 /// first death may have had another reason.
 const LONE_DEATHS_MAX: u32 = 2;
+
+/// How often a chunk that a full server keeps waiting says so.
+const FULL_WARNING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Why rows could not be answered at all: nothing is wrong with the rows.
 #[derive(Debug, thiserror::Error)]
@@ -58,16 +61,57 @@ pub struct SubmitOptions {
 pub struct Submitter {
     client: Client,
     steps: Vec<Step>,
+    /// The models of the steps, each once.
+    models: Vec<String>,
     options: SubmitOptions,
     slots: Semaphore,
     /// Held shared by chunks in flight and alone by a suspect.
     suspicion: RwLock<()>,
 }
 
-/// One delivery: an outcome for every row, or the server died under it.
+/// One delivery: an outcome for every row, or what each row ends with if it was alone in it.
 enum Delivery {
-    Answered(RowsReply),
+    Answered(Answered),
+    /// The server died under it.
     Died(RowError),
+    /// The server takes no request of its size.
+    TooLarge(RowError),
+}
+
+/// The outcomes of a chunk that is delivered in pieces.
+struct Pieces {
+    outcomes: Vec<Option<RowOutcome>>,
+    tokens: u64,
+}
+
+impl Pieces {
+    fn of(rows: usize) -> Self {
+        Self {
+            outcomes: (0..rows).map(|_| None).collect(),
+            tokens: 0,
+        }
+    }
+
+    fn put(&mut self, range: Range<usize>, answered: Answered) {
+        self.tokens += answered.tokens;
+        for (index, outcome) in range.zip(answered.outcomes) {
+            self.outcomes[index] = Some(outcome);
+        }
+    }
+
+    fn fail(&mut self, row: usize, error: RowError) {
+        self.outcomes[row] = Some(Err(error));
+    }
+
+    fn whole(self) -> Answered {
+        let outcomes = self.outcomes.into_iter();
+        Answered {
+            outcomes: outcomes
+                .map(|outcome| outcome.expect("all rows were asked"))
+                .collect(),
+            tokens: self.tokens,
+        }
+    }
 }
 
 impl Submitter {
@@ -76,6 +120,7 @@ impl Submitter {
         let slots = Semaphore::new(options.chunks_in_flight_max);
         Self {
             client,
+            models: models(&steps),
             steps,
             options,
             slots,
@@ -83,13 +128,8 @@ impl Submitter {
         }
     }
 
-    /// Answers every text.
+    /// Answers every text. Between two tries a chunk holds no slot.
     pub async fn submit(&self, texts: Vec<String>) -> Result<Answered, SubmitError> {
-        let _slot = self
-            .slots
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
         let mut answered = self.deliver(&texts).await?;
         for attempt in 1..self.options.retry.attempts_max {
             let open = retryable(&answered.outcomes);
@@ -110,22 +150,37 @@ impl Submitter {
         Ok(answered)
     }
 
-    /// Delivers once, whatever the server dies of.
+    /// Delivers once, in as many pieces as it takes and whatever the server dies of.
     async fn deliver(&self, texts: &[String]) -> Result<Answered, SubmitError> {
-        {
-            let _in_company = self.suspicion.read().await;
-            if let Delivery::Answered(reply) = self.ask(texts).await? {
-                return Ok(self.outcomes(reply));
+        let _slot = self
+            .slots
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let mut pieces = Pieces::of(texts.len());
+        let mut open = vec![0..texts.len()];
+        while let Some(range) = open.pop() {
+            let delivery = {
+                let _in_company = self.suspicion.read().await;
+                self.ask(&texts[range.clone()]).await?
+            };
+            match delivery {
+                Delivery::Answered(answered) => pieces.put(range, answered),
+                Delivery::TooLarge(_) if range.len() > 1 => open.extend(halves(&range)),
+                Delivery::TooLarge(error) => pieces.fail(range.start, error),
+                Delivery::Died(_) => {
+                    let _alone = self.suspicion.write().await;
+                    let answered = self.isolate(&texts[range.clone()]).await?;
+                    pieces.put(range, answered);
+                }
             }
         }
-        let _alone = self.suspicion.write().await;
-        self.isolate(texts).await
+        Ok(pieces.whole())
     }
 
     /// Bisects `texts` until every row is answered or known to kill the server.
     async fn isolate(&self, texts: &[String]) -> Result<Answered, SubmitError> {
-        let mut outcomes: Vec<Option<RowOutcome>> = texts.iter().map(|_| None).collect();
-        let mut tokens = 0;
+        let mut pieces = Pieces::of(texts.len());
         let mut suspects: Vec<(Range<usize>, u32)> = vec![(0..texts.len(), 0)];
         while let Some((range, deaths)) = suspects.pop() {
             self.client
@@ -133,44 +188,39 @@ impl Submitter {
                 .await
                 .map_err(SubmitError::ServerAway)?;
             match self.ask(&texts[range.clone()]).await? {
-                Delivery::Answered(reply) => {
-                    let answered = self.outcomes(reply);
-                    tokens += answered.tokens;
-                    for (index, outcome) in range.zip(answered.outcomes) {
-                        outcomes[index] = Some(outcome);
-                    }
-                }
-                Delivery::Died(_) if range.len() > 1 => {
-                    let middle = range.start + range.len() / 2;
-                    tracing::warn!(rows = range.len(), "a chunk killed the server: halving it");
-                    suspects.push((middle..range.end, 0));
-                    suspects.push((range.start..middle, 0));
+                Delivery::Answered(answered) => pieces.put(range, answered),
+                Delivery::Died(_) | Delivery::TooLarge(_) if range.len() > 1 => {
+                    tracing::warn!(rows = range.len(), "a suspect chunk is halved");
+                    suspects.extend(halves(&range).map(|half| (half, 0)));
                 }
                 Delivery::Died(_) if deaths + 1 < LONE_DEATHS_MAX => {
                     suspects.push((range, deaths + 1));
                 }
-                Delivery::Died(error) => outcomes[range.start] = Some(Err(error)),
+                Delivery::Died(error) | Delivery::TooLarge(error) => {
+                    pieces.fail(range.start, error);
+                }
             }
         }
-        let outcomes = outcomes
-            .into_iter()
-            .map(|outcome| outcome.expect("all rows were asked"));
-        Ok(Answered {
-            outcomes: outcomes.collect(),
-            tokens,
-        })
+        Ok(pieces.whole())
     }
 
     /// Asks until the server takes the request; waits while it is full or starting.
     async fn ask(&self, texts: &[String]) -> Result<Delivery, SubmitError> {
         let request = RowsRequest {
-            models: self.steps.iter().map(|step| step.model.clone()).collect(),
+            models: self.models.clone(),
             texts: texts.to_vec(),
         };
+        let mut warned = Instant::now();
         loop {
             match self.client.infer(&request).await {
-                Ok(reply) => return Ok(Delivery::Answered(reply)),
-                Err(ClientError::Busy { retry_after }) => tokio::time::sleep(retry_after).await,
+                Ok(reply) => return Ok(Delivery::Answered(self.outcomes(reply))),
+                Err(ClientError::Busy { retry_after }) => {
+                    tokio::time::sleep(retry_after).await;
+                    if warned.elapsed() >= FULL_WARNING_INTERVAL {
+                        warned = Instant::now();
+                        tracing::warn!(rows = texts.len(), "the inference-server is still full");
+                    }
+                }
                 Err(ClientError::Away(_)) => self
                     .client
                     .wait_ready(self.options.server_patience)
@@ -187,6 +237,21 @@ impl Submitter {
                         RowErrorCode::Timeout,
                         "the inference-server did not answer this row in time",
                     )));
+                }
+                Err(ClientError::TooLarge(words)) => {
+                    return Ok(Delivery::TooLarge(RowError::new(
+                        RowErrorCode::TextTooLong,
+                        format!("the inference-server does not take this row even alone: {words}"),
+                    )));
+                }
+                Err(ClientError::TooSlow) => {
+                    let late = RowError::new(
+                        RowErrorCode::Timeout,
+                        "the row did not reach the inference-server in time",
+                    );
+                    let outcomes = texts.iter().map(|_| Err(late.clone())).collect();
+                    let tokens = 0;
+                    return Ok(Delivery::Answered(Answered { outcomes, tokens }));
                 }
                 Err(refused @ ClientError::Refused { .. }) => {
                     return Err(SubmitError::Refused(refused));
@@ -207,8 +272,16 @@ impl Submitter {
         }
     }
 
-    /// A row succeeds when every step does; else the first failed step is the row's error.
-    fn outcome(&self, replies: Vec<ModelReply>) -> RowOutcome {
+    /// A row succeeds when every step does; else the first failed step is the row's error. `replies`
+    /// are those of the models; steps that share one share its reply.
+    fn outcome(&self, mut replies: Vec<ModelReply>) -> RowOutcome {
+        if self.models.len() < self.steps.len() {
+            let of_step = self.steps.iter().map(|step| {
+                let model = self.models.iter().position(|model| *model == step.model);
+                replies[model.expect("the models are those of the steps")].clone()
+            });
+            replies = of_step.collect();
+        }
         let steps = self.steps.iter().zip(replies);
         steps
             .map(|(step, reply)| match reply {
@@ -220,6 +293,12 @@ impl Submitter {
             })
             .collect()
     }
+}
+
+/// The second half first: what is pushed last is popped first.
+fn halves(range: &Range<usize>) -> [Range<usize>; 2] {
+    let middle = range.start + range.len() / 2;
+    [middle..range.end, range.start..middle]
 }
 
 fn retryable(outcomes: &[RowOutcome]) -> Vec<usize> {

@@ -1,0 +1,114 @@
+//! What becomes of the shards in hand when something fails.
+
+use std::sync::Arc;
+
+use millrace_leases::{LeaseStore, MemoryLeaseStore};
+use millrace_protocol::lease::DeadLetter;
+use object_store::path::Path;
+use tempfile::TempDir;
+
+use super::testing::{FakeServer, Say, Scene};
+use super::*;
+use crate::read::ReadError;
+use crate::store::odd::{Habits, Odd};
+use crate::store::{Location, StoreError};
+
+/// Runs a scene to its end.
+async fn run(scene: Scene) -> (Result<Ended, WorkError>, Arc<MemoryLeaseStore>, TempDir) {
+    let (worker, leases, folder) = scene.worker();
+    let ended = worker.run(CancellationToken::new()).await;
+    (ended, leases, folder)
+}
+
+async fn dead(leases: &MemoryLeaseStore) -> Vec<DeadLetter> {
+    leases.dead_letters(0, 10).await.unwrap()
+}
+
+/// An output in a store with odd habits.
+fn odd_output(habits: Habits) -> Location {
+    Location {
+        store: Arc::new(Odd::new(habits)),
+        path: Path::from("out"),
+    }
+}
+
+#[tokio::test]
+async fn an_output_that_fails_stops_the_worker_and_is_charged_to_no_shard() {
+    let full = Habits {
+        full_below: Some("out/parts"),
+        ..Habits::default()
+    };
+    let denied = Habits {
+        denied_below: Some("out/_millrace"),
+        ..Habits::default()
+    };
+    for habits in [full, denied] {
+        let server = FakeServer::start(|_, _| Say::Vectors);
+        let scene = Scene::plan(&["a", "b", "c"], &server, Some(odd_output(habits))).await;
+        let (ended, leases, _folder) = run(scene).await;
+        assert!(matches!(ended, Err(WorkError::Shard(_))), "{ended:?}");
+        let snapshot = leases.snapshot().await.unwrap();
+        assert_eq!((snapshot.open, snapshot.leased, snapshot.dead), (3, 0, 0));
+    }
+}
+
+#[test]
+fn an_input_that_may_not_be_read_is_charged_to_no_shard_and_one_that_is_broken_is() {
+    let denied = StoreError::at(
+        "rows.jsonl",
+        object_store::Error::PermissionDenied {
+            path: "rows.jsonl".to_owned(),
+            source: "it is not allowed".into(),
+        },
+    );
+    assert!(ShardError::Read(denied.into()).is_everyones());
+    let broken = ReadError::NotFound {
+        uri: "rows.jsonl".to_owned(),
+    };
+    assert!(!ShardError::Read(broken).is_everyones());
+}
+
+#[tokio::test]
+async fn an_error_of_one_shard_gives_the_others_in_hand_back() {
+    let server =
+        FakeServer::start(
+            |request, _| match request.texts.iter().any(|text| text == "refused") {
+                true => Say::Status(404),
+                false => Say::Nothing,
+            },
+        );
+    let scene = Scene::plan(&["hangs", "refused", "never claimed"], &server, None).await;
+    let (ended, leases, _folder) = run(scene).await;
+    let Err(WorkError::Shard(ShardError::Submit(_))) = ended else {
+        panic!("{ended:?}");
+    };
+    let snapshot = leases.snapshot().await.unwrap();
+    assert_eq!((snapshot.open, snapshot.leased, snapshot.dead), (3, 0, 0));
+}
+
+#[tokio::test]
+async fn a_panic_costs_its_shard_alone() {
+    let server = FakeServer::start(|_, _| Say::Vectors);
+    let mut scene = Scene::plan(&["a", "b", "c"], &server, None).await;
+    // No input has this index.
+    scene.context.plan.shards[1].input = 9;
+    let (ended, leases, _folder) = run(scene).await;
+    assert_eq!(ended.unwrap(), Ended::Drained);
+    assert_eq!(leases.snapshot().await.unwrap().done, 2);
+    let letters = dead(&leases).await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].shard, 1);
+    assert!(letters[0].error.contains("panicked"), "{letters:?}");
+}
+
+#[tokio::test]
+async fn a_shard_of_another_plan_is_given_up() {
+    let server = FakeServer::start(|_, _| Say::Vectors);
+    let scene = Scene::plan(&["a"], &server, None).await;
+    scene.leases.push(&[7]).await.unwrap();
+    let (ended, leases, _folder) = run(scene).await;
+    assert_eq!(ended.unwrap(), Ended::Drained);
+    assert_eq!(leases.snapshot().await.unwrap().done, 1);
+    let letters = dead(&leases).await;
+    assert!(letters[0].error.contains("no shard 7"), "{letters:?}");
+}
