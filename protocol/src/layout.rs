@@ -46,11 +46,6 @@ pub fn shard_of_commit(file_name: &str) -> Option<ShardIndex> {
     file_name.strip_suffix(".json")?.parse().ok()
 }
 
-/// The run that a folder below [`RUNS`] (`0001`) holds.
-pub fn run_of_folder(name: &str) -> Option<RunNumber> {
-    (name.len() >= 4).then(|| name.parse().ok()).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ use millrace_protocol::layout;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel};
 use millrace_protocol::plan::{Plan, ShardIndex};
+use serde::Deserialize;
 
 use crate::commits::{self, CommitsError};
 use crate::job::CheckedJob;
@@ -105,12 +106,28 @@ pub async fn read_manifest(output: &Location) -> Result<Option<Manifest>, Finish
     let Some(bytes) = store::read(&output.store, &path).await? else {
         return Ok(None);
     };
-    serde_json::from_slice(&bytes)
+    parse_manifest(&bytes)
         .map(Some)
-        .map_err(|error| FinishError::Unreadable {
+        .map_err(|message| FinishError::Unreadable {
             path: path.to_string(),
-            message: error.to_string(),
+            message,
         })
+}
+
+fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
+    /// What every version has.
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if version != Manifest::VERSION {
+        return Err(format!(
+            "its version is {version}, and this millrace reads version {}",
+            Manifest::VERSION
+        ));
+    }
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
 }
 
 async fn write(output: &Location, manifest: &Manifest) -> Result<(), FinishError> {
@@ -243,6 +260,12 @@ mod tests {
     fn a_commit_is_believed_before_a_dead_letter() {
         let (live, failed, missing) = cover(&plan(1), vec![commit(0, "x")], &[letter(0)]);
         assert_eq!((live.len(), failed.len(), missing.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_manifest_of_another_version_is_refused_by_its_version() {
+        let error = parse_manifest(br#"{"version": 2, "shape": "another"}"#).unwrap_err();
+        assert!(error.contains("its version is 2"), "{error}");
     }
 
     #[test]

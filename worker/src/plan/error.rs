@@ -89,14 +89,3 @@ pub enum PlanError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
-
-impl PlanError {
-    /// Whether trying again cannot help.
-    pub fn is_permanent(&self) -> bool {
-        match self {
-            Self::Read(error) => error.is_permanent(),
-            Self::Store(error) => error.is_permanent(),
-            _ => true,
-        }
-    }
-}
