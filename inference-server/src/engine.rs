@@ -16,6 +16,7 @@ use millrace_models::{
     backend::{BackendError, Head, HeadOutput, PackedBatch},
     model::Model,
 };
+use millrace_protocol::panic;
 use millrace_protocol::row::{RowError, RowErrorCode};
 use tokio::sync::oneshot;
 
@@ -25,6 +26,9 @@ use crate::{
     queue::EngineSeat,
     work::Work,
 };
+
+/// Exit code of a process whose device is lost. Another process may do better.
+const EXIT_CODE_DEVICE_LOST: i32 = 1;
 
 /// The running engine threads.
 pub struct Engine {
@@ -96,6 +100,9 @@ fn run(models: &[Model], batch: Batch<Work>, metrics: &Metrics) {
             .observe(started.elapsed().as_secs_f64());
         match outcome {
             Ok(output) => answer(model, works, &output, metrics),
+            Err(ForwardFailure::Backend(error @ BackendError::DeviceLost(_))) => {
+                end_process(model, &error)
+            }
             Err(failure) if works.len() > 1 && failure.may_be_one_text() => {
                 metrics.batch_splits.inc();
                 let half = works.split_off(works.len() / 2);
@@ -109,6 +116,15 @@ fn run(models: &[Model], batch: Batch<Work>, metrics: &Metrics) {
             }
         }
     }
+}
+
+/// Ends this process, to be started again. Its texts are not answered: a broken connection tells a
+/// worker to find the one that did this and to send the others again, an answer would end them all.
+fn end_process(model: &Model, error: &BackendError) -> ! {
+    tracing::error!(model = model.name(), %error, "this process ends");
+    // SAFETY: `_exit` takes no pointers. Unlike `exit` it runs none of the tear-down of the libraries
+    // that drive the device, which may hang on one that is lost.
+    unsafe { libc::_exit(EXIT_CODE_DEVICE_LOST) }
 }
 
 /// Why a forward gave nothing.
@@ -135,7 +151,9 @@ impl ForwardFailure {
     fn row_error(&self) -> RowError {
         let code = match self {
             ForwardFailure::Backend(BackendError::OutOfMemory { .. }) => RowErrorCode::OutOfMemory,
-            ForwardFailure::Backend(BackendError::NoSuchHead(_) | BackendError::Failed(_))
+            ForwardFailure::Backend(
+                BackendError::NoSuchHead(_) | BackendError::Failed(_) | BackendError::DeviceLost(_),
+            )
             | ForwardFailure::Panicked(_)
             | ForwardFailure::WrongShape { .. } => RowErrorCode::ModelFailed,
         };
@@ -151,7 +169,7 @@ fn forward(model: &Model, works: &[Work]) -> Result<Packed, ForwardFailure> {
     let outputs = catch_unwind(AssertUnwindSafe(|| {
         model.backend().forward(&batch, &[head])
     }));
-    let outputs = outputs.map_err(|payload| ForwardFailure::Panicked(panic_text(&*payload)))??;
+    let outputs = outputs.map_err(|payload| panicked(&*payload))??;
     let rows = match head {
         Head::Pooled | Head::SequenceLogits => batch.sequences(),
         Head::TokenLogits => batch.tokens(),
@@ -203,10 +221,8 @@ fn answer(model: &Model, works: Vec<Work>, packed: &Packed, metrics: &Metrics) {
     for (index, work) in works.into_iter().enumerate() {
         let rows = packed.rows(index);
         let predict = || model.predict(work.text(), &work.encoding, rows);
-        let result = catch_unwind(AssertUnwindSafe(predict)).unwrap_or_else(|payload| {
-            let failure = ForwardFailure::Panicked(panic_text(&*payload));
-            Err(failure.row_error())
-        });
+        let result = catch_unwind(AssertUnwindSafe(predict))
+            .unwrap_or_else(|payload| Err(panicked(&*payload).row_error()));
         match result {
             Ok(prediction) => {
                 let tokens = work.encoding.token_ids.len();
@@ -224,8 +240,6 @@ fn fail(work: Work, error: RowError, metrics: &Metrics) {
     work.reply.send(tokens, Err(error));
 }
 
-fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "unknown".into())
+fn panicked(payload: &(dyn std::any::Any + Send)) -> ForwardFailure {
+    ForwardFailure::Panicked(panic::text(payload).to_owned())
 }

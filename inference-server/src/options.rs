@@ -122,6 +122,10 @@ pub struct LimitOptions {
     #[arg(long, env = "MILLRACE_BODY_DEADLINE_MS", default_value_t = 30_000)]
     pub body_deadline_ms: u64,
 
+    /// Longest that a client may leave what is written to it unread before its connection is closed.
+    #[arg(long, env = "MILLRACE_WRITE_DEADLINE_MS", default_value_t = 30_000)]
+    pub write_deadline_ms: u64,
+
     /// Time for the answer of an online request.
     #[arg(long, env = "MILLRACE_REQUEST_DEADLINE_MS", default_value_t = 60_000)]
     pub request_deadline_ms: u64,
@@ -154,6 +158,7 @@ impl LimitOptions {
             connections_max: self.max_connections,
             header_deadline: Duration::from_millis(self.header_deadline_ms),
             body_deadline: Duration::from_millis(self.body_deadline_ms),
+            write_deadline: Duration::from_millis(self.write_deadline_ms),
             request_deadline: Duration::from_millis(self.request_deadline_ms),
             rows_deadline: Duration::from_millis(self.rows_deadline_ms),
             auto_truncate: self.auto_truncate,

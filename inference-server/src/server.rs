@@ -8,9 +8,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_crds::inference_service::{Batching, InferenceServiceSpec};
 use millrace_models::{
-    backend::PackedBatch,
+    backend::{BackendError, PackedBatch},
     model::{LoadError, LoadOptions, Model},
 };
+use millrace_protocol::row::RowError;
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
@@ -64,7 +65,7 @@ pub enum ServerError {
         /// Why.
         source: std::io::Error,
     },
-    /// A model cannot be served; starting again will not help.
+    /// A model cannot be served.
     #[error("model {model:?} cannot be loaded")]
     Load {
         /// Name of the model.
@@ -73,12 +74,12 @@ pub enum ServerError {
         source: LoadError,
     },
     /// A model was loaded but cannot compute.
-    #[error("model {model:?} failed on a first text: {message}")]
+    #[error("model {model:?} failed on a first text")]
     Warmup {
         /// Name of the model.
         model: String,
         /// Why.
-        message: String,
+        source: WarmupError,
     },
     /// Threads cannot be started.
     #[error("the engine threads cannot be started")]
@@ -91,11 +92,42 @@ pub enum ServerError {
     DrainDeadline(Duration),
 }
 
+/// Why a model failed on a first text.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmupError {
+    /// It could not compute.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The text could not be encoded, or the numbers mean nothing.
+    #[error(transparent)]
+    Row(#[from] RowError),
+    /// It returned no output.
+    #[error("the model returned nothing")]
+    Nothing,
+}
+
+impl WarmupError {
+    fn is_permanent(&self) -> bool {
+        !matches!(
+            self,
+            WarmupError::Backend(BackendError::OutOfMemory { .. } | BackendError::DeviceLost(_))
+        )
+    }
+}
+
 impl ServerError {
-    /// Whether starting the server again with the same service cannot help.
+    /// Whether starting the server again with the same service cannot help. What memory, disks and
+    /// devices say may be another thing the next time.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, ServerError::Load { .. } | ServerError::Warmup { .. })
-            || matches!(self, ServerError::NoListener)
+        match self {
+            ServerError::NoListener => true,
+            ServerError::Load { source, .. } => source.is_permanent(),
+            ServerError::Warmup { source, .. } => source.is_permanent(),
+            ServerError::Listen { .. }
+            | ServerError::Threads(_)
+            | ServerError::Ended(_)
+            | ServerError::DrainDeadline(_) => false,
+        }
     }
 }
 
@@ -262,9 +294,9 @@ async fn load(spec: InferenceServiceSpec, options: LoadOptions) -> Result<Vec<Mo
                 model: name.clone(),
                 source,
             })?;
-            warm_up(&model).map_err(|message| ServerError::Warmup {
+            warm_up(&model).map_err(|source| ServerError::Warmup {
                 model: name,
-                message,
+                source,
             })?;
             tracing::info!(
                 model = model.name(),
@@ -282,12 +314,11 @@ async fn load(spec: InferenceServiceSpec, options: LoadOptions) -> Result<Vec<Mo
     loaded.map_err(|_| ServerError::Ended("the loading of the models"))?
 }
 
-fn warm_up(model: &Model) -> Result<(), String> {
-    let encoding = model.encode("warm up").map_err(|error| error.to_string())?;
+fn warm_up(model: &Model) -> Result<(), WarmupError> {
+    let encoding = model.encode("warm up")?;
     let batch = PackedBatch::pack([encoding.token_ids.as_slice()]);
-    let outputs = model.backend().forward(&batch, &[model.head()]);
-    let outputs = outputs.map_err(|error| error.to_string())?;
-    let output = outputs.first().ok_or("the model returned nothing")?;
-    let prediction = model.predict("warm up", &encoding, &output.values);
-    prediction.map(drop).map_err(|error| error.to_string())
+    let outputs = model.backend().forward(&batch, &[model.head()])?;
+    let output = outputs.first().ok_or(WarmupError::Nothing)?;
+    model.predict("warm up", &encoding, &output.values)?;
+    Ok(())
 }

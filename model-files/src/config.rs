@@ -5,13 +5,12 @@
 
 mod fields;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use self::fields::Fields;
+use crate::bounded;
 
 /// Largest `config.json` that is read; real ones are a few KiB, label lists included.
 const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -167,6 +166,13 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// Whether reading the file again cannot help.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, ConfigError::Read { .. })
+    }
+}
+
 impl ModelConfig {
     /// Reads and checks `config.json` at `path`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
@@ -174,17 +180,11 @@ impl ModelConfig {
             path: path.to_owned(),
             source,
         };
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(fail)?;
-        file.take(CONFIG_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(fail)?;
-        if bytes.len() as u64 > CONFIG_BYTES_MAX {
-            return Err(ConfigError::TooLarge {
-                path: path.to_owned(),
-            });
-        }
-        Self::parse(&bytes)
+        let bytes = bounded::read(path, CONFIG_BYTES_MAX).map_err(fail)?;
+        let bytes = bytes.ok_or_else(|| ConfigError::TooLarge {
+            path: path.to_owned(),
+        });
+        Self::parse(&bytes?)
     }
 
     /// Checks the bytes of a `config.json`.

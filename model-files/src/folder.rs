@@ -52,6 +52,19 @@ pub enum FolderError {
     },
 }
 
+impl FolderError {
+    /// Whether opening the folder again cannot help: what its files say is at fault, not the moment.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            FolderError::Source(error) => error.is_permanent(),
+            FolderError::Config(error) => error.is_permanent(),
+            FolderError::Settings(error) => error.is_permanent(),
+            FolderError::Tokenizer(error) => error.is_permanent(),
+            FolderError::Vocabulary { .. } => true,
+        }
+    }
+}
+
 impl ModelFolder {
     /// Opens the folder that `spec` names; `hf://owner/name` is looked up in `model_cache`.
     pub fn open(

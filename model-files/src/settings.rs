@@ -35,6 +35,16 @@ pub enum SettingsError {
     },
 }
 
+impl SettingsError {
+    /// Whether reading the files again cannot help.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            SettingsError::Source(error) => error.is_permanent(),
+            SettingsError::Invalid { .. } | SettingsError::TooLong { .. } => true,
+        }
+    }
+}
+
 /// Longest text in tokens: the spec's, else what the model's files say, within its positions.
 pub fn max_length(
     spec: &ModelSpec,

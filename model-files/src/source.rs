@@ -11,6 +11,8 @@ use millrace_crds::inference_service::Task;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::bounded;
+
 /// Largest JSON file of a model that is read whole.
 const JSON_BYTES_MAX: u64 = 64 << 20;
 
@@ -110,6 +112,13 @@ pub enum SourceError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl SourceError {
+    /// Whether looking again cannot help.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, SourceError::Read { .. })
+    }
 }
 
 /// The folder that a model's URI names. `hf://owner/name` is looked up in `cache`.
@@ -261,17 +270,10 @@ pub(crate) fn read_json(path: &Path) -> Result<Vec<u8>, SourceError> {
         path: path.to_owned(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(JSON_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    match bytes.len() as u64 > JSON_BYTES_MAX {
-        true => Err(SourceError::TooLarge {
-            path: path.to_owned(),
-        }),
-        false => Ok(bytes),
-    }
+    let bytes = bounded::read(path, JSON_BYTES_MAX).map_err(failed)?;
+    bytes.ok_or_else(|| SourceError::TooLarge {
+        path: path.to_owned(),
+    })
 }
 
 /// SHA-256 over sorted lines of each file's SHA-256 and name.

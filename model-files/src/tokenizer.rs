@@ -1,12 +1,12 @@
 //! Text to token ids, bounded in characters and time.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use millrace_protocol::row::{RowError, RowErrorCode};
 use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+
+use crate::bounded;
 
 /// Characters that are tokenised first for each token that a text may have. Hardly any text has
 /// longer tokens, and where one does, twice as much is taken, until the text ends.
@@ -73,6 +73,13 @@ pub enum TokenizerError {
         /// Special tokens of every text.
         special: usize,
     },
+}
+
+impl TokenizerError {
+    /// Whether loading the file again cannot help.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, TokenizerError::Read { .. })
+    }
 }
 
 /// A model's tokeniser.
@@ -209,15 +216,8 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
         path: name(),
         source,
     };
-    let file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    match bytes.len() as u64 > FILE_BYTES_MAX {
-        true => Err(TokenizerError::TooLarge { path: name() }),
-        false => Ok(bytes),
-    }
+    let bytes = bounded::read(path, FILE_BYTES_MAX).map_err(failed)?;
+    bytes.ok_or_else(|| TokenizerError::TooLarge { path: name() })
 }
 
 fn char_spans(encoded: &tokenizers::Encoding) -> Vec<Option<(u32, u32)>> {

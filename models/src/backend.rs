@@ -98,6 +98,9 @@ pub enum BackendError {
         /// Tokens in the batch.
         tokens: usize,
     },
+    /// The device fails every computation from now on; only another process may do better.
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
     /// The model cannot answer this head.
     #[error("the model has no head {0:?}")]
     NoSuchHead(Head),

@@ -23,12 +23,13 @@ const CRASH_ID: u32 = 1;
 const FAIL_ID: u32 = 2;
 const NAN_ID: u32 = 3;
 const PANIC_ID: u32 = 4;
+const DEVICE_LOST_ID: u32 = 5;
 const FIRST_WORD_ID: u32 = 16;
 const WORD_IDS: u32 = 1 << 20;
 
 /// How the fake behaves, as `key=value` pairs with commas between them: `crash-on=WORD`,
-/// `panic-on=WORD`, `fail-on=WORD`, `nan-on=WORD`, `oom-above-tokens=N`, `micros-per-token=N`,
-/// `hidden-size=N`. Empty is well-behaved. A word is what stands between white space.
+/// `panic-on=WORD`, `fail-on=WORD`, `nan-on=WORD`, `device-lost-on=WORD`, `oom-above-tokens=N`,
+/// `micros-per-token=N`, `hidden-size=N`. Empty is well-behaved. A word is what stands between white space.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FakeOptions {
     /// A text with this word aborts the process.
@@ -39,6 +40,8 @@ pub struct FakeOptions {
     pub fail_on: Option<String>,
     /// A text with this word is answered NaN.
     pub nan_on: Option<String>,
+    /// A batch with this word loses the device.
+    pub device_lost_on: Option<String>,
     /// A batch with more tokens is out of memory.
     pub oom_above_tokens: Option<usize>,
     /// Time that a token takes.
@@ -51,8 +54,8 @@ pub struct FakeOptions {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no option of the fake backend; known are crash-on=WORD, panic-on=WORD, fail-on=WORD, \
-     nan-on=WORD, oom-above-tokens=N, micros-per-token=N and hidden-size=N up to 65536, with \
-     commas between them"
+     nan-on=WORD, device-lost-on=WORD, oom-above-tokens=N, micros-per-token=N and hidden-size=N up \
+     to 65536, with commas between them"
 )]
 pub struct FakeOptionsError(String);
 
@@ -73,6 +76,7 @@ impl FromStr for FakeOptions {
                 "panic-on" => options.panic_on = Some(value.to_owned()),
                 "fail-on" => options.fail_on = Some(value.to_owned()),
                 "nan-on" => options.nan_on = Some(value.to_owned()),
+                "device-lost-on" => options.device_lost_on = Some(value.to_owned()),
                 "oom-above-tokens" => {
                     options.oom_above_tokens = Some(value.parse().map_err(|_| unknown())?);
                 }
@@ -136,6 +140,7 @@ impl FakeOptions {
             word if word == self.panic_on.as_deref() => PANIC_ID,
             word if word == self.fail_on.as_deref() => FAIL_ID,
             word if word == self.nan_on.as_deref() => NAN_ID,
+            word if word == self.device_lost_on.as_deref() => DEVICE_LOST_ID,
             _ => FIRST_WORD_ID + fold(word.bytes().map(u64::from)) as u32 % WORD_IDS,
         }
     }
@@ -183,6 +188,11 @@ impl Backend for FakeBackend {
             !batch.token_ids.contains(&PANIC_ID),
             "a word that it was told to panic on"
         );
+        if batch.token_ids.contains(&DEVICE_LOST_ID) {
+            return Err(BackendError::DeviceLost(
+                "a word that it was told to lose the device on".to_owned(),
+            ));
+        }
         if batch.token_ids.contains(&FAIL_ID) {
             return Err(BackendError::Failed(
                 "a word that it was told to fail on".to_owned(),

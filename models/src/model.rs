@@ -58,6 +58,19 @@ pub enum LoadError {
     NoTorch,
 }
 
+impl LoadError {
+    /// Whether loading the model again cannot help: its files or its spec are at fault, not the
+    /// moment.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            LoadError::Folder(error) => error.is_permanent(),
+            #[cfg(feature = "torch")]
+            LoadError::Torch(error) => error.is_permanent(),
+            LoadError::NoTorch => true,
+        }
+    }
+}
+
 /// A model that answers.
 pub struct Model {
     name: String,
@@ -183,6 +196,11 @@ impl Model {
         }
     }
 
+    /// Whether the model scales its embeddings to length 1.
+    pub fn normalizes(&self) -> bool {
+        self.finish == Finish::Embedding { normalize: true }
+    }
+
     /// What computes.
     pub fn backend(&self) -> &dyn Backend {
         self.backend.as_ref()
@@ -239,16 +257,18 @@ fn finish(
     match spec.task {
         Task::Embedding => Finish::Embedding { normalize },
         Task::SequenceClassification => {
-            let alone =
-                labels.len() == 1 || problem_type == Some(ProblemType::MultiLabelClassification);
-            let default = if alone {
-                Activation::Sigmoid
-            } else {
-                Activation::Softmax
+            let default = match problem_type {
+                // The numbers themselves are the answer.
+                Some(ProblemType::Regression) => None,
+                Some(ProblemType::MultiLabelClassification) => Some(Activation::Sigmoid),
+                Some(ProblemType::SingleLabelClassification) | None => match labels.len() {
+                    1 => Some(Activation::Sigmoid),
+                    _ => Some(Activation::Softmax),
+                },
             };
             Finish::Labels {
                 labels,
-                activation: spec.activation.unwrap_or(default),
+                activation: spec.activation.or(default),
             }
         }
         Task::TokenClassification => Finish::Entities { labels },
@@ -371,6 +391,29 @@ mod tests {
             labels[0].score < 1.0,
             "a softmax over one label is always 1"
         );
+    }
+
+    #[test]
+    fn a_regression_answers_its_numbers_unless_the_spec_says_otherwise() {
+        let spec = |activation: Value| {
+            let spec = json!({
+                "name": "m", "task": "SequenceClassification", "source": {"uri": "hf://a/b"},
+                "activation": activation,
+            });
+            serde_json::from_value::<ModelSpec>(spec).unwrap()
+        };
+        let answer = |activation: Value, problem_type| {
+            let labels = vec!["stars".to_owned()];
+            let finish = finish(&spec(activation), labels, true, problem_type);
+            match prediction::predict(&finish, "", &[], &[3.25]).unwrap() {
+                Prediction::Labels(labels) => labels[0].score,
+                other => panic!("{other:?}"),
+            }
+        };
+        let regression = Some(ProblemType::Regression);
+        assert_eq!(answer(Value::Null, regression), 3.25);
+        assert!(answer(json!("Sigmoid"), regression) < 1.0);
+        assert!(answer(Value::Null, None) < 1.0);
     }
 
     #[test]

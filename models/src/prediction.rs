@@ -19,8 +19,8 @@ pub enum Finish {
     Labels {
         /// Names, in the order of the logits.
         labels: Vec<String>,
-        /// How logits become scores.
-        activation: Activation,
+        /// How logits become scores; `None` leaves them as they are.
+        activation: Option<Activation>,
     },
     /// Spans of adjacent tokens with the same label.
     Entities {
@@ -55,7 +55,7 @@ pub fn predict(
 }
 
 /// The vector scaled to length 1; a zero vector stays.
-fn normalized(vector: &[f32]) -> Vec<f32> {
+pub fn normalized(vector: &[f32]) -> Vec<f32> {
     // In 64 bits, since the squares of large but finite numbers are infinite in 32.
     let squares: f64 = vector
         .iter()
@@ -68,10 +68,15 @@ fn normalized(vector: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-fn label_scores(labels: &[String], activation: Activation, logits: &[f32]) -> Vec<LabelScore> {
+fn label_scores(
+    labels: &[String],
+    activation: Option<Activation>,
+    logits: &[f32],
+) -> Vec<LabelScore> {
     let scores = match activation {
-        Activation::Softmax => softmax(logits),
-        Activation::Sigmoid => logits
+        None => logits.to_vec(),
+        Some(Activation::Softmax) => softmax(logits),
+        Some(Activation::Sigmoid) => logits
             .iter()
             .map(|logit| 1.0 / (1.0 + (-logit).exp()))
             .collect(),
@@ -238,10 +243,10 @@ mod tests {
     #[test]
     fn labels_come_best_first() {
         let labels = names(&["low", "high"]);
-        let scores = label_scores(&labels, Activation::Softmax, &[0.0, 1.0]);
+        let scores = label_scores(&labels, Some(Activation::Softmax), &[0.0, 1.0]);
         assert_eq!(scores[0].label, "high");
         assert!((scores[0].score - 0.731_058_6).abs() < 1e-6);
-        let alone = label_scores(&labels, Activation::Sigmoid, &[0.0, 0.0]);
+        let alone = label_scores(&labels, Some(Activation::Sigmoid), &[0.0, 0.0]);
         assert_eq!((alone[0].label.as_str(), alone[0].score), ("low", 0.5));
     }
 

@@ -60,7 +60,7 @@ pub enum Prediction {
 pub struct LabelScore {
     /// Name of the label.
     pub label: String,
-    /// Probability, 0 to 1.
+    /// Probability, 0 to 1; of a regression the number itself.
     pub score: f32,
 }
 

@@ -8,6 +8,7 @@
 //! All of it happens on one thread of its own: Linux ties a child's death signal to the *thread*
 //! that spawned it, so that thread must live as long as the child.
 
+mod forward;
 mod probe;
 mod spec;
 mod tail;

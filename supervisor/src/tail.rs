@@ -2,11 +2,12 @@
 
 use std::{
     collections::VecDeque,
-    io::Write,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::forward::Forward;
 
 /// Lines remembered.
 const LINES_MAX: usize = 20;
@@ -29,12 +30,11 @@ struct Lines {
 
 impl Tail {
     /// Reads `stream` to its end.
-    pub async fn read(self, mut stream: impl AsyncRead + Unpin, forward: bool) {
+    pub async fn read(self, mut stream: impl AsyncRead + Unpin, forward: Option<Forward>) {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-            if forward {
-                // Whoever closed our own standard error does not want to read it.
-                let _ = std::io::stderr().write_all(&buffer[..count]);
+            if let Some(forward) = &forward {
+                forward.pass_on(&buffer[..count]);
             }
             self.add(&buffer[..count]);
         }

@@ -12,7 +12,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{CommandSpec, End, Failure, Status, tail::Tail};
+use crate::{CommandSpec, End, Failure, Status, forward::Forward, tail::Tail};
 
 /// How long the last lines of a dead child may take to arrive; a grandchild may hold the pipe open.
 const STDERR_DEADLINE: Duration = Duration::from_millis(200);
@@ -24,7 +24,21 @@ pub async fn keep_running(
     status: &watch::Sender<Status>,
     mut stopped: mpsc::Receiver<()>,
 ) {
-    let end = run_until_end(spec, status, &mut stopped).await;
+    let (forward, flushed) = match spec
+        .forward_stderr
+        .then(|| Forward::start(std::io::stderr()))
+    {
+        Some(Ok((forward, flushed))) => (Some(forward), Some(flushed)),
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the child's standard error cannot be passed on");
+            (None, None)
+        }
+        None => (None, None),
+    };
+    let end = run_until_end(spec, status, &mut stopped, forward).await;
+    if let Some(flushed) = flushed {
+        flushed.wait().await;
+    }
     status.send_modify(|status| {
         status.pid = None;
         status.ready = false;
@@ -36,12 +50,13 @@ async fn run_until_end(
     spec: &CommandSpec,
     status: &watch::Sender<Status>,
     stopped: &mut mpsc::Receiver<()>,
+    forward: Option<Forward>,
 ) -> End {
     let program = spec.program_name();
     let mut early_deaths = 0;
     let mut ever_ready = false;
     loop {
-        let (child, stderr) = match spawn(spec) {
+        let (child, stderr) = match spawn(spec, forward.clone()) {
             Ok(spawned) => spawned,
             Err(error) => {
                 let message = error.to_string();
@@ -49,11 +64,13 @@ async fn run_until_end(
             }
         };
         status.send_modify(|status| status.pid = child.id());
-        let exit = match run_one(spec, child, status, stopped).await {
+        let ran = run_one(spec, child, status, stopped).await;
+        // Also what a child says while it is stopped is passed on.
+        let stderr = stderr.finish().await;
+        let exit = match ran {
             Ran::Stopped => return End::Stopped,
             Ran::Died(exit) => exit,
         };
-        let stderr = stderr.finish().await;
         ever_ready |= status.borrow().ready;
         if exit
             .code()
@@ -157,7 +174,7 @@ impl StderrReader {
     }
 }
 
-fn spawn(spec: &CommandSpec) -> std::io::Result<(Child, StderrReader)> {
+fn spawn(spec: &CommandSpec, forward: Option<Forward>) -> std::io::Result<(Child, StderrReader)> {
     let mut command = Command::new(&spec.program);
     command
         .args(&spec.args)
@@ -181,7 +198,7 @@ fn spawn(spec: &CommandSpec) -> std::io::Result<(Child, StderrReader)> {
     let mut child = command.spawn()?;
     let stderr = child.stderr.take().expect("standard error is piped");
     let tail = Tail::default();
-    let task = tokio::spawn(tail.clone().read(stderr, spec.forward_stderr));
+    let task = tokio::spawn(tail.clone().read(stderr, forward));
     Ok((child, StderrReader { tail, task }))
 }
 

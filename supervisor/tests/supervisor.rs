@@ -78,6 +78,42 @@ async fn stop_lets_the_child_drain() {
 }
 
 #[tokio::test]
+async fn the_last_words_of_a_stopped_child_are_passed_on() {
+    // This test's own binary is the supervisor, because it is its standard error that is looked at.
+    let supervisor = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "stop_for_another_test",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env("STOPPED_CHILD", "1")
+        .output();
+    let said = supervisor.await.unwrap().stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("last words"), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "run by the_last_words_of_a_stopped_child_are_passed_on in a process of its own"]
+async fn stop_for_another_test() {
+    if std::env::var_os("STOPPED_CHILD").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trapped = folder.path().join("trapped");
+    let script = format!(
+        "trap 'echo last words >&2; exit 0' TERM; touch {}; while :; do sleep 0.01; done",
+        trapped.display()
+    );
+    let mut spec = shell(&script);
+    spec.forward_stderr = true;
+    let handle = Supervisor::start(spec).unwrap();
+    until("the trap is set", || trapped.exists()).await;
+    handle.stop().await;
+}
+
+#[tokio::test]
 async fn a_child_that_ignores_sigterm_is_killed_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let trapped = folder.path().join("trapped");

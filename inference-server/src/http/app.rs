@@ -35,6 +35,8 @@ pub struct HttpLimits {
     pub header_deadline: Duration,
     /// Time for the body of a request.
     pub body_deadline: Duration,
+    /// Longest that a client may leave what is written to it unread.
+    pub write_deadline: Duration,
     /// Time for the answer of an online request.
     pub request_deadline: Duration,
     /// Time for the answer of a request to `/v1/rows`.
@@ -55,6 +57,7 @@ impl Default for HttpLimits {
             connections_max: 1024,
             header_deadline: Duration::from_secs(30),
             body_deadline: Duration::from_secs(30),
+            write_deadline: Duration::from_secs(30),
             request_deadline: Duration::from_secs(60),
             rows_deadline: Duration::from_secs(240),
             auto_truncate: false,

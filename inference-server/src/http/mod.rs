@@ -8,6 +8,7 @@ mod online;
 mod openai;
 mod rows;
 pub mod serve;
+mod write_deadline;
 
 use std::{sync::Arc, time::Instant};
 

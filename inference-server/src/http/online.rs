@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use millrace_crds::inference_service::Task;
+use millrace_models::prediction::normalized;
 use millrace_protocol::wire::{Prediction, Untagged};
 use serde::Deserialize;
 
@@ -82,37 +83,29 @@ pub async fn embed(
         return Err(ApiError::Invalid(message.into()));
     }
     let model = pick_model(inference.models(), model.as_deref(), EMBED_TASKS)?;
+    let normalizes = inference.models()[model].normalizes();
+    if normalizes && normalize == Some(false) {
+        let message = "this model's embeddings are normalised by the service; \
+                       set `normalize: false` in its spec";
+        return Err(ApiError::Invalid(message.into()));
+    }
     let asked = Asked {
         model,
         texts: inputs.into_vec(),
         truncate,
     };
     let mut answers = ask(&app, &inference, asked).await?.predictions;
-    if let Some(normalize) = normalize {
-        answers
-            .iter_mut()
-            .try_for_each(|answer| scale(answer, normalize))?;
+    if !normalizes && normalize == Some(true) {
+        answers.iter_mut().for_each(scale);
     }
     Ok(Json(answers.iter().map(Untagged).collect::<Vec<_>>()).into_response())
 }
 
-/// Scales an embedding to length 1 if the request wants it. The opposite wish cannot be met where
-/// the service already normalises.
-fn scale(answer: &mut Prediction, normalize: bool) -> Result<(), ApiError> {
-    let Prediction::Embedding(values) = answer else {
-        return Ok(());
-    };
-    let norm = values.iter().map(|value| value * value).sum::<f32>().sqrt();
-    let is_unit = (norm - 1.0).abs() < 1e-3;
-    if normalize && norm > 0.0 && !is_unit {
-        values.iter_mut().for_each(|value| *value /= norm);
+/// Scales an embedding to length 1, as the service would.
+fn scale(answer: &mut Prediction) {
+    if let Prediction::Embedding(values) = answer {
+        *values = normalized(values);
     }
-    if !normalize && is_unit {
-        let message = "this model's embeddings are normalised by the service; \
-                       set `normalize: false` in its spec";
-        return Err(ApiError::Invalid(message.into()));
-    }
-    Ok(())
 }
 
 /// Texts are `"a"` or `[["a"], ["b"]]`; `["a", "b"]` is a pair, which no model here takes.

@@ -1,7 +1,7 @@
 //! Listens, accepts and drains.
 //!
-//! Connections are accepted only while there is a permit for one more, headers and bodies have
-//! deadlines, and a drain lets every connection finish the request it is serving.
+//! Connections are accepted only while there is a permit for one more, headers, bodies and writes
+//! have deadlines, and a drain lets every connection finish the request it is serving.
 
 use std::{io, path::Path, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use crate::http::app::HttpLimits;
+use crate::http::{app::HttpLimits, write_deadline::WriteDeadline};
 
 /// Where the server listens.
 pub enum Listener {
@@ -138,7 +138,7 @@ fn spawn<S>(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_deadline)
         .serve_connection(
-            TokioIo::new(stream),
+            TokioIo::new(WriteDeadline::new(stream, limits.write_deadline)),
             TowerToHyperService::new(router.clone()),
         );
     let connection = graceful.watch(connection);

@@ -153,6 +153,41 @@ async fn a_supervised_server_is_back_after_its_death_and_drains_on_sigterm() {
     assert!(!socket.exists());
 }
 
+#[tokio::test]
+async fn a_lack_of_memory_at_the_start_is_no_reason_to_give_the_service_up() {
+    // The first text has two words.
+    let server = Process::start(SERVICE, &["--fake-backend", "oom-above-tokens=1"]);
+    let output = server.child.wait_with_output().await.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("out of memory"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_lost_device_ends_the_process_without_an_answer_and_another_takes_over() {
+    let args = ["--fake-backend", "device-lost-on=[lost]", "--supervise"];
+    let mut supervisor = Process::start(SERVICE, &args);
+    let socket = supervisor.socket();
+    until_ready(&socket).await;
+    let first = only_child(supervisor.child.id().unwrap()).unwrap();
+    let body = json!({"inputs": ["grain", "[lost]"]}).to_string();
+    let answer = send(&socket, Method::POST, "/embed", body).await;
+    assert!(answer.is_err(), "{answer:?}");
+    until("another child", async || {
+        only_child(supervisor.child.id().unwrap()).is_some_and(|child| child != first)
+    })
+    .await;
+    until("it answers", async || {
+        let body = json!({"inputs": ["grain"]}).to_string();
+        send(&socket, Method::POST, "/embed", body)
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+    supervisor.terminate();
+    assert_eq!(supervisor.child.wait().await.unwrap().code(), Some(0));
+}
+
 /// The child process that some thread of `pid` has.
 fn only_child(pid: u32) -> Option<u32> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;

@@ -313,3 +313,14 @@ async fn a_wrong_method_is_named() {
         StatusCode::METHOD_NOT_ALLOWED
     );
 }
+
+#[tokio::test]
+async fn a_wish_against_the_services_normalisation_is_refused_before_anything_is_computed() {
+    let scene = Scene::start().await;
+    // Computed, this text would be a failure of the model.
+    let body = json!({"inputs": "[fail]", "normalize": false});
+    check(&scene, "/embed", &body, 422, "Validation").await;
+    let body = json!({"inputs": "grain", "normalize": true});
+    let answer = post(&scene.socket(), "/embed", &body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+}

@@ -97,17 +97,33 @@ pub enum TorchLoadError {
     /// There is not enough memory for the weights.
     #[error("out of memory while loading the weights")]
     OutOfMemory,
+    /// The device fails whatever it is asked.
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
     /// libtorch failed.
     #[error("libtorch failed: {0}")]
     Torch(String),
 }
 
+impl TorchLoadError {
+    /// Whether loading the same files again cannot help.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(
+            self,
+            Self::Read { .. } | Self::OutOfMemory | Self::DeviceLost(_)
+        )
+    }
+}
+
 impl From<tch::TchError> for TorchLoadError {
     fn from(error: tch::TchError) -> Self {
         let text = error.to_string();
-        match is_out_of_memory(&text) {
-            true => Self::OutOfMemory,
-            false => Self::Torch(first_line(&text)),
+        if is_out_of_memory(&text) {
+            Self::OutOfMemory
+        } else if is_device_lost(&text) {
+            Self::DeviceLost(first_line(&text))
+        } else {
+            Self::Torch(first_line(&text))
         }
     }
 }
@@ -120,9 +136,18 @@ pub fn is_out_of_memory(message: &str) -> bool {
         "can't allocate memory",
         "not enough memory",
         "cuda_error_out_of_memory",
+        // What the libraries above CUDA say when they find no room for their work space.
+        "cublas_status_alloc_failed",
+        "cudnn_status_alloc_failed",
     ]
     .iter()
     .any(|phrase| message.contains(phrase))
+}
+
+/// Whether libtorch's message says that the GPU failed in a way that sticks: such an error is the
+/// answer to every later call of this process too.
+pub fn is_device_lost(message: &str) -> bool {
+    message.to_ascii_lowercase().contains("cuda error") && !is_out_of_memory(message)
 }
 
 /// libtorch appends a C++ stack trace to its messages; the first line says what happened.
@@ -149,5 +174,30 @@ mod tests {
         assert!(!is_out_of_memory(
             "mat1 and mat2 shapes cannot be multiplied"
         ));
+    }
+
+    #[test]
+    fn a_cuda_error_that_is_no_lack_of_memory_loses_the_device() {
+        for (message, lost) in [
+            ("CUDA error: an illegal memory access was encountered", true),
+            ("CUDA error: device-side assert triggered\nmore", true),
+            ("CUDA error: out of memory", false),
+            (
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+                false,
+            ),
+            ("mat1 and mat2 shapes cannot be multiplied", false),
+        ] {
+            assert_eq!(is_device_lost(message), lost, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_lack_of_memory_or_of_a_file_may_be_gone_the_next_time() {
+        let memory = TorchLoadError::from(tch::TchError::Torch("CUDA out of memory.".into()));
+        assert!(!memory.is_permanent());
+        let lost = TorchLoadError::from(tch::TchError::Torch("CUDA error: unknown".into()));
+        assert!(!lost.is_permanent());
+        assert!(TorchLoadError::TorchScriptNotAllowed.is_permanent());
     }
 }

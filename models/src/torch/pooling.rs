@@ -1,10 +1,9 @@
 //! How token vectors become one: from the service, else from the model's own files.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use millrace_crds::inference_service::{ModelSpec, Pooling};
+use millrace_model_files::bounded;
 use serde_json::Value;
 
 use super::error::TorchLoadError;
@@ -37,12 +36,11 @@ fn read(path: &Path) -> Result<Vec<u8>, TorchLoadError> {
         path: path.to_owned(),
         source,
     };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(fail)?;
-    file.take(POOLING_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(fail)?;
-    Ok(bytes)
+    let bytes = bounded::read(path, POOLING_BYTES_MAX).map_err(fail)?;
+    bytes.ok_or_else(|| TorchLoadError::Pooling {
+        path: path.to_owned(),
+        reason: format!("it is larger than {POOLING_BYTES_MAX} bytes"),
+    })
 }
 
 fn check_modules(bytes: &[u8]) -> Result<(), String> {

@@ -3,7 +3,9 @@
 use std::cell::Cell;
 use std::sync::Once;
 
-use super::error::{first_line, is_out_of_memory};
+use millrace_protocol::panic;
+
+use super::error::{first_line, is_device_lost, is_out_of_memory};
 use crate::backend::{BackendError, PackedBatch};
 
 /// How the engine's threads are shared out.
@@ -73,13 +75,16 @@ pub fn guarded<T>(
     let message = match std::panic::catch_unwind(compute) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_message(&*panic),
+        Err(payload) => panic::text(&*payload).to_owned(),
     };
     if is_out_of_memory(&message) {
         return Err(BackendError::OutOfMemory {
             sequences: batch.sequences(),
             tokens: batch.tokens(),
         });
+    }
+    if is_device_lost(&message) {
+        return Err(BackendError::DeviceLost(first_line(&message)));
     }
     Err(BackendError::Failed(first_line(&message)))
 }
@@ -92,13 +97,6 @@ fn set_threads(threads: usize) {
     if CURRENT.replace(threads) != threads {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("panic")
-        .to_owned()
 }
 
 #[cfg(test)]
