@@ -99,7 +99,7 @@ impl Drop for S3Server {
 fn binary() -> PathBuf {
     let installed = || {
         let home = std::env::var_os("HOME").unwrap_or_default();
-        Path::new(&home).join(".cache/millrace/bin/versitygw")
+        Path::new(&home).join(".cache/millrace/versitygw/versitygw")
     };
     let path = std::env::var_os("MILLRACE_VERSITYGW").map_or_else(installed, PathBuf::from);
     assert!(

@@ -6,7 +6,6 @@ mod model;
 mod peers;
 mod wheel;
 
-use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -21,7 +20,7 @@ use crate::cache::Cache;
 use crate::process::{heading, run};
 
 /// The S3 server of the tests, below the cache.
-pub const VERSITYGW: &str = "bin/versitygw";
+pub const VERSITYGW: &str = "versitygw/versitygw";
 
 /// Everything that building and running needs: libtorch and the model.
 pub fn for_running(cache: &Cache) -> Result<Libtorch> {
@@ -32,19 +31,13 @@ pub fn for_running(cache: &Cache) -> Result<Libtorch> {
 /// The S3 server of the tests, built from source; the Go proxy and its checksum database pin it.
 pub fn versitygw(cache: &Cache) -> Result<()> {
     const MODULE: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
-    let place = cache.path(VERSITYGW);
-    if place.is_file() {
-        return Ok(());
-    }
-    heading(&format!("building {MODULE}, some minutes"));
-    let making = cache.path("bin.making");
-    fs::create_dir_all(&making)?;
-    let go = crate::needs::go().context("go is missing")?;
-    run(Command::new(go)
-        .args(["install", MODULE])
-        .env("GOBIN", &making))?;
-    fs::create_dir_all(place.parent().expect("it lies in a folder"))?;
-    fs::rename(making.join("versitygw"), &place)?;
-    fs::remove_dir_all(making)?;
+    let (folder, _) = VERSITYGW.split_once('/').expect("it lies in a folder");
+    cache.folder(folder, MODULE, |making| {
+        heading(&format!("building {MODULE}, some minutes"));
+        let go = crate::needs::go().context("go is missing")?;
+        run(Command::new(go)
+            .args(["install", MODULE])
+            .env("GOBIN", making))
+    })?;
     Ok(())
 }
