@@ -1,7 +1,10 @@
 //! Whole programs under faults: the built binaries are started as real processes, killed, stalled
 //! and cut off, and a checker reads what they leave. That is all in `tests/`.
 //!
-//! The library holds the real servers that tests start for themselves, here and in other crates.
+//! The library holds what several test programs share: the checker, processes, and the real servers
+//! that tests start for themselves, here and in other crates.
 
+pub mod history;
+pub mod process;
 pub mod redis_server;
 pub mod s3_server;

@@ -36,6 +36,11 @@ pub fn test() -> Result<()> {
     let libtorch = {
         let cache = Cache::open()?;
         setup::versitygw(&cache)?;
+        if needs::is_root() {
+            setup::kubernetes(&cache)?;
+        } else {
+            println!("not root: the tests on a real Kubernetes will be skipped");
+        }
         setup::for_running(&cache)?
     };
     let environment = environment(&libtorch)?;

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use millrace_protocol::row::RowErrorCode;
 
-use crate::history::{Outcomes, assert_every_row_once, manifest, outcomes};
 use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+use millrace_e2e::history::{Outcomes, assert_every_row_once, manifest, outcomes};
 
 /// Runs a job over one JSON-lines file, cut into shards of `shard_bytes`, and gives the outcomes in
 /// input order.
@@ -150,7 +150,7 @@ fn an_input_that_changed_since_the_plan_is_refused() {
     });
     let commits = scene.path("out/_millrace/runs/0001/commits");
     let mut run = scene.run();
-    crate::process::until(std::time::Duration::from_secs(20), || {
+    millrace_e2e::process::until(std::time::Duration::from_secs(20), || {
         commits.exists().then_some(())
     })
     .expect("a first commit");

@@ -9,9 +9,9 @@ use millrace_protocol::row::Place;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::history::{Outcome, Outcomes, assert_every_row_once, outcomes, outcomes_so_far};
-use crate::process::{Process, children, send, until};
 use crate::scene::{Scene, SceneOptions, flush, jsonl, line_offsets};
+use millrace_e2e::history::{Outcome, Outcomes, assert_every_row_once, outcomes, outcomes_so_far};
+use millrace_e2e::process::{Process, children, send, until};
 use millrace_e2e::redis_server::RedisServer;
 
 /// Long enough for kills to land in every phase, short enough to be run each time.

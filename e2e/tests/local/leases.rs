@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::history::{assert_every_row_once, outcomes};
-use crate::process::until;
 use crate::scene::{Scene, SceneOptions, files_below, flush, jsonl, line_offsets};
+use millrace_e2e::history::{assert_every_row_once, outcomes};
+use millrace_e2e::process::until;
 use millrace_e2e::redis_server::RedisServer;
 
 const ROWS: usize = 2_000;

@@ -1,10 +1,8 @@
 //! Jobs run by the built binaries on this machine: killed, stalled, raced and fed bad input.
 
-mod history;
 mod inputs;
 mod kills;
 mod leases;
 mod poison;
-mod process;
 mod s3;
 mod scene;

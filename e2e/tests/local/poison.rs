@@ -2,8 +2,8 @@
 
 use millrace_protocol::row::{Place, RowErrorCode};
 
-use crate::history::{assert_every_row_once, outcomes};
 use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+use millrace_e2e::history::{assert_every_row_once, outcomes};
 
 /// Runs a job in which the rows at `indices` hold `word`; returns the code each of them ended with
 /// after checking that all other rows succeeded.
@@ -58,4 +58,10 @@ fn a_row_that_the_model_fails_on_fails_alone() {
 fn a_row_with_nan_fails_alone() {
     let codes = codes_of("hemlock", "nan-on=hemlock", &[5, 300]);
     assert_eq!(codes, [RowErrorCode::NotFinite; 2]);
+}
+
+#[test]
+fn a_row_that_loses_the_device_is_found_and_no_other_row_pays_for_it() {
+    let codes = codes_of("hemlock", "device-lost-on=hemlock", &[17, 431]);
+    assert_eq!(codes, [RowErrorCode::ServerCrashed; 2]);
 }

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::history::{assert_every_row_once, manifest, outcomes, outcomes_so_far};
-use crate::process::until;
 use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
+use millrace_e2e::history::{assert_every_row_once, manifest, outcomes, outcomes_so_far};
+use millrace_e2e::process::until;
 use millrace_e2e::s3_server::{BUCKET, S3Server};
 
 const ROWS: usize = 1_500;

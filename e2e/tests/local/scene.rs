@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::process::{Process, binary, until};
+use millrace_e2e::process::{Process, binary, until};
 use millrace_e2e::redis_server::RedisServer;
 
 /// A job in a folder of its own.

@@ -15,8 +15,11 @@ use millrace_crds::BatchJob;
 
 use crate::context::Context;
 
-/// Pause after a visit that failed, doubled by nothing: the API server itself asks to slow down.
+/// Pause after a visit that failed.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Pause after a visit to an object that had been changed meanwhile.
+const STALE: Duration = Duration::from_millis(200);
 
 /// Why a visit failed. The next one begins anew.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +51,16 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
     })
 }
 
+/// Whether the visit looked at an object that had been changed: the next one sees the change.
+fn is_stale(error: &VisitError) -> bool {
+    matches!(error, VisitError::Report(kube::Error::Api(status)) if status.code == 409)
+}
+
 /// What to do after a visit that failed.
 pub fn after_error(job: Arc<BatchJob>, error: &VisitError, _ctx: Arc<Context>) -> Action {
+    if is_stale(error) {
+        return Action::requeue(STALE);
+    }
     let name = job.metadata.name.as_deref().unwrap_or_default();
     let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
     tracing::warn!(

@@ -19,6 +19,9 @@ use crate::context::Context;
 /// Pause after a visit that failed.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Pause after a visit to an object that had been changed meanwhile.
+const STALE: Duration = Duration::from_millis(200);
+
 /// Why a visit failed. The next one begins anew.
 #[derive(Debug, thiserror::Error)]
 pub enum VisitError {
@@ -60,12 +63,20 @@ pub async fn visit(
     })
 }
 
+/// Whether the visit looked at an object that had been changed: the next one sees the change.
+fn is_stale(error: &VisitError) -> bool {
+    matches!(error, VisitError::Report(kube::Error::Api(status)) if status.code == 409)
+}
+
 /// What to do after a visit that failed.
 pub fn after_error(
     service: Arc<InferenceService>,
     error: &VisitError,
     _ctx: Arc<ServiceContext>,
 ) -> Action {
+    if is_stale(error) {
+        return Action::requeue(STALE);
+    }
     let name = service.metadata.name.as_deref().unwrap_or_default();
     let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
     tracing::warn!(

@@ -1,0 +1,90 @@
+//! Jobs whose pods, operator and Redis are taken away in the middle: every row exactly once.
+
+use std::time::Duration;
+
+use crate::cluster::{Cluster, SYSTEM, turn};
+use crate::tenant::Tenant;
+
+const ROWS: usize = 6_000;
+
+/// A job of many shards at work on one pod.
+fn at_work<'a>(cluster: &'a Cluster, name: &str) -> (Tenant<'a>, Vec<u8>) {
+    let tenant = Tenant::new(cluster, name);
+    let rows = tenant.rows(ROWS);
+    tenant.service("");
+    cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 16384}\n"));
+    tenant.wait_until_at_work("embed", 120);
+    (tenant, rows)
+}
+
+#[test]
+fn a_killed_pod_loses_no_row() {
+    let Some(cluster) = turn() else { return };
+    let (tenant, rows) = at_work(&cluster, "pod");
+    let selector = "millrace.dev/inference-service=minilm";
+    cluster.kubectl(&[
+        "-n",
+        tenant.namespace(),
+        "delete",
+        "pod",
+        "-l",
+        selector,
+        "--grace-period=0",
+        "--force",
+        "--wait=false",
+    ]);
+    tenant.check_succeeded("embed", &rows, 300);
+}
+
+#[test]
+fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
+    let Some(cluster) = turn() else { return };
+    let (tenant, rows) = at_work(&cluster, "operator");
+    let scale = |replicas: &str| {
+        let replicas = format!("--replicas={replicas}");
+        cluster.kubectl(&[
+            "-n",
+            SYSTEM,
+            "scale",
+            "deployment/millrace-operator",
+            &replicas,
+        ]);
+    };
+    scale("0");
+    let commits = tenant.bucket().join("embed/_millrace/runs/0001/commits");
+    let committed = || std::fs::read_dir(&commits).map_or(0, Iterator::count);
+    let before = committed();
+    cluster.wait(tenant.namespace(), 60, "shards go on", || {
+        (committed() > before + 3).then_some(())
+    });
+    scale("1");
+    tenant.check_succeeded("embed", &rows, 300);
+}
+
+#[test]
+fn a_flushed_and_a_killed_redis_lose_no_row() {
+    let Some(cluster) = turn() else { return };
+    let (tenant, rows) = at_work(&cluster, "redis");
+    let address = cluster.kubectl(&[
+        "-n",
+        SYSTEM,
+        "get",
+        "service/millrace-leases",
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ]);
+    let mut flush = cluster.inside("redis-cli");
+    let flushed = flush.args(["-h", &address, "FLUSHALL"]).status();
+    assert!(flushed.unwrap().success());
+    std::thread::sleep(Duration::from_secs(3));
+    cluster.kubectl(&[
+        "-n",
+        SYSTEM,
+        "delete",
+        "pod",
+        "millrace-leases-0",
+        "--grace-period=0",
+        "--force",
+    ]);
+    tenant.check_succeeded("embed", &rows, 300);
+}

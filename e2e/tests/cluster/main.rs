@@ -1,0 +1,8 @@
+//! Jobs on a real Kubernetes: installed by Helm, worked off by real pods, on a real S3 server.
+//!
+//! They need root on Linux, or are skipped with one line that says so.
+
+mod cluster;
+mod faults;
+mod jobs;
+mod tenant;

@@ -1,0 +1,192 @@
+//! A namespace with a bucket, a service and jobs.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use millrace_e2e::history::{Outcomes, assert_every_row_once, outcomes};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::cluster::{Cluster, root};
+
+/// Port of the S3 server on the node.
+const S3_PORT: u16 = 7070;
+
+/// A namespace with an S3 server of its own; both are gone when dropped.
+pub struct Tenant<'a> {
+    cluster: &'a Cluster,
+    namespace: String,
+    server: Child,
+    folder: TempDir,
+}
+
+impl<'a> Tenant<'a> {
+    /// Makes the namespace, the bucket with the model, and the Secret with the bucket's keys.
+    pub fn new(cluster: &'a Cluster, name: &str) -> Self {
+        let namespace = format!("{name}-{}", std::process::id());
+        let folder = tempfile::tempdir().unwrap();
+        let bucket = folder.path().join("bucket");
+        copy_model(&bucket.join("models/minilm"));
+        let address = cluster.kubectl(&[
+            "get",
+            "nodes",
+            "-o",
+            "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}",
+        ]);
+        let address = format!("{address}:{S3_PORT}");
+        let versitygw = std::env::var("MILLRACE_VERSITYGW").expect("cargo xtask test sets it");
+        let server = start_s3(cluster, &versitygw, &address, &folder);
+        cluster.apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  \
+             labels: {{pod-security.kubernetes.io/enforce: restricted}}\n---\n\
+             apiVersion: v1\nkind: Secret\nmetadata: {{name: bucket, namespace: {namespace}}}\n\
+             stringData:\n  AWS_ACCESS_KEY_ID: tenant\n  AWS_SECRET_ACCESS_KEY: tenant-secret\n  \
+             AWS_REGION: us-east-1\n  AWS_ENDPOINT_URL: http://{address}\n  AWS_ALLOW_HTTP: 'true'\n"
+        ));
+        Self {
+            cluster,
+            namespace,
+            server,
+            folder,
+        }
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The folder that holds the bucket's objects as files.
+    pub fn bucket(&self) -> PathBuf {
+        self.folder.path().join("bucket")
+    }
+
+    /// Applies a service with MiniLM; `settings` are further lines of its spec.
+    pub fn service(&self, settings: &str) {
+        let namespace = &self.namespace;
+        self.cluster.apply(&format!(
+            "apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\n\
+             metadata: {{name: minilm, namespace: {namespace}}}\nspec:\n  models:\n    \
+             - name: minilm\n      task: Embedding\n      source: {{uri: 's3://bucket/models/minilm'}}\n  \
+             secrets: [{{name: bucket}}]\n{settings}"
+        ));
+    }
+
+    /// The manifest of a job over `rows.jsonl`; `settings` are further lines of its spec.
+    pub fn job_manifest(&self, name: &str, settings: &str) -> String {
+        let namespace = &self.namespace;
+        format!(
+            "apiVersion: millrace.dev/v1alpha1\nkind: BatchJob\n\
+             metadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
+             serviceRef: {{name: minilm}}\n  credentials: {{name: bucket}}\n  \
+             input: {{uris: ['s3://bucket/rows.jsonl'], idField: id}}\n  \
+             output: {{uri: 's3://bucket/{name}'}}\n{settings}"
+        )
+    }
+
+    /// Writes real texts, over and over with ids of their own, and returns the file's bytes.
+    pub fn rows(&self, count: usize) -> Vec<u8> {
+        let texts = std::fs::read_to_string(root().join("examples/embed/texts.jsonl")).unwrap();
+        let texts: Vec<Value> = texts
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let lines = texts.iter().cycle().take(count).enumerate();
+        let lines: String = lines
+            .map(|(row, text)| {
+                serde_json::json!({"id": row.to_string(), "text": text["text"]}).to_string() + "\n"
+            })
+            .collect();
+        std::fs::write(self.bucket().join("rows.jsonl"), &lines).unwrap();
+        lines.into_bytes()
+    }
+
+    /// The job as it is now.
+    pub fn job(&self, name: &str) -> Value {
+        let object = format!("batchjob/{name}");
+        self.cluster.get(&self.namespace, &object).expect("the job")
+    }
+
+    /// A condition of the job: its status and its reason.
+    pub fn condition(&self, name: &str, kind: &str) -> Option<(String, String)> {
+        let job = self.job(name);
+        let conditions = job["status"]["conditions"].as_array()?.clone();
+        let condition = conditions.into_iter().find(|it| it["type"] == kind)?;
+        let word = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+        Some((word("status"), word("reason")))
+    }
+
+    /// Waits until the job has this reason.
+    pub fn wait_for_reason(&self, name: &str, reason: &str, seconds: u64) {
+        let what = format!("job {name} is {reason}");
+        self.cluster.wait(&self.namespace, seconds, &what, || {
+            self.condition(name, "Succeeded")
+                .filter(|(_, found)| found == reason)
+        });
+    }
+
+    /// Waits until shards of the job are committed, and some are not.
+    pub fn wait_until_at_work(&self, name: &str, seconds: u64) {
+        let what = format!("job {name} is at work");
+        self.cluster.wait(&self.namespace, seconds, &what, || {
+            let shards = self.job(name)["status"]["shards"].clone();
+            (shards["committed"].as_u64()? > 0).then_some(())
+        });
+    }
+
+    /// Waits for the end of the job, which must be a success, and checks every row.
+    pub fn check_succeeded(&self, name: &str, rows: &[u8], seconds: u64) -> Outcomes {
+        self.wait_for_reason(name, "Completed", seconds);
+        let seen = outcomes(&self.bucket().join(name));
+        let ends = rows.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        let mut offsets = vec![0];
+        offsets.extend(ends.map(|(index, _)| index as u64 + 1));
+        offsets.pop();
+        assert_every_row_once(&seen, "s3://bucket/rows.jsonl", &offsets);
+        let status = self.job(name)["status"].clone();
+        assert_eq!(status["rows"]["succeeded"], offsets.len());
+        assert_eq!(status["rows"]["failed"], 0);
+        assert_eq!(status["progress"], "100%");
+        seen
+    }
+}
+
+impl Drop for Tenant<'_> {
+    fn drop(&mut self) {
+        self.cluster.try_kubectl(&[
+            "delete",
+            "namespace",
+            &self.namespace,
+            "--wait=true",
+            "--timeout=90s",
+        ]);
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
+
+fn start_s3(cluster: &Cluster, versitygw: &str, address: &str, folder: &TempDir) -> Child {
+    let mut command: Command = cluster.inside(versitygw);
+    command
+        .args(["--port", address, "posix"])
+        .arg(folder.path())
+        .env("ROOT_ACCESS_KEY", "tenant")
+        .env("ROOT_SECRET_KEY", "tenant-secret")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().expect("versitygw starts")
+}
+
+/// Copies the model that `cargo xtask setup` fetched.
+fn copy_model(to: &std::path::Path) {
+    let cache = std::env::var_os("MILLRACE_MODEL_CACHE").expect("cargo xtask test sets it");
+    let from = PathBuf::from(cache).join("sentence-transformers/all-MiniLM-L6-v2");
+    std::fs::create_dir_all(to).unwrap();
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(from.join("."))
+        .arg(to)
+        .status();
+    assert!(copied.unwrap().success(), "{} is missing", from.display());
+}
