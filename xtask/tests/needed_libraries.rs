@@ -59,7 +59,7 @@ fn only_the_inference_server_needs_libtorch() {
         names_libtorch(&server),
         "the server was built without its backend: {server:?}"
     );
-    for program in ["millrace", "millrace-worker"] {
+    for program in ["millrace", "millrace-worker", "millrace-operator"] {
         let libraries = needed(program);
         assert!(
             !names_libtorch(&libraries),

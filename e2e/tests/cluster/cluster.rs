@@ -115,6 +115,13 @@ impl Cluster {
         expect(&mut helm);
     }
 
+    /// Takes the chart away as a user would.
+    pub fn uninstall(&self) {
+        let mut helm = self.inside("helm");
+        helm.args(["uninstall", "millrace", "--namespace", SYSTEM, "--wait"]);
+        expect(&mut helm);
+    }
+
     /// A program of the cluster's own folder, or of the machine, inside the cluster's network.
     pub fn inside(&self, program: &str) -> Command {
         let own = self.bin.join(program);

@@ -1,6 +1,6 @@
 //! Jobs as they should go.
 
-use crate::cluster::turn;
+use crate::cluster::{SYSTEM, turn};
 use crate::tenant::Tenant;
 
 /// Rows of the main job: the size that people try first.
@@ -78,4 +78,50 @@ fn what_decides_the_results_cannot_be_changed() {
         said.contains("input cannot be changed; create a new BatchJob instead"),
         "{said}"
     );
+}
+
+#[test]
+fn nothing_is_written_once_everything_is_done() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "quiet");
+    let rows = tenant.rows(200);
+    tenant.service("");
+    cluster.apply(&tenant.job_manifest("embed", ""));
+    tenant.check_succeeded("embed", &rows, 120);
+    let versions = || {
+        let kinds = "batchjobs,inferenceservices,deployments,jobs,services,configmaps,secrets,\
+                     poddisruptionbudgets,networkpolicies,events";
+        let columns =
+            "custom-columns=KIND:.kind,NAME:.metadata.name,VERSION:.metadata.resourceVersion";
+        cluster.kubectl(&["-n", tenant.namespace(), "get", kinds, "-o", columns])
+    };
+    // What the cluster itself still does about the pods that ended takes a moment.
+    std::thread::sleep(std::time::Duration::from_secs(10));
+    let before = versions();
+    std::thread::sleep(std::time::Duration::from_secs(20));
+    assert_eq!(versions(), before);
+}
+
+#[test]
+fn uninstalling_leaves_nothing_but_the_crds() {
+    let Some(cluster) = turn() else { return };
+    cluster.uninstall();
+    let kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,leases";
+    let of_release = "app.kubernetes.io/instance=millrace";
+    let left = cluster.kubectl(&["-n", SYSTEM, "get", kinds, "-l", of_release, "-o", "name"]);
+    let cluster_wide = "clusterroles,clusterrolebindings";
+    let left_wide = cluster.kubectl(&["get", cluster_wide, "-l", of_release, "-o", "name"]);
+    let crds = cluster.kubectl(&["get", "crds", "-o", "name"]);
+    cluster.install();
+    // The pods of what was deleted may still be ending.
+    let left: Vec<&str> = left
+        .lines()
+        .filter(|name| !name.starts_with("pod/"))
+        .collect();
+    assert!(
+        left.is_empty() && left_wide.is_empty(),
+        "{left:?} {left_wide}"
+    );
+    assert!(crds.contains("batchjobs.millrace.dev"), "{crds}");
+    assert!(crds.contains("inferenceservices.millrace.dev"), "{crds}");
 }

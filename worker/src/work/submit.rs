@@ -158,7 +158,8 @@ impl Submitter {
             .await
             .expect("the semaphore is never closed");
         let mut pieces = Pieces::of(texts.len());
-        let mut open = vec![0..texts.len()];
+        let whole = 0..texts.len();
+        let mut open = vec![whole];
         while let Some(range) = open.pop() {
             let delivery = {
                 let _in_company = self.suspicion.read().await;
