@@ -1,6 +1,7 @@
 //! What all pods have in common: they pass Pod Security *restricted*, hold no API token, and find
 //! settings, credentials and manifests in the same places.
 
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use serde_json::{Value, json};
 
 use crate::config::Options;
@@ -53,4 +54,35 @@ pub fn credentials(secret: &str) -> (Value, Value) {
         json!({"name": volume, "secret": {"secretName": secret}}),
         json!({"name": volume, "mountPath": format!("{SECRETS}/{secret}"), "readOnly": true}),
     )
+}
+
+/// What a pod waits for, if it is something that a person may have to mend: a node with room, an
+/// image, a Secret, a model.
+pub fn waits_for(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let init = status.init_container_statuses.iter().flatten();
+    let all = init.chain(status.container_statuses.iter().flatten());
+    let waits = all.clone().find_map(waiting_reason);
+    waits.or_else(|| unscheduled_reason(pod))
+}
+
+fn waiting_reason(container: &ContainerStatus) -> Option<String> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.clone()?;
+    if ["ContainerCreating", "PodInitializing"].contains(&reason.as_str()) {
+        return None;
+    }
+    // Why a container ended says more than that it is started again.
+    let ended = container.last_state.as_ref();
+    let ended = ended.and_then(|state| state.terminated.as_ref()?.message.clone());
+    let message = ended
+        .or_else(|| waiting.message.clone())
+        .unwrap_or_default();
+    Some(format!("{reason}: {}", message.trim()))
+}
+
+fn unscheduled_reason(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|it| it.type_ == "PodScheduled")?;
+    (scheduled.status == "False").then(|| scheduled.message.clone().unwrap_or_default())
 }

@@ -125,3 +125,47 @@ fn uninstalling_leaves_nothing_but_the_crds() {
     assert!(crds.contains("batchjobs.millrace.dev"), "{crds}");
     assert!(crds.contains("inferenceservices.millrace.dev"), "{crds}");
 }
+
+#[test]
+fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "gpus");
+    let patch = r#"[{"op":"add","path":"/status/capacity/nvidia.com~1gpu","value":"8"}]"#;
+    let node = cluster.kubectl(&["get", "nodes", "-o", "name"]);
+    cluster.kubectl(&[
+        "patch",
+        node.trim(),
+        "--subresource=status",
+        "--type=json",
+        "-p",
+        patch,
+    ]);
+    let with_gpus = |count: u32| {
+        tenant.service(&format!(
+            "  template: {{resources: {{limits: {{nvidia.com/gpu: '{count}'}}}}}}\n"
+        ));
+    };
+    let condition = || {
+        let service = cluster.get(tenant.namespace(), "inferenceservice/minilm")?;
+        let conditions = service["status"]["conditions"].as_array()?.clone();
+        conditions.into_iter().find(|it| it["type"] == "Ready")
+    };
+    with_gpus(9);
+    cluster.wait(tenant.namespace(), 60, "the reason is said", || {
+        let message = condition()?["message"].as_str()?.to_owned();
+        message
+            .contains("Insufficient nvidia.com/gpu")
+            .then_some(())
+    });
+    with_gpus(2);
+    cluster.wait(tenant.namespace(), 120, "the service serves", || {
+        (condition()?["reason"] == "Serving").then_some(())
+    });
+    let pods = cluster.list(
+        tenant.namespace(),
+        "pods",
+        "millrace.dev/inference-service=minilm",
+    );
+    let server = &pods[0]["spec"]["containers"][0];
+    assert_eq!(server["resources"]["limits"]["nvidia.com/gpu"], "2");
+}

@@ -122,6 +122,56 @@ fn a_gzip_file_is_read_whole() {
 }
 
 #[test]
+fn a_compression_bomb_is_a_row_error_and_the_rows_around_it_are_answered() {
+    // A hundred kilobytes that become a hundred megabytes, on one line.
+    let mut plain = b"{\"id\":\"a\",\"text\":\"fine\"}\n{\"id\":\"b\",\"text\":\"".to_vec();
+    plain.resize(plain.len() + (100 << 20), b'0');
+    plain.extend(b"\"}\n{\"id\":\"c\",\"text\":\"fine\"}\n");
+    let bomb = gzip(&plain);
+    assert!(bomb.len() < 200 << 10, "{} bytes", bomb.len());
+    let scene = Scene::new(SceneOptions {
+        input_name: "rows.jsonl.gz",
+        input: bomb,
+        ..SceneOptions::default()
+    });
+    let mut run = scene.run();
+    let mut most_kib = 0;
+    while run.ended().is_none() {
+        most_kib = most_kib.max(high_water_kib(run.pid()));
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    run.succeed();
+    assert!(most_kib < 100 << 10, "it took {most_kib} KiB");
+    let seen: Vec<_> = outcomes(&scene.output()).into_values().collect();
+    assert_eq!(codes(&seen), [None, Some(RowErrorCode::RowTooLong), None]);
+}
+
+/// The most memory that a process held so far, as the kernel keeps it.
+fn high_water_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1));
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn shards_that_begin_inside_lines_ends_and_characters_answer_every_row_once() {
+    // Three bytes a character, two a line end, none at the end of the file: a cut at every kilobyte
+    // falls on each of them somewhere.
+    let lines: Vec<String> = (0..400)
+        .map(|row| {
+            format!(
+                "{{\"id\":\"{row}\",\"text\":\"{}\"}}",
+                "水車".repeat(1 + row % 37)
+            )
+        })
+        .collect();
+    let outcomes = run_jsonl(lines.join("\r\n").into_bytes(), 1024);
+    assert_eq!(outcomes.len(), 400);
+    assert!(outcomes.iter().all(Result::is_ok));
+}
+
+#[test]
 fn a_truncated_gzip_file_fails_its_shard_once_with_the_reason() {
     let scene = Scene::new(SceneOptions {
         input_name: "rows.jsonl.gz",

@@ -11,6 +11,7 @@ use millrace_protocol::report::Report;
 use super::VisitError;
 use crate::context::Context;
 use crate::names::child;
+use crate::pods::waits_for;
 
 /// The run that a job makes.
 const FIRST_RUN: u32 = 1;
@@ -93,8 +94,8 @@ async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitE
 fn step_of(job: &Job, pods: &[Pod]) -> Step {
     let mut pods: Vec<&Pod> = pods.iter().collect();
     pods.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
-    let reports = pods.iter().rev().filter_map(|pod| container(pod));
-    let last = reports.clone().find_map(terminated_message);
+    let mut reports = pods.iter().rev().filter_map(|pod| container(pod));
+    let last = reports.find_map(terminated_message);
     let status = job.status.clone().unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
     let is = |kind: &str| {
@@ -114,9 +115,7 @@ fn step_of(job: &Job, pods: &[Pod]) -> Step {
         };
         return Step::Failed(reason);
     }
-    let waits = reports.clone().find_map(waiting_reason);
-    let unscheduled = pods.iter().rev().find_map(|pod| unscheduled_reason(pod));
-    Step::Running(waits.or(unscheduled))
+    Step::Running(pods.iter().rev().find_map(|pod| waits_for(pod)))
 }
 
 fn container(pod: &Pod) -> Option<&ContainerStatus> {
@@ -128,20 +127,6 @@ fn terminated_message(container: &ContainerStatus) -> Option<String> {
         state.as_ref()?.terminated.as_ref()?.message.clone()
     };
     of(&container.state).or_else(|| of(&container.last_state))
-}
-
-fn waiting_reason(container: &ContainerStatus) -> Option<String> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.clone()?;
-    let is_news = !["ContainerCreating", "PodInitializing"].contains(&reason.as_str());
-    let message = waiting.message.clone().unwrap_or_default();
-    is_news.then(|| format!("{reason}: {message}"))
-}
-
-fn unscheduled_reason(pod: &Pod) -> Option<String> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let scheduled = conditions.iter().find(|it| it.type_ == "PodScheduled")?;
-    (scheduled.status == "False").then(|| scheduled.message.clone().unwrap_or_default())
 }
 
 #[cfg(test)]

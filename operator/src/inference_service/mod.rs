@@ -19,6 +19,9 @@ use crate::context::Context;
 /// Pause after a visit that failed.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How often a service is visited whose pods are not all up.
+const STARTING: Duration = Duration::from_secs(5);
+
 /// Pause after a visit to an object that had been changed meanwhile.
 const STALE: Duration = Duration::from_millis(200);
 
@@ -56,8 +59,14 @@ pub async fn visit(
     let checked = check::check(&service);
     let scale = scale::decide(&service, &seen, ctx.base.now());
     let applied = apply::apply(&ctx.base, &service, checked, &seen, &scale).await?;
-    report::report(&ctx.base, &service, &scale, applied).await?;
-    Ok(match scale.again_in {
+    let is_up = report::report(&ctx.base, &service, &seen, &scale, applied).await?;
+    // What its pods wait for changes without an event of the Deployment.
+    let again_in = if is_up {
+        scale.again_in
+    } else {
+        Some(STARTING)
+    };
+    Ok(match again_in {
         Some(pause) => Action::requeue(pause),
         None => Action::await_change(),
     })

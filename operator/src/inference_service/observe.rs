@@ -1,10 +1,14 @@
 //! What a visit sees: the jobs that wait for the service, and who is registered with its workers.
 
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 
 use super::{ServiceContext, VisitError};
 use crate::conditions::find;
+use crate::names::{SERVICE_LABEL, label_value};
+use crate::pods::waits_for;
 
 /// What a visit sees.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +19,8 @@ pub struct Seen {
     pub is_planning: bool,
     /// Jobs that the workers are told of and that are gone.
     pub gone: Vec<String>,
+    /// What a pod of the service waits for.
+    pub pods_wait_for: Option<String>,
 }
 
 /// Looks at everything that concerns the service.
@@ -41,6 +47,11 @@ pub async fn observe(ctx: &ServiceContext, service: &InferenceService) -> Result
         Err(error) if error.is_unavailable() => {}
         Err(error) => return Err(error.into()),
     }
+    let pods: Api<Pod> = Api::namespaced(ctx.base.client.clone(), &namespace);
+    let of_service = format!("{SERVICE_LABEL}={}", label_value(&name));
+    let of_service = ListParams::default().labels(&of_service);
+    let pods = pods.list(&of_service).await.map_err(VisitError::Observe)?;
+    seen.pods_wait_for = pods.items.iter().find_map(waits_for);
     Ok(seen)
 }
 

@@ -10,22 +10,25 @@ use serde_json::json;
 use super::VisitError;
 use super::apply::Applied;
 use super::check::Refused;
+use super::observe::Seen;
 use super::scale::Scale;
 use crate::conditions::{Is, Said, written};
 use crate::context::Context;
 use crate::names::{FIELD_MANAGER, child};
 
-/// Writes the status if it changed.
+/// Writes the status if it changed. Returns whether as many pods serve as should, or none can.
 pub async fn report(
     ctx: &Context,
     service: &InferenceService,
+    seen: &Seen,
     scale: &Scale,
     applied: Applied,
-) -> Result<(), VisitError> {
+) -> Result<bool, VisitError> {
     let before = service.status.clone().unwrap_or_default();
-    let status = status(service, scale, &applied.deployment, ctx.now());
+    let status = status(service, seen, scale, &applied.deployment, ctx.now());
+    let is_up = applied.deployment.is_err() || status.ready_replicas == status.replicas;
     if status == before {
-        return Ok(());
+        return Ok(is_up);
     }
     let namespace = service.namespace().unwrap_or_default();
     let api: Api<InferenceService> = Api::namespaced(ctx.client.clone(), &namespace);
@@ -43,13 +46,14 @@ pub async fn report(
     };
     api.patch_status(&service.name_any(), &params, &Patch::Merge(patch))
         .await
-        .map(drop)
-        .map_err(VisitError::Report)
+        .map_err(VisitError::Report)?;
+    Ok(is_up)
 }
 
 /// The status after a visit. Pure.
 fn status(
     service: &InferenceService,
+    seen: &Seen,
     scale: &Scale,
     deployment: &Result<Deployment, Refused>,
     now: Time,
@@ -70,8 +74,11 @@ fn status(
             conditions(Is::True, false, "Serving", &format!("{ready} pods serve"))
         }
         Ok(deployment) => {
-            let message = stuck(deployment)
-                .unwrap_or_else(|| format!("{ready} of {} pods serve", scale.replicas));
+            let progress = format!("{ready} of {} pods serve", scale.replicas);
+            let message = match stuck(deployment).or_else(|| seen.pods_wait_for.clone()) {
+                Some(reason) => format!("{progress}; {reason}"),
+                None => progress,
+            };
             conditions(Is::False, true, "Scaling", &message)
         }
     };

@@ -267,8 +267,18 @@ impl Worker {
     async fn attempt(&self, lease: &Lease) -> Result<Attempt, ShardError> {
         let (output, run) = (&self.ctx.output, self.ctx.plan.run);
         match commit::read(output, run, lease.shard).await? {
-            Some(standing) => Ok(Attempt::Standing(standing.tally())),
-            None => Ok(Attempt::Ours(shard::work(&self.ctx, lease).await?)),
+            Some(standing) => return Ok(Attempt::Standing(standing.tally())),
+            None => {}
+        }
+        let error = match shard::work(&self.ctx, lease).await {
+            Ok(worked) => return Ok(Attempt::Ours(worked)),
+            Err(error) => error,
+        };
+        // Whoever committed the shard meanwhile may have finished the run as well, and swept away
+        // the files that this attempt was writing.
+        match commit::read(output, run, lease.shard).await {
+            Ok(Some(standing)) => Ok(Attempt::Standing(standing.tally())),
+            Ok(None) | Err(_) => Err(error),
         }
     }
 

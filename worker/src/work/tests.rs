@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use millrace_leases::{LeaseStore, MemoryLeaseStore};
+use millrace_protocol::commit::Commit;
+use millrace_protocol::layout;
 use millrace_protocol::lease::DeadLetter;
+use millrace_protocol::tally::Rows;
 use object_store::path::Path;
 use tempfile::TempDir;
 
@@ -11,7 +14,7 @@ use super::testing::{FakeServer, Say, Scene};
 use super::*;
 use crate::read::ReadError;
 use crate::store::odd::{Habits, Odd};
-use crate::store::{Location, StoreError};
+use crate::store::{self, Location, StoreError};
 
 /// Runs a scene to its end.
 async fn run(scene: Scene) -> (Result<Ended, WorkError>, Arc<MemoryLeaseStore>, TempDir) {
@@ -111,4 +114,33 @@ async fn a_shard_of_another_plan_is_given_up() {
     assert_eq!(leases.snapshot().await.unwrap().done, 1);
     let letters = dead(&leases).await;
     assert!(letters[0].error.contains("no shard 7"), "{letters:?}");
+}
+
+#[tokio::test]
+async fn a_shard_that_another_commits_meanwhile_is_done_whatever_becomes_of_our_files() {
+    let output = odd_output(Habits {
+        full_below: Some("out/parts"),
+        ..Habits::default()
+    });
+    let (store, path) = (output.store.clone(), output.below(&layout::commit(1, 0)));
+    let others = Commit {
+        shard: 0,
+        epoch: 1,
+        attempt: "other".to_owned(),
+        part: None,
+        errors: None,
+        rows: Rows::default(),
+        tokens: 0,
+        sha256: None,
+        models: Default::default(),
+    };
+    let server = FakeServer::start(move |_, _| {
+        let record = serde_json::to_vec(&others).unwrap();
+        futures::executor::block_on(store::replace(&store, &path, record)).unwrap();
+        Say::Vectors
+    });
+    let scene = Scene::plan(&["a"], &server, Some(output)).await;
+    let (ended, leases, _folder) = run(scene).await;
+    assert_eq!(ended.unwrap(), Ended::Drained);
+    assert_eq!(leases.snapshot().await.unwrap().done, 1);
 }
