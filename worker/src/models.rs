@@ -6,10 +6,9 @@ use futures::TryStreamExt;
 use millrace_crds::InferenceService;
 use millrace_crds::inference_service::ModelSpec;
 use millrace_model_files::source::{self, SourceError};
-use object_store::ObjectStoreExt;
 use tokio::io::AsyncWriteExt;
 
-use crate::store::{StoreError, Stores};
+use crate::store::{StoreError, StoredObject, Stores};
 
 /// Most files of one model.
 const FILES_MAX: usize = 1_000;
@@ -133,8 +132,9 @@ async fn download(
             .map(|part| part.as_ref().to_owned())
             .collect();
         let path = folder.join(below);
-        let bytes = from.store.get(&object.location).await.map_err(failed)?;
-        let mut bytes = bytes.into_stream();
+        let found = StoredObject::open(&from.store, &object.location).await;
+        let found = found.map_err(failed)?;
+        let mut bytes = std::pin::pin!(found.stream());
         let write = |source| FetchError::Write {
             path: path.clone(),
             source,
@@ -143,7 +143,7 @@ async fn download(
             std::fs::create_dir_all(parent).map_err(write)?;
         }
         let mut file = tokio::fs::File::create(&path).await.map_err(write)?;
-        while let Some(bytes) = bytes.try_next().await.map_err(failed)? {
+        while let Some(bytes) = bytes.try_next().await? {
             file.write_all(&bytes).await.map_err(write)?;
         }
         file.sync_all().await.map_err(write)?;

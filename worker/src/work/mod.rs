@@ -266,9 +266,8 @@ impl Worker {
     /// Finds the shard's commit, or works the shard off.
     async fn attempt(&self, lease: &Lease) -> Result<Attempt, ShardError> {
         let (output, run) = (&self.ctx.output, self.ctx.plan.run);
-        match commit::read(output, run, lease.shard).await? {
-            Some(standing) => return Ok(Attempt::Standing(standing.tally())),
-            None => {}
+        if let Some(standing) = commit::read(output, run, lease.shard).await? {
+            return Ok(Attempt::Standing(standing.tally()));
         }
         let error = match shard::work(&self.ctx, lease).await {
             Ok(worked) => return Ok(Attempt::Ours(worked)),
