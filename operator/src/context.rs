@@ -22,6 +22,8 @@ pub struct Context {
     recorder: Recorder,
     /// Lease stores by run: each keeps its connection, and a visit comes every second.
     stores: Mutex<HashMap<String, Arc<RedisLeaseStore>>>,
+    /// Registries by namespace and service, for the same reason.
+    registries: Mutex<HashMap<(String, String), Arc<JobRegistry>>>,
 }
 
 impl Context {
@@ -35,6 +37,7 @@ impl Context {
             recorder: Recorder::new(client.clone(), reporter),
             redis: RedisOptions::new(options.redis_url.clone()),
             stores: Mutex::default(),
+            registries: Mutex::default(),
             client,
             options,
         }
@@ -66,8 +69,18 @@ impl Context {
     }
 
     /// The jobs that the workers of a service are told of.
-    pub fn registry(&self, namespace: &str, service: &str) -> Result<JobRegistry, LeaseError> {
-        JobRegistry::new(&self.redis, namespace, service)
+    pub fn registry(&self, namespace: &str, service: &str) -> Result<Arc<JobRegistry>, LeaseError> {
+        let mut registries = self
+            .registries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), service.to_owned());
+        if let Some(registry) = registries.get(&key) {
+            return Ok(registry.clone());
+        }
+        let registry = Arc::new(JobRegistry::new(&self.redis, namespace, service)?);
+        registries.insert(key, registry.clone());
+        Ok(registry)
     }
 
     /// Says on an object that something happened. An Event that is lost changes nothing.

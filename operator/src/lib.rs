@@ -14,3 +14,4 @@ pub mod http;
 pub mod inference_service;
 pub mod names;
 pub mod pods;
+pub mod visit;

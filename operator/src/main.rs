@@ -18,6 +18,7 @@ use millrace_operator::context::Context;
 use millrace_operator::election::Election;
 use millrace_operator::http::{self, Leads};
 use millrace_operator::inference_service::ServiceContext;
+use millrace_operator::visit::after_error;
 use millrace_operator::{batch_job, inference_service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +80,7 @@ async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
             move |service: InferenceService| jobs_of(&waiting, &service),
         )
         .graceful_shutdown_on(cancelled(&stop))
-        .run(batch_job::visit, batch_job::after_error, ctx.clone())
+        .run(batch_job::visit, after_error, ctx.clone())
         .for_each(|_| async {});
 
     let services: Api<InferenceService> = api(&client, namespace.as_deref());
@@ -99,7 +100,7 @@ async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
         .graceful_shutdown_on(cancelled(&stop))
         .run(
             inference_service::visit,
-            inference_service::after_error,
+            after_error,
             Arc::new(ServiceContext {
                 base: ctx,
                 jobs: stored_jobs,

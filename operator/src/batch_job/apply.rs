@@ -5,12 +5,13 @@ use kube::ResourceExt;
 use millrace_crds::BatchJob;
 use millrace_protocol::registry::RegisteredJob;
 
+use super::build;
 use super::decide::{Decision, Phase, Workers};
 use super::observe::{Seen, run_key};
-use super::{VisitError, build};
 use crate::apply::{apply as apply_child, delete};
 use crate::context::Context;
 use crate::names::child;
+use crate::visit::VisitError;
 
 /// What was brought about: a report takes it as proof that it happened.
 pub struct Applied;

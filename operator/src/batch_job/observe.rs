@@ -8,10 +8,10 @@ use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::{LeaseStore, RunKey, Snapshot};
 use millrace_protocol::report::Report;
 
-use super::VisitError;
 use crate::context::Context;
 use crate::names::child;
 use crate::pods::waits_for;
+use crate::visit::VisitError;
 
 /// The run that a job makes.
 const FIRST_RUN: u32 = 1;

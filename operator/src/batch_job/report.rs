@@ -10,13 +10,13 @@ use millrace_protocol::report::{ErrorSample, Report};
 use millrace_protocol::tally::{Rows, Tally};
 use serde_json::json;
 
-use super::VisitError;
 use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
 use super::observe::{Seen, Step};
 use crate::conditions::{Is, Said, find, written};
 use crate::context::Context;
 use crate::names::FIELD_MANAGER;
+use crate::visit::VisitError;
 
 /// Writes the status if it changed.
 pub async fn report(

@@ -4,13 +4,14 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use millrace_crds::InferenceService;
 
+use super::build;
 use super::check::{Checked, Refused};
 use super::observe::Seen;
 use super::scale::Scale;
-use super::{VisitError, build};
 use crate::apply::{apply as apply_child, apply_unseen};
 use crate::context::Context;
 use crate::names::child;
+use crate::visit::VisitError;
 
 /// What came of applying.
 pub struct Applied {

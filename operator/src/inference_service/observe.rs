@@ -5,10 +5,11 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 
-use super::{ServiceContext, VisitError};
+use super::ServiceContext;
 use crate::conditions::find;
 use crate::names::{SERVICE_LABEL, label_value};
 use crate::pods::waits_for;
+use crate::visit::VisitError;
 
 /// What a visit sees.
 #[derive(Debug, Clone, Default)]

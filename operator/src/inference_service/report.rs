@@ -7,7 +7,6 @@ use kube::{Api, ResourceExt};
 use millrace_crds::{InferenceService, InferenceServiceStatus};
 use serde_json::json;
 
-use super::VisitError;
 use super::apply::Applied;
 use super::check::Refused;
 use super::observe::Seen;
@@ -15,6 +14,7 @@ use super::scale::Scale;
 use crate::conditions::{Is, Said, written};
 use crate::context::Context;
 use crate::names::{FIELD_MANAGER, child};
+use crate::visit::VisitError;
 
 /// Writes the status if it changed. Returns whether as many pods serve as should, or none can.
 pub async fn report(
