@@ -113,6 +113,12 @@ fn install(missing: &[Missing]) -> Result<()> {
     apt_get(&install).or_else(|_| apt_get(&["update"]).and_then(|()| apt_get(&install)))
 }
 
+/// Whether this process may make the namespaces that a cluster lives in: root in a container often
+/// may not.
+pub fn can_make_clusters() -> bool {
+    is_root() && succeeds("unshare", &["--mount", "--net", "--pid", "--fork", "true"])
+}
+
 /// Whether this process may install packages and make namespaces.
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;

@@ -42,9 +42,12 @@ impl std::ops::Deref for Turn {
 
 /// Waits for this test's turn; `None`, with a line that says why, where no cluster can be made.
 pub fn turn() -> Option<Turn> {
+    let mut probe = Command::new("unshare");
+    probe.args(["--mount", "--net", "--pid", "--fork", "true"]);
     // SAFETY: geteuid takes nothing and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: only root can make the namespaces, mounts and cgroups of a cluster");
+    let is_root = unsafe { libc::geteuid() } == 0;
+    if !is_root || !probe.output().is_ok_and(|ended| ended.status.success()) {
+        eprintln!("skipped: only root, with the right to make namespaces, can make a cluster");
         return None;
     }
     let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
