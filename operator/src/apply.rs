@@ -7,6 +7,7 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::names::FIELD_MANAGER;
@@ -34,13 +35,12 @@ where
         return Ok(there);
     }
     child.annotations_mut().insert(APPLIED.to_owned(), hash);
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch(&name, &params, &Patch::Apply(&child)).await
+    apply_unseen(client, namespace, &child).await
 }
 
 /// Applies `child` without looking at what is there: for Secrets, which the operator has no right
 /// to read.
-pub async fn apply_unseen<K>(client: &Client, namespace: &str, child: &K) -> Result<(), kube::Error>
+pub async fn apply_unseen<K>(client: &Client, namespace: &str, child: &K) -> Result<K, kube::Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -51,6 +51,29 @@ where
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let params = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(&child.name_any(), &params, &Patch::Apply(child))
+        .await
+}
+
+/// Writes the status of `object`. Not by server-side apply: what a visit writes that saw less must be
+/// refused, which the resource version does.
+pub async fn write_status<K>(client: &Client, object: &K, status: Value) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    let namespace = object.namespace().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let patch = json!({
+        "metadata": {"resourceVersion": object.resource_version()},
+        "status": status,
+    });
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch_status(&object.name_any(), &params, &Patch::Merge(patch))
         .await
         .map(drop)
 }

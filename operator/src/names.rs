@@ -34,6 +34,16 @@ pub fn child(owner: &str, suffix: &str) -> String {
     format!("{start}-{}-{suffix}", &hash[..HASH_CHARS])
 }
 
+/// The Secret from which pods of a service, and of its jobs, learn where the leases are.
+pub fn leases_secret(service: &str) -> String {
+    child(service, "leases")
+}
+
+/// What serves a service: its Deployment, its Service and what guards them.
+pub fn inference(service: &str) -> String {
+    child(service, "inference")
+}
+
 /// A value that a label takes: the name itself, or its cut and hashed form.
 pub fn label_value(name: &str) -> String {
     if name.len() <= NAME_CHARS_MAX {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::decide::MadeStep;
 use crate::config::Options;
-use crate::names::{JOB_LABEL, child, label_value, labels};
+use crate::names::{JOB_LABEL, child, label_value, labels, leases_secret};
 use crate::pods;
 
 /// Key of the manifests in their ConfigMap.
@@ -57,7 +57,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     let mut volumes = vec![manifest_volume];
     let mut mounts =
         vec![json!({"name": "manifests", "mountPath": pods::MANIFESTS, "readOnly": true})];
-    let leases = child(&checked.service.name_any(), "leases");
+    let leases = leases_secret(&checked.service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
     variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
     if let Some(secret) = &job.spec.credentials {

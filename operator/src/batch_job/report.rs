@@ -1,9 +1,7 @@
 //! Writes the status, once and only when it changed, and an Event where the job moved on.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::events::EventType;
-use kube::{Api, ResourceExt};
 use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::report::{ErrorSample, Report};
@@ -13,9 +11,9 @@ use serde_json::json;
 use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
 use super::observe::{Seen, Step};
+use crate::apply::write_status;
 use crate::conditions::{Is, Said, find, written};
 use crate::context::Context;
-use crate::names::FIELD_MANAGER;
 use crate::visit::VisitError;
 
 /// Writes the status if it changed.
@@ -34,19 +32,7 @@ pub async fn report(
     if status == before {
         return Ok(());
     }
-    let api: Api<BatchJob> =
-        Api::namespaced(ctx.client.clone(), &job.namespace().unwrap_or_default());
-    // Not by server-side apply: a status that was written by a visit that saw less must be refused,
-    // which the resource version does.
-    let patch = json!({
-        "metadata": {"resourceVersion": job.resource_version()},
-        "status": status,
-    });
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    api.patch_status(&job.name_any(), &params, &Patch::Merge(patch))
+    write_status(&ctx.client, job, json!(status))
         .await
         .map_err(VisitError::Report)?;
     let reason = |status: &BatchJobStatus| {

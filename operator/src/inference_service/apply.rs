@@ -10,7 +10,6 @@ use super::observe::Seen;
 use super::scale::Scale;
 use crate::apply::{apply as apply_child, apply_unseen};
 use crate::context::Context;
-use crate::names::child;
 use crate::visit::VisitError;
 
 /// What came of applying.
@@ -48,8 +47,7 @@ pub async fn apply(
         apply_child(client, &namespace, build::config_map(service)).await?;
         let leases = build::leases_secret(service, &ctx.options);
         apply_unseen(client, &namespace, &leases).await?;
-        let kube_service = build::kube_service(service, &child(&name, "inference"));
-        apply_child(client, &namespace, kube_service).await?;
+        apply_child(client, &namespace, build::kube_service(service)).await?;
         apply_child(client, &namespace, build::disruption_budget(service)).await?;
         apply_child(client, &namespace, build::network_policy(service)).await?;
         let deployment = build::deployment(service, scale.replicas, &ctx.options);

@@ -2,8 +2,7 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use millrace_crds::{InferenceService, InferenceServiceStatus};
 use serde_json::json;
 
@@ -11,9 +10,10 @@ use super::apply::Applied;
 use super::check::Refused;
 use super::observe::Seen;
 use super::scale::Scale;
+use crate::apply::write_status;
 use crate::conditions::{Is, Said, written};
 use crate::context::Context;
-use crate::names::{FIELD_MANAGER, child};
+use crate::names::inference;
 use crate::visit::VisitError;
 
 /// Writes the status if it changed. Returns whether as many pods serve as should, or none can.
@@ -30,21 +30,12 @@ pub async fn report(
     if status == before {
         return Ok(is_up);
     }
-    let namespace = service.namespace().unwrap_or_default();
-    let api: Api<InferenceService> = Api::namespaced(ctx.client.clone(), &namespace);
-    let mut patch = json!({
-        "metadata": {"resourceVersion": service.resource_version()},
-        "status": status,
-    });
+    let mut written = json!(status);
     if status.idle_since.is_none() {
         // Merging leaves out what is not named, so what ends must be named.
-        patch["status"]["idleSince"] = serde_json::Value::Null;
+        written["idleSince"] = serde_json::Value::Null;
     }
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    api.patch_status(&service.name_any(), &params, &Patch::Merge(patch))
+    write_status(&ctx.client, service, written)
         .await
         .map_err(VisitError::Report)?;
     Ok(is_up)
@@ -82,7 +73,7 @@ fn status(
             conditions(Is::False, true, "Scaling", &message)
         }
     };
-    let host = child(&service.name_any(), "inference");
+    let host = inference(&service.name_any());
     let namespace = service.namespace().unwrap_or_default();
     InferenceServiceStatus {
         conditions: written(said, &before.conditions, generation, now),

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::config_map::{MODELS, SERVER_KEY, SERVICE_KEY};
 use super::{HTTP_PORT, WORKER_PORT, metadata, object, selector};
 use crate::config::Options;
-use crate::names::{SERVICE_LABEL, child, labels};
+use crate::names::{SERVICE_LABEL, child, inference, labels, leases_secret};
 use crate::pods;
 
 /// Folder of the socket between worker and server.
@@ -64,7 +64,7 @@ pub fn deployment(service: &InferenceService, replicas: u32, options: &Options) 
     object(json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(service, &child(&name, "inference")),
+        "metadata": metadata(service, &inference(&name)),
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": selector(service)},
@@ -108,7 +108,7 @@ fn fetcher(service: &InferenceService, options: &Options, secrets: &[Value]) -> 
 
 /// The worker, as a native sidecar: it starts before the server and ends after it.
 fn worker(service: &InferenceService, options: &Options, secrets: &[Value]) -> Value {
-    let leases = child(&service.name_any(), "leases");
+    let leases = leases_secret(&service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
     variables
         .push(json!({"name": "MILLRACE_SERVER_SOCKET", "value": format!("{RUN}/server.sock")}));

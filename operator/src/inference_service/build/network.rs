@@ -7,14 +7,16 @@ use kube::ResourceExt;
 use millrace_crds::InferenceService;
 use serde_json::json;
 
+use crate::names::inference;
+
 use super::{HTTP_PORT, WORKER_PORT, metadata, object, selector};
 
 /// The Service for online requests.
-pub fn service(service: &InferenceService, name: &str) -> Service {
+pub fn service(service: &InferenceService) -> Service {
     object(json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(service, name),
+        "metadata": metadata(service, &inference(&service.name_any())),
         "spec": {
             "selector": selector(service),
             "ports": [{"name": "http", "port": 80, "targetPort": HTTP_PORT}],
@@ -27,7 +29,7 @@ pub fn disruption_budget(service: &InferenceService) -> PodDisruptionBudget {
     object(json!({
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": metadata(service, &crate::names::child(&service.name_any(), "inference")),
+        "metadata": metadata(service, &inference(&service.name_any())),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(service)}},
     }))
 }
@@ -38,7 +40,7 @@ pub fn network_policy(service: &InferenceService) -> NetworkPolicy {
     object(json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(service, &crate::names::child(&service.name_any(), "inference")),
+        "metadata": metadata(service, &inference(&service.name_any())),
         "spec": {
             "podSelector": {"matchLabels": selector(service)},
             "policyTypes": ["Ingress"],

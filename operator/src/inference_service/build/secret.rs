@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{metadata, object};
 use crate::config::Options;
-use crate::names::child;
+use crate::names;
 use crate::pods::REDIS_URL_KEY;
 
 /// A Secret, because the URL may hold a password.
@@ -15,7 +15,7 @@ pub fn leases_secret(service: &InferenceService, options: &Options) -> Secret {
     object(json!({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": metadata(service, &child(&service.name_any(), "leases")),
+        "metadata": metadata(service, &names::leases_secret(&service.name_any())),
         "stringData": {REDIS_URL_KEY: options.redis_url},
     }))
 }
