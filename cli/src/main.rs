@@ -3,6 +3,7 @@
 mod commands;
 mod display;
 mod exit;
+mod local_models;
 mod local_server;
 mod output;
 mod report;

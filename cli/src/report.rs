@@ -9,7 +9,7 @@ use indicatif::{HumanCount, HumanDuration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
 use millrace_crds::{BatchJob, BatchJobStatus};
-use millrace_protocol::manifest::Manifest;
+use millrace_protocol::manifest::{LivePart, Manifest};
 use millrace_protocol::tally::{Rows, Tally};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::Loaded;
@@ -150,7 +150,9 @@ fn status(
         failed,
         skipped,
     } = manifest.totals.rows;
-    let (committed, given_up) = (manifest.parts.len(), manifest.failed_shards.len());
+    let of_run = |part: &&LivePart| part.run == manifest.run;
+    let committed = manifest.parts.iter().filter(of_run).count();
+    let given_up = manifest.failed_shards.len();
     let total = committed + given_up;
     let percent = (committed * 100).checked_div(total).unwrap_or(100);
     let finished_at: Option<Time> = manifest
@@ -162,7 +164,10 @@ fn status(
         conditions: vec![succeeded_condition(manifest, finished_at.clone())],
         // A file has no generation.
         observed_generation: None,
+        run: Some(manifest.run),
         start_time: None,
+        workers: None,
+        eta: None,
         progress: Some(format!("{percent}%")),
         rows: Some(RowCounts {
             succeeded,
@@ -187,7 +192,7 @@ fn status(
 
 fn succeeded_condition(manifest: &Manifest, at: Option<Time>) -> Condition {
     let (status, reason, message) = if manifest.complete {
-        ("True", "Finished", "every shard is committed".to_owned())
+        ("True", "Completed", "every shard is committed".to_owned())
     } else {
         let failed = manifest.failed_shards.len();
         (

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
+use crate::inference_service::InferenceServiceSpec;
 
 /// Runs every row of a dataset through the models of an InferenceService. Every row ends as
 /// exactly one result or one reported error.
@@ -26,23 +27,39 @@ use crate::SecretRef;
     printcolumn = r#"{"name":"Progress","type":"string","jsonPath":".status.progress"}"#,
     printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.rows.failed"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Workers","type":"integer","jsonPath":".status.workers","priority":1}"#,
     printcolumn = r#"{"name":"Rows/s","type":"number","jsonPath":".status.rowsPerSecond","priority":1}"#,
+    printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.eta","priority":1}"#,
     printcolumn = r#"{"name":"Output","type":"string","jsonPath":".spec.output.uri","priority":1}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.serviceRef == oldSelf.serviceRef")
+    validation = Rule::new("has(self.serviceRef) != has(self.serviceTemplate)")
+        .message("give either serviceRef, the name of an InferenceService, or serviceTemplate, a service of the job's own"),
+    validation = Rule::new("has(self.serviceRef) == has(oldSelf.serviceRef) && (!has(self.serviceRef) || self.serviceRef == oldSelf.serviceRef)")
         .message("serviceRef cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("!has(self.serviceTemplate) || !has(oldSelf.serviceTemplate) || self.serviceTemplate.models == oldSelf.serviceTemplate.models")
+        .message("serviceTemplate.models cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.steps) == has(oldSelf.steps) && (!has(self.steps) || self.steps == oldSelf.steps)")
         .message("steps cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("self.input == oldSelf.input")
         .message("input cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("self.output == oldSelf.output")
         .message("output cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("!oldSelf.cancel || self.cancel")
+        .message("cancel cannot be taken back; create a new BatchJob with the same output, and it goes on"),
+    validation = Rule::new("self.rerunFailed >= oldSelf.rerunFailed")
+        .message("rerunFailed can only be raised"),
 )]
 pub struct BatchJobSpec {
     /// The InferenceService whose models do the work; it lies in the job's own namespace.
-    pub service_ref: ServiceRef,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_ref: Option<ServiceRef>,
+
+    /// An InferenceService of the job's own: it is made when the job begins, sleeps while the job
+    /// rests, and goes when the job is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_template: Option<InferenceServiceSpec>,
 
     /// What to do with each row, in this order. By default one step per model of the service,
     /// named like the model.
@@ -65,10 +82,34 @@ pub struct BatchJobSpec {
     #[serde(default)]
     pub retry: Retry,
 
+    /// How many times the rows that ended as errors, and the shards that were given up, are run
+    /// again, each time as a run of its own in the same output. Raising it on a job that is over
+    /// begins the next run.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub rerun_failed: u32,
+
     /// Whether the job rests: workers give their shards back, and what is done stays. A local run
     /// of a suspended job is refused.
     #[serde(default)]
     pub suspend: bool,
+
+    /// Whether the job is given up: workers give their shards back, the manifest is written over what
+    /// is done, and names the rest. It cannot be taken back. A local run of it is refused.
+    #[serde(default)]
+    pub cancel: bool,
+
+    /// Seconds from the job's beginning after which it is given up as by `cancel`. Means nothing for a
+    /// local run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub active_deadline_seconds: Option<u32>,
+
+    /// Seconds after its end when the job's object is deleted; what it wrote stays. Means nothing for
+    /// a local run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: Option<u32>,
 
     /// Jobs of a service with a higher priority are worked off first; those with the same share its
     /// workers. Means nothing for a local run, which has one job.
@@ -91,6 +132,26 @@ pub struct BatchJobSpec {
 
 fn default_backoff_limit_per_index() -> u32 {
     6
+}
+
+/// Who does the work of a job.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum JobService<'a> {
+    /// An InferenceService that jobs share, by name.
+    Shared(&'a str),
+    /// One of the job's own.
+    Own(&'a InferenceServiceSpec),
+}
+
+impl BatchJobSpec {
+    /// Who does the work. The rules of the CRD see to it that it is one of the two.
+    pub fn service(&self) -> JobService<'_> {
+        match (&self.service_ref, &self.service_template) {
+            (None, Some(template)) => JobService::Own(template),
+            (Some(named), _) => JobService::Shared(&named.name),
+            (None, None) => JobService::Shared(""),
+        }
+    }
 }
 
 /// Names an InferenceService in the same namespace.
@@ -121,8 +182,12 @@ pub struct Step {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.uris.all(u, !u.matches('^[A-Za-z0-9+.-]+://[^/]*@'))")
+    validation = Rule::new("has(self.uris) != has(self.inline)")
+        .message("give either uris, the files to read, or inline, the rows themselves"),
+    validation = Rule::new("!has(self.uris) || self.uris.all(u, !u.matches('^[A-Za-z0-9+.-]+://[^/]*@'))")
         .message("a URI cannot carry credentials; give them through the environment of the worker"),
+    validation = Rule::new("!has(self.inline) || (!has(self.format) && !has(self.compression))")
+        .message("format and compression mean nothing for inline rows; remove them"),
     validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.idField)")
         .message("idField means nothing for format Text: a line is the text; remove idField"),
     validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.textField)")
@@ -131,6 +196,7 @@ pub struct Step {
 pub struct Input {
     /// Files to read: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative to
     /// the manifest. `*`, `?`, `[…]`, `{a,b}` and `**` match as in a shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 1000),
         inner(
@@ -138,7 +204,13 @@ pub struct Input {
             regex(pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+)$")
         )
     )]
-    pub uris: Vec<String>,
+    pub uris: Option<Vec<String>>,
+
+    /// The rows themselves, for small jobs: texts. Each row's id is its index. They are written into
+    /// the output before anything else, so that a position means the same as for files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000), inner(length(min = 1, max = 65_536)))]
+    pub inline: Option<Vec<String>>,
 
     /// How rows are laid out. By default told from the file name: `.jsonl`, `.ndjson`, `.csv`,
     /// `.parquet`, `.txt`.
@@ -311,7 +383,10 @@ pub struct BatchJobStatus {
     /// The generation that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// When the plan was there and work could begin.
+    /// The run that this status speaks of, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u32>,
+    /// When the job began: its first plan was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
     /// Finished shards in percent, such as `42%`.
@@ -326,7 +401,13 @@ pub struct BatchJobStatus {
     /// Tokens that went through models, without padding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
-    /// Rows finished per second, over the run so far.
+    /// Pods of the service that work for the job's service now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u32>,
+    /// When the work will be done at the present rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta: Option<Time>,
+    /// Rows finished per second: lately, and over the whole job once it is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_per_second: Option<f64>,
     /// When the manifest was written.

@@ -63,6 +63,9 @@ pub struct InferenceServiceSpec {
         .message("maxReplicas must be at least minReplicas"),
 )]
 pub struct Autoscaling {
+    /// Who decides how many pods there are.
+    #[serde(default)]
+    pub mode: AutoscalingMode,
     /// Pods that are kept although nothing is to be done; 0 lets the service go to sleep.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 10_000))]
@@ -80,11 +83,24 @@ pub struct Autoscaling {
 impl Default for Autoscaling {
     fn default() -> Self {
         Self {
+            mode: AutoscalingMode::default(),
             min_replicas: default_replicas(),
             max_replicas: default_replicas(),
             idle_seconds: default_idle_seconds(),
         }
     }
+}
+
+/// Who decides how many pods a service has.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AutoscalingMode {
+    /// The operator: by the backlog of the service's jobs, how fast its pods have been, the jobs'
+    /// deadlines, and how long a pod takes to come up.
+    #[default]
+    Backlog,
+    /// Somebody else, such as KEDA or a HorizontalPodAutoscaler: the operator leaves the number of
+    /// the Deployment alone and says in `status.replicas` how many it would have.
+    External,
 }
 
 fn default_replicas() -> u32 {
@@ -177,6 +193,12 @@ pub struct InferenceServiceStatus {
     /// Since when no shard has been open or leased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,
+    /// How long a pod took from its creation until it served, as last seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_start_seconds: Option<u32>,
+    /// Tokens that one pod works off per second, as last seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
 }
 
 /// One model.

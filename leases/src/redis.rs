@@ -75,6 +75,7 @@ static FINISH: LazyLock<Script> = script!(tight, "redis/finish.lua");
 static RELEASE: LazyLock<Script> = script!(tight, "redis/release.lua");
 static FAIL: LazyLock<Script> = script!(tight, "redis/fail.lua");
 static SNAPSHOT: LazyLock<Script> = script!(reading, "redis/snapshot.lua");
+static FORGET: LazyLock<Script> = script!(tight, "redis/forget.lua");
 static DEAD_LETTERS: LazyLock<Script> = script!(reading, "redis/dead_letters.lua");
 
 /// How to reach a Redis server. Not printable, since the URL may hold a password.
@@ -147,6 +148,11 @@ impl RedisLeaseStore {
             options,
             unanswered: UnansweredClaims::default(),
         })
+    }
+
+    /// Forgets the run: everything that matters of it is in the output.
+    pub async fn forget(&self) -> Result<(), LeaseError> {
+        self.ask(&FORGET, &[]).await.map(drop)
     }
 
     async fn call(&self, script: &Script, args: &[String]) -> Result<Vec<String>, LeaseError> {

@@ -4,7 +4,9 @@
 use std::sync::LazyLock;
 
 use ::redis::Script;
-use millrace_protocol::registry::RegisteredJob;
+use millrace_protocol::registry::{RegisteredJob, WorkerReport};
+
+use serde::de::DeserializeOwned;
 
 use crate::redis::Connection;
 use crate::{LeaseError, RedisOptions};
@@ -23,10 +25,34 @@ static LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new("#!lua flags=no-writes,allow-oom\nreturn redis.call('HGETALL', KEYS[1])")
 });
 
-/// The jobs of one service.
+// A worker that said nothing for so long is gone, or as good as gone.
+static REPORT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "#!lua\nredis.call('HSET', KEYS[1], ARGV[1], redis.call('TIME')[1] .. ' ' .. ARGV[2])\n\
+         redis.call('EXPIRE', KEYS[1], 3600)\nreturn 1",
+    )
+});
+static WORKERS: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "#!lua flags=allow-oom\nlocal alive, now = {}, redis.call('TIME')[1]\n\
+         local all = redis.call('HGETALL', KEYS[1])\n\
+         for i = 1, #all, 2 do\n\
+           local at, report = string.match(all[i + 1], '^(%d+) (.*)$')\n\
+           if at and now - at <= tonumber(ARGV[1]) then\n\
+             alive[#alive + 1], alive[#alive + 2] = all[i], report\n\
+           else redis.call('HDEL', KEYS[1], all[i]) end\n\
+         end\nreturn alive",
+    )
+});
+
+/// How long a worker's report counts.
+const REPORT_SECONDS: u32 = 15;
+
+/// The jobs of one service, and its workers.
 pub struct JobRegistry {
     connection: Connection,
     key: String,
+    workers_key: String,
 }
 
 impl JobRegistry {
@@ -36,6 +62,7 @@ impl JobRegistry {
         Ok(Self {
             connection: Connection::new(redis)?,
             key: format!("millrace:{{{namespace}/{service}}}:jobs"),
+            workers_key: format!("millrace:{{{namespace}/{service}}}:workers"),
         })
     }
 
@@ -58,12 +85,31 @@ impl JobRegistry {
     pub async fn list(&self) -> Result<Vec<(String, RegisteredJob)>, LeaseError> {
         let mut list = LIST.prepare_invoke();
         list.key(&self.key);
-        let flat: Vec<String> = self.connection.invoke(&list).await?;
-        let entries = flat.as_chunks::<2>().0.iter();
-        let mut jobs: Vec<(String, RegisteredJob)> = entries
-            .filter_map(|[name, job]| Some((name.clone(), serde_json::from_str(job).ok()?)))
-            .collect();
-        jobs.sort_by(|(left, _), (right, _)| left.cmp(right));
-        Ok(jobs)
+        Ok(entries(self.connection.invoke(&list).await?))
     }
+
+    /// A worker's word on itself, by the name of its pod.
+    pub async fn report(&self, pod: &str, report: &WorkerReport) -> Result<(), LeaseError> {
+        let said = serde_json::to_string(report).expect("a report is plain data");
+        let mut invocation = REPORT.prepare_invoke();
+        invocation.key(&self.workers_key).arg(pod).arg(said);
+        self.connection.invoke::<i64>(&invocation).await.map(drop)
+    }
+
+    /// The workers that spoke lately, by the names of their pods.
+    pub async fn workers(&self) -> Result<Vec<(String, WorkerReport)>, LeaseError> {
+        let mut invocation = WORKERS.prepare_invoke();
+        invocation.key(&self.workers_key).arg(REPORT_SECONDS);
+        Ok(entries(self.connection.invoke(&invocation).await?))
+    }
+}
+
+/// The fields of a hash that can be read, by name.
+fn entries<T: DeserializeOwned>(flat: Vec<String>) -> Vec<(String, T)> {
+    let pairs = flat.as_chunks::<2>().0.iter();
+    let mut entries: Vec<(String, T)> = pairs
+        .filter_map(|[name, value]| Some((name.clone(), serde_json::from_str(value).ok()?)))
+        .collect();
+    entries.sort_by(|(left, _), (right, _)| left.cmp(right));
+    entries
 }

@@ -54,9 +54,14 @@ where
         .await
 }
 
-/// Writes the status of `object`. Not by server-side apply: what a visit writes that saw less must be
-/// refused, which the resource version does.
-pub async fn write_status<K>(client: &Client, object: &K, status: Value) -> Result<(), kube::Error>
+/// Writes the status of `object`, which was `before`. Not by server-side apply: what a visit writes
+/// that saw less must be refused, which the resource version does.
+pub async fn write_status<K>(
+    client: &Client,
+    object: &K,
+    before: &impl Serialize,
+    after: &impl Serialize,
+) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -67,7 +72,7 @@ where
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
     let patch = json!({
         "metadata": {"resourceVersion": object.resource_version()},
-        "status": status,
+        "status": merged(json!(before), json!(after)),
     });
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -76,6 +81,16 @@ where
     api.patch_status(&object.name_any(), &params, &Patch::Merge(patch))
         .await
         .map(drop)
+}
+
+/// Merging leaves out what is not named, so what is no more must be named.
+fn merged(before: Value, mut after: Value) -> Value {
+    if let (Value::Object(before), Value::Object(after)) = (before, &mut after) {
+        for gone in before.into_iter().map(|(key, _)| key) {
+            after.entry(gone).or_insert(Value::Null);
+        }
+    }
+    after
 }
 
 /// Deletes a child and what it owns; its absence is all that matters.
@@ -91,5 +106,20 @@ where
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_status_no_longer_has_is_taken_away() {
+        let before = json!({"progress": "10%", "eta": "soon"});
+        let after = json!({"progress": "100%"});
+        assert_eq!(
+            merged(before, after),
+            json!({"progress": "100%", "eta": null})
+        );
     }
 }

@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource};
+use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::{
-    JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey,
+    JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
 };
 
+use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
 
 /// What every visit needs.
@@ -24,11 +28,26 @@ pub struct Context {
     stores: Mutex<HashMap<String, Arc<RedisLeaseStore>>>,
     /// Registries by namespace and service, for the same reason.
     registries: Mutex<HashMap<(String, String), Arc<JobRegistry>>>,
+    /// How fast runs get on.
+    meters: Mutex<HashMap<String, Meter>>,
+    /// All jobs, as last seen.
+    pub jobs: Store<BatchJob>,
+    /// All services, as last seen.
+    pub services: Store<InferenceService>,
+}
+
+/// All objects of both kinds, as last seen.
+pub struct Stores {
+    /// The jobs.
+    pub jobs: Store<BatchJob>,
+    /// The services.
+    pub services: Store<InferenceService>,
 }
 
 impl Context {
     /// A context. Connects to nothing yet.
-    pub fn new(client: Client, options: Options) -> Self {
+    pub fn new(client: Client, options: Options, stores: Stores) -> Self {
+        let Stores { jobs, services } = stores;
         let reporter = Reporter {
             controller: "millrace-operator".into(),
             instance: Some(options.identity.clone()),
@@ -38,9 +57,41 @@ impl Context {
             redis: RedisOptions::new(options.redis_url.clone()),
             stores: Mutex::default(),
             registries: Mutex::default(),
+            meters: Mutex::default(),
+            jobs,
+            services,
             client,
             options,
         }
+    }
+
+    /// Waits until all objects have been seen once: before, what is there would look absent.
+    pub async fn synced(&self) {
+        let (jobs, services) = (
+            self.jobs.wait_until_ready(),
+            self.services.wait_until_ready(),
+        );
+        // A store ends with its controller, and so do the visits.
+        let _ended = futures::join!(jobs, services);
+    }
+
+    /// A service, as last seen.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<InferenceService> {
+        let reference = ObjectRef::new(name).within(namespace);
+        self.services
+            .get(&reference)
+            .map(|service| service.as_ref().clone())
+    }
+
+    /// How fast a run gets on, given where it is now.
+    pub fn pace(&self, run: &RunKey, leases: Snapshot) -> Option<Pace> {
+        let counted = Counted {
+            rows: leases.tally.rows.total(),
+            shards: leases.done + leases.dead,
+        };
+        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        let meter = meters.entry(run.key("")).or_default();
+        meter.observe(counted, Instant::now())
     }
 
     /// The time of this visit.
@@ -62,10 +113,18 @@ impl Context {
         Ok(store)
     }
 
-    /// Forgets the connection of a run that is over.
-    pub fn close(&self, run: &RunKey) {
+    /// Forgets a run that is over: its leases, the connection to them and its pace.
+    pub async fn close(&self, run: &RunKey) {
+        if let Ok(leases) = self.leases(run)
+            && let Err(error) = leases.forget().await
+        {
+            tracing::debug!(%error, "the leases of a run that is over stay until they expire");
+        }
+        let key = run.key("");
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        stores.remove(&run.key(""));
+        stores.remove(&key);
+        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        meters.remove(&key);
     }
 
     /// The jobs that the workers of a service are told of.

@@ -14,10 +14,10 @@ use kube::runtime::{Controller, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::config::Options;
-use millrace_operator::context::Context;
+use millrace_operator::context::{Context, Stores};
 use millrace_operator::election::Election;
 use millrace_operator::http::{self, Leads};
-use millrace_operator::inference_service::ServiceContext;
+use millrace_operator::names::service_of;
 use millrace_operator::visit::after_error;
 use millrace_operator::{batch_job, inference_service};
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,14 +64,19 @@ async fn main() -> anyhow::Result<()> {
 /// Runs both controllers until `stop` is cancelled and the visits in hand are over.
 async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
     let namespace = options.watch_namespace.clone();
-    let ctx = Arc::new(Context::new(client.clone(), options));
     let config = watcher::Config::default();
-
     let jobs: Api<BatchJob> = api(&client, namespace.as_deref());
-    let controller = Controller::new(jobs, config.clone());
-    let stored_jobs = controller.store();
-    let waiting = controller.store();
-    let for_jobs = controller
+    let jobs = Controller::new(jobs, config.clone());
+    let services: Api<InferenceService> = api(&client, namespace.as_deref());
+    let services = Controller::new(services, config.clone());
+    let stores = Stores {
+        jobs: jobs.store(),
+        services: services.store(),
+    };
+    let ctx = Arc::new(Context::new(client.clone(), options, stores));
+
+    let waiting = jobs.store();
+    let for_jobs = jobs
         .owns(api::<Job>(&client, namespace.as_deref()), config.clone())
         // A job that waits for its service begins when the service is there.
         .watches(
@@ -83,8 +88,7 @@ async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
         .run(batch_job::visit, after_error, ctx.clone())
         .for_each(|_| async {});
 
-    let services: Api<InferenceService> = api(&client, namespace.as_deref());
-    let for_services = Controller::new(services, config.clone())
+    let for_services = services
         .owns(
             api::<Deployment>(&client, namespace.as_deref()),
             config.clone(),
@@ -93,19 +97,12 @@ async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
             api::<BatchJob>(&client, namespace.as_deref()),
             config,
             |job: BatchJob| {
-                let service = ObjectRef::new(&job.spec.service_ref.name);
+                let service = ObjectRef::new(&service_of(&job));
                 Some(service.within(&job.namespace().unwrap_or_default()))
             },
         )
         .graceful_shutdown_on(cancelled(&stop))
-        .run(
-            inference_service::visit,
-            after_error,
-            Arc::new(ServiceContext {
-                base: ctx,
-                jobs: stored_jobs,
-            }),
-        )
+        .run(inference_service::visit, after_error, ctx)
         .for_each(|_| async {});
     futures::join!(for_jobs, for_services);
 }
@@ -125,8 +122,7 @@ fn jobs_of(
     service: &InferenceService,
 ) -> Vec<ObjectRef<BatchJob>> {
     let (name, namespace) = (service.name_any(), service.namespace());
-    let of_service =
-        |job: &Arc<BatchJob>| job.spec.service_ref.name == name && job.namespace() == namespace;
+    let of_service = |job: &Arc<BatchJob>| service_of(job) == name && job.namespace() == namespace;
     let jobs = jobs.state().into_iter().filter(of_service);
     jobs.map(|job| ObjectRef::from_obj(job.as_ref())).collect()
 }

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use kube::ResourceExt;
+use millrace_crds::BatchJob;
+use millrace_crds::batch_job::JobService;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use sha2::{Digest, Sha256};
 
 /// Longest name that every kind of object takes.
@@ -37,6 +41,22 @@ pub fn child(owner: &str, suffix: &str) -> String {
 /// The Secret from which pods of a service, and of its jobs, learn where the leases are.
 pub fn leases_secret(service: &str) -> String {
     child(service, "leases")
+}
+
+/// The InferenceService that works for a job: the one it names, or its own.
+pub fn service_of(job: &BatchJob) -> String {
+    match job.spec.service() {
+        JobService::Shared(named) => named.to_owned(),
+        JobService::Own(_) => child(&job.name_any(), "service"),
+    }
+}
+
+/// A step of one of the job's runs.
+pub fn step(job: &str, step: &str, run: RunNumber) -> String {
+    match run {
+        FIRST_RUN => child(job, step),
+        run => child(job, &format!("{step}-{run}")),
+    }
 }
 
 /// What serves a service: its Deployment, its Service and what guards them.

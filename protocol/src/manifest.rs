@@ -14,7 +14,7 @@ use crate::{
 pub struct Manifest {
     /// Layout version of this file.
     pub version: u32,
-    /// The run that wrote it.
+    /// The run that wrote it, the last one of the output.
     pub run: RunNumber,
     /// Hash of everything in job and service that decides what a result line says.
     pub spec_sha256: String,
@@ -24,9 +24,10 @@ pub struct Manifest {
     pub totals: Tally,
     /// The input files, in the plan's order.
     pub inputs: Vec<InputFile>,
-    /// For each input range the live run and part, in input order.
+    /// For each input range its live parts, in input order: one, and one more for each later run that
+    /// ran its failed rows again.
     pub parts: Vec<LivePart>,
-    /// Shards that were given up, with the reason; empty when `complete`.
+    /// Shards of the run that were given up, with the reason; empty when `complete`.
     pub failed_shards: Vec<FailedShard>,
     /// The models that made the results.
     pub models: Vec<ManifestModel>,
@@ -45,8 +46,18 @@ pub struct LivePart {
     pub run: RunNumber,
     /// The input range.
     pub range: Shard,
-    /// The commit.
+    /// The commit. Where a later run ran the failed rows again it names no errors any more, and counts
+    /// none.
     pub commit: Commit,
+}
+
+impl LivePart {
+    /// The part without its errors: a later run has the last word on those rows.
+    pub fn without_errors(mut self) -> Self {
+        self.commit.errors = None;
+        self.commit.rows.failed = 0;
+        self
+    }
 }
 
 /// A shard that has no commit.

@@ -8,6 +8,9 @@ pub type ShardIndex = u32;
 /// Number of a run in its output, from 1.
 pub type RunNumber = u32;
 
+/// The run that covers the whole input; each later one runs again what failed in the one before it.
+pub const FIRST_RUN: RunNumber = 1;
+
 /// `plan.json`: written create-only, so whoever plans second reads the plan that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -77,6 +80,41 @@ pub struct Shard {
     /// Which rows of the file.
     #[serde(flatten)]
     pub range: ShardRange,
+    /// Where a run runs failed rows again: only the rows of the range that failed there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_in: Option<ShardOfRun>,
+}
+
+/// A shard of an earlier run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ShardOfRun {
+    /// The run.
+    pub run: RunNumber,
+    /// The shard in that run's plan.
+    pub shard: ShardIndex,
+}
+
+impl Shard {
+    /// All rows of a range.
+    pub fn of(input: u32, range: ShardRange) -> Self {
+        Self {
+            input,
+            range,
+            failed_in: None,
+        }
+    }
+
+    /// What shards of all runs are sorted by: their place in the input.
+    pub fn place(&self) -> (u32, u64, u64) {
+        match self.range {
+            ShardRange::Bytes { start, end: _ } => (self.input, 0, start),
+            ShardRange::Rows {
+                row_group,
+                start,
+                end: _,
+            } => (self.input, u64::from(row_group), start),
+        }
+    }
 }
 
 /// Which rows of a file belong to a shard.

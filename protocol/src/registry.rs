@@ -1,4 +1,4 @@
-//! What the workers of a service find of its jobs, beside the leases.
+//! What the workers of a service find of its jobs, and what is found of them, beside the leases.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,4 +12,17 @@ pub struct RegisteredJob {
     pub manifests: String,
     /// Name of the Secret with the credentials of input and output, if the job names one.
     pub credentials: Option<String>,
+}
+
+/// What a worker says of itself, once a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerReport {
+    /// Shards that it holds a lease of.
+    pub shards_in_hand: u32,
+    /// How long it has held none.
+    pub idle_seconds: u32,
+    /// Tokens per second that went through its server lately, while it held shards; absent before
+    /// there is anything to measure.
+    pub tokens_per_second: Option<f64>,
 }

@@ -3,12 +3,18 @@
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use millrace_crds::batch_job::{self, BatchJobSpec, OutputCompression};
+use bytes::Bytes;
+use millrace_crds::batch_job::{self, BatchJobSpec, JobService, OutputCompression};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::RunKey;
-use millrace_protocol::plan::{Compression, Format, RunNumber};
+use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+
+use crate::store::INLINE_ROWS;
+
+/// Field that holds the text where a job names none.
+const DEFAULT_TEXT_FIELD: &str = "text";
 
 /// A BatchJob and its InferenceService, checked and resolved. Every URI is absolute.
 #[derive(Debug, Clone)]
@@ -19,6 +25,8 @@ pub struct CheckedJob {
     pub name: String,
     /// Id of the job's object, if it lies in a cluster.
     pub uid: Option<String>,
+    /// The run that is asked for: the first one, or one that runs failed rows again.
+    pub run: RunNumber,
     /// What to do with each row, never empty.
     pub steps: Vec<Step>,
     /// The dataset.
@@ -37,12 +45,20 @@ pub struct CheckedJob {
 
 impl CheckedJob {
     /// Where a lease store keeps the leases of the job's run.
-    pub fn run_key(&self, run: RunNumber) -> RunKey {
+    pub fn run_key(&self) -> RunKey {
         RunKey {
             namespace: self.namespace.clone(),
             job: self.name.clone(),
             uid: self.uid.clone(),
+            run: self.run,
+        }
+    }
+
+    /// The same job, asked for an earlier run.
+    pub fn at_run(&self, run: RunNumber) -> Self {
+        Self {
             run,
+            ..self.clone()
         }
     }
 }
@@ -72,6 +88,8 @@ pub fn models(steps: &[Step]) -> Vec<String> {
 pub struct Input {
     /// Absolute URIs, possibly with glob characters.
     pub uris: Vec<String>,
+    /// The rows that the manifest itself holds, as JSON lines; they are at [`INLINE_ROWS`].
+    pub inline: Option<Bytes>,
     /// Layout of the rows; `None` means told from each file's name.
     pub format: Option<Format>,
     /// Compression; `None` means told from each file's name.
@@ -146,29 +164,41 @@ pub fn check(
     base: &Path,
 ) -> Result<CheckedJob, JobError> {
     let BatchJobSpec {
-        service_ref,
+        service_ref: _,
+        service_template: _,
         steps,
         input,
         output,
         sharding,
         retry,
-        // Who works on the job, and with whose rights, is decided outside of the run.
+        rerun_failed,
+        // Who works on the job, how long and with whose rights is decided outside of the run.
         suspend: _,
+        cancel: _,
+        active_deadline_seconds: _,
+        ttl_seconds_after_finished: _,
         priority: _,
         credentials: _,
         backoff_limit_per_index,
     } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
-    if service_ref.name != given {
+    if let JobService::Shared(named) = job.spec.service()
+        && named != given
+    {
         return Err(JobError::OtherService {
-            named: service_ref.name.clone(),
+            named: named.to_owned(),
             given,
         });
     }
     let steps = check_steps(steps.as_deref(), service)?;
-    let uris: Vec<String> = input.uris.iter().map(|uri| absolute(uri, base)).collect();
+    let uris = input.uris.iter().flatten();
+    let uris: Vec<String> = match &input.inline {
+        Some(_) => vec![INLINE_ROWS.to_owned()],
+        None => uris.map(|uri| absolute(uri, base)).collect(),
+    };
     let checked_input = Input {
         uris,
+        inline: input.inline.as_ref().map(|texts| inline_rows(texts, input)),
         format: input.format.map(format),
         compression: input.compression.map(compression),
         fields: Fields {
@@ -176,7 +206,7 @@ pub fn check(
             text: input
                 .text_field
                 .clone()
-                .unwrap_or_else(|| "text".to_owned()),
+                .unwrap_or_else(|| DEFAULT_TEXT_FIELD.to_owned()),
             join: output.join.clone(),
         },
         row_bytes_max: input.max_row_bytes as usize,
@@ -189,6 +219,7 @@ pub fn check(
             .unwrap_or_else(|| "default".to_owned()),
         name: job.metadata.name.clone().unwrap_or_default(),
         uid: job.metadata.uid.clone(),
+        run: FIRST_RUN + rerun_failed,
         spec_sha256: spec_sha256(&steps, input, &checked_input.uris, output, service),
         steps,
         input: checked_input,
@@ -245,6 +276,23 @@ fn check_steps(
     checked.collect()
 }
 
+/// The rows that a manifest holds, as a file with one JSON object per line, its fields named as the
+/// job names them.
+fn inline_rows(texts: &[String], input: &batch_job::Input) -> Bytes {
+    let text_field = input.text_field.as_deref().unwrap_or(DEFAULT_TEXT_FIELD);
+    let mut lines = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let mut row = serde_json::Map::new();
+        if let Some(id_field) = &input.id_field {
+            row.insert(id_field.clone(), index.into());
+        }
+        row.insert(text_field.to_owned(), text.as_str().into());
+        serde_json::to_writer(&mut lines, &row).expect("a row is plain data");
+        lines.push(b'\n');
+    }
+    lines.into()
+}
+
 /// An absolute URI: what has a scheme stays, a path becomes `file://` below `base`.
 fn absolute(uri: &str, base: &Path) -> String {
     if uri.contains("://") {
@@ -291,6 +339,7 @@ fn spec_sha256(
 ) -> String {
     let batch_job::Input {
         uris: _,
+        inline,
         format,
         compression,
         id_field,
@@ -308,6 +357,8 @@ fn spec_sha256(
         steps: Vec<(&'a str, &'a str)>,
         models: &'a [millrace_crds::inference_service::ModelSpec],
         uris: &'a [String],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        inline: &'a Option<Vec<String>>,
         format: &'a Option<batch_job::InputFormat>,
         input_compression: &'a Option<batch_job::Compression>,
         id_field: &'a Option<String>,
@@ -323,6 +374,7 @@ fn spec_sha256(
             .collect(),
         models: &service.spec.models,
         uris,
+        inline,
         format,
         input_compression: compression,
         id_field,

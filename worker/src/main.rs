@@ -42,7 +42,13 @@ enum Step {
         server: Server,
     },
     /// Verifies that commits cover the plan and writes the manifest.
-    Finish(Job),
+    Finish {
+        #[command(flatten)]
+        job: Job,
+        /// Gives up, for this reason, all shards that have no commit.
+        #[arg(long, env = "MILLRACE_GIVE_UP", value_name = "REASON")]
+        give_up: Option<String>,
+    },
     /// Works off shards of whatever jobs a service has, until SIGTERM comes.
     Serve(Serve),
     /// Fetches a service's models into a folder and verifies them.
@@ -93,6 +99,9 @@ struct Serve {
     /// Name of the InferenceService.
     #[arg(long, env = "MILLRACE_SERVICE_NAME")]
     service: String,
+    /// Name of this pod, by which the worker reports how busy it is.
+    #[arg(long, env = "HOSTNAME", default_value = "worker")]
+    pod: String,
     /// Folder with one folder per mounted Secret, named like it.
     #[arg(
         long,
@@ -138,7 +147,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let ended = match step {
         Step::Plan(job) => steps::plan(job).await.map(Some),
         Step::Work { job, server } => steps::work(job, server).await.map(|()| None),
-        Step::Finish(job) => steps::finish(job).await.map(Some),
+        Step::Finish { job, give_up } => steps::finish(job, give_up).await.map(Some),
         Step::Serve(serve) => steps::serve(serve).await.map(|()| None),
         Step::Models(models) => steps::models(models).await.map(|()| None),
         Step::Check(leases) => steps::check(leases).await.map(|()| None),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use millrace_crds::batch_job::JobService;
 use millrace_crds::manifest::{self, Manifest, ManifestError};
 use millrace_crds::{BatchJob, InferenceService};
 
@@ -98,17 +99,7 @@ fn one(
         });
     }
     let batch_job = jobs.remove(0);
-    let named = &batch_job.spec.service_ref.name;
-    let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
-    let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
-    let service = services
-        .into_iter()
-        .find(|service| name(service) == *named)
-        .ok_or_else(|| LoadError::NoService {
-            path: path.to_owned(),
-            named: named.clone(),
-            found,
-        })?;
+    let service = service_of(path, &batch_job, services)?;
     let job = job::check(&batch_job, &service, &base)?;
     Ok(Loaded {
         job,
@@ -116,6 +107,31 @@ fn one(
         service,
         base,
     })
+}
+
+/// The service that the job names, or its own.
+fn service_of(
+    path: &Path,
+    batch_job: &BatchJob,
+    services: Vec<InferenceService>,
+) -> Result<InferenceService, LoadError> {
+    let named = match batch_job.spec.service() {
+        JobService::Shared(named) => named,
+        JobService::Own(template) => {
+            let name = batch_job.metadata.name.clone().unwrap_or_default();
+            return Ok(InferenceService::new(&name, template.clone()));
+        }
+    };
+    let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
+    let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
+    let mut services = services.into_iter();
+    services
+        .find(|service| name(service) == named)
+        .ok_or_else(|| LoadError::NoService {
+            path: path.to_owned(),
+            named: named.to_owned(),
+            found,
+        })
 }
 
 fn split(manifests: Vec<Manifest>) -> (Vec<BatchJob>, Vec<InferenceService>) {

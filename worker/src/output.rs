@@ -6,7 +6,7 @@ use async_compression::tokio::bufread::ZstdDecoder;
 use futures::{Stream, StreamExt, TryStreamExt};
 use millrace_protocol::commit::Commit;
 use millrace_protocol::manifest::LivePart;
-use millrace_protocol::plan::ShardIndex;
+use millrace_protocol::plan::{FIRST_RUN, ShardIndex};
 use millrace_protocol::result::ErrorLine;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio_util::io::StreamReader;
@@ -71,7 +71,7 @@ pub struct Visible {
     pub finished: bool,
 }
 
-/// What can be seen of an output: by its manifest, or by its commits while the run goes on.
+/// What can be seen of an output: by its manifest, or by its commits while the first run goes on.
 pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
     if let Some(manifest) = finish::read_manifest(output).await? {
         return Ok(Visible {
@@ -79,7 +79,7 @@ pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
             finished: true,
         });
     }
-    let plan = plan::read(output).await?;
+    let plan = plan::read(output, FIRST_RUN).await?;
     let plan = plan.ok_or_else(|| OutputError::NotAnOutput {
         path: output.path.to_string(),
     })?;
@@ -113,11 +113,53 @@ pub fn errors<'a>(
 ) -> impl Stream<Item = Result<ErrorLine, OutputError>> + 'a {
     lines(output, parts, |commit| commit.errors.as_deref()).and_then(|line| async move {
         let Line { text, shard, path } = line;
-        serde_json::from_str(&text).map_err(|error| OutputError::BadLine {
+        parse_error(&text, shard, path)
+    })
+}
+
+/// The error lines of one shard, one by one.
+pub struct ErrorLines {
+    reader: Reader,
+    shard: ShardIndex,
+    path: String,
+}
+
+impl ErrorLines {
+    /// Opens an error file by its path below the output.
+    pub async fn open(
+        output: &Location,
+        shard: ShardIndex,
+        path: String,
+    ) -> Result<Self, OutputError> {
+        let reader = open(output, &path).await?;
+        Ok(Self {
+            reader,
             shard,
-            path: path.to_owned(),
-            message: error.to_string(),
+            path,
         })
+    }
+
+    /// The next line; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<ErrorLine>, OutputError> {
+        let mut text = String::new();
+        let read = self.reader.read_line(&mut text).await;
+        let read = read.map_err(|source| OutputError::Broken {
+            shard: self.shard,
+            path: self.path.clone(),
+            source,
+        })?;
+        if read == 0 {
+            return Ok(None);
+        }
+        parse_error(&text, self.shard, &self.path).map(Some)
+    }
+}
+
+fn parse_error(text: &str, shard: ShardIndex, path: &str) -> Result<ErrorLine, OutputError> {
+    serde_json::from_str(text).map_err(|error| OutputError::BadLine {
+        shard,
+        path: path.to_owned(),
+        message: error.to_string(),
     })
 }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use millrace_protocol::commit::Commit;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::Manifest;
-use millrace_protocol::plan::{Plan, ShardIndex};
+use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex};
 use tokio_util::sync::CancellationToken;
 
 use crate::commits::{self, CommitsError};
-use crate::finish::{self, Finish, FinishError};
+use crate::finish::{self, Finish, FinishError, FinishOptions};
 use crate::job::CheckedJob;
 use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError, Stores};
@@ -62,6 +62,9 @@ pub enum RunError {
     /// Working off shards failed.
     #[error("the run stopped")]
     Work(#[from] WorkError),
+    /// The manifest of the output could not be read.
+    #[error("the manifest of the output could not be read")]
+    Manifest(#[source] FinishError),
     /// Commits that were made have disappeared.
     #[error(
         "{shards} shards were committed and their records are gone: the output was changed by hand; run again"
@@ -86,21 +89,42 @@ pub struct Prepared {
     pub output: Location,
 }
 
-/// The manifest of the output, if the job is already finished there with every shard committed, and
-/// merged if it asks for that.
-pub async fn finished(stores: &Stores, job: &CheckedJob) -> Result<Option<Manifest>, RunError> {
+/// What an output says of a job before it is run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// The run that the job asks for is finished, with every shard committed, and merged if it asks
+    /// for that.
+    Finished(Box<Manifest>),
+    /// This run comes next: the one that the job asks for, or an earlier one that it builds on.
+    Next(RunNumber),
+}
+
+/// Looks up which run of the job comes next.
+pub async fn find(stores: &Stores, job: &CheckedJob) -> Result<Found, RunError> {
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
-    let manifest = finish::read_manifest(&output).await?;
-    Ok(manifest.filter(|manifest| {
-        let is_merged = !job.output.merge || manifest.merged.is_some();
-        manifest.complete && is_merged && manifest.spec_sha256 == job.spec_sha256
-    }))
+    let manifest = finish::read_manifest(&output).await;
+    let manifest = manifest.map_err(RunError::Manifest)?;
+    let ours = manifest.filter(|manifest| manifest.spec_sha256 == job.spec_sha256);
+    let Some(manifest) = ours else {
+        return Ok(Found::Next(FIRST_RUN));
+    };
+    if manifest.run < job.run {
+        return Ok(Found::Next(manifest.run + 1));
+    }
+    let is_merged = !job.output.merge || manifest.merged.is_some();
+    if manifest.complete && is_merged {
+        return Ok(Found::Finished(Box::new(manifest)));
+    }
+    // Some shards were given up: the run goes on, and tries them once more.
+    Ok(Found::Next(manifest.run))
 }
 
 /// Plans the run, or reads the plan that is there, and looks up what is committed.
 pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
-    let plan = plan::plan(stores, job).await?;
+    let earlier = finish::read_manifest(&output).await;
+    let earlier = earlier.map_err(RunError::Manifest)?;
+    let plan = plan::plan(stores, job, earlier.as_ref()).await?;
     let committed = commits::list(&output, plan.run).await?;
     Ok(Prepared {
         plan,
@@ -165,7 +189,7 @@ pub async fn worker(
     let context = ShardContext {
         job: job.clone(),
         plan: plan.clone(),
-        stores: stores.clone(),
+        stores: stores.with_inline_rows(&job.input),
         output: output.clone(),
         submitter: Submitter::new(client.clone(), job.steps.clone(), submit_options),
         models: models(client).await.map_err(RunError::Server)?,
@@ -235,7 +259,7 @@ pub async fn drive(
         if work(stores, job, &prepared, options).await? == Ended::Stopped {
             return Ok(RunEnd::Stopped);
         }
-        match conclude(job, &prepared, options.leases.as_ref()).await? {
+        match conclude(job, &prepared, options.leases.as_ref(), None).await? {
             Finish::Finished(manifest) => return Ok(RunEnd::Finished(manifest)),
             Finish::Incomplete(missing) if missing == missing_before => {
                 return Err(RunError::Incomplete {
@@ -255,14 +279,24 @@ pub async fn drive(
     }
 }
 
-/// Verifies and finishes the run.
+/// Verifies and finishes the run. With a `give_up` no shard is worked on any more, and those without
+/// a commit are given up for this reason.
 pub async fn conclude(
     job: &CheckedJob,
     prepared: &Prepared,
     leases: &dyn LeaseStore,
+    give_up: Option<&str>,
 ) -> Result<Finish, RunError> {
-    let given_up = given_up(leases).await?;
-    Ok(finish::finish(&prepared.output, job, &prepared.plan, &given_up).await?)
+    let given_up = match given_up(leases).await {
+        // The reasons of those that were given up before are in the lease store alone.
+        Err(error) if give_up.is_some() && error.is_unavailable() => Vec::new(),
+        given_up => given_up?,
+    };
+    let options = FinishOptions {
+        given_up: &given_up,
+        give_up,
+    };
+    Ok(finish::finish(&prepared.output, job, &prepared.plan, options).await?)
 }
 
 /// All shards that the lease store gave up; a plan bounds how many there can be.
@@ -279,6 +313,9 @@ async fn given_up(leases: &dyn LeaseStore) -> Result<Vec<DeadLetter>, LeaseError
     }
 }
 
+#[cfg(test)]
+#[path = "rerun_tests.rs"]
+mod rerun_tests;
 #[cfg(test)]
 #[path = "run_tests.rs"]
 mod tests;

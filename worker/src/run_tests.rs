@@ -90,15 +90,15 @@ async fn a_finished_job_that_is_to_be_merged_now_is_finished_once_more() {
     let scene = Scene::new();
     let (apart, merged) = (scene.job(false), scene.job(true));
     assert_eq!(scene.drive(&apart).await.merged, None);
-    let found = finished(&scene.stores, &apart).await.unwrap();
-    assert!(found.is_some(), "it has nothing left to do");
-    assert_eq!(finished(&scene.stores, &merged).await.unwrap(), None);
+    let is_finished = async |job| matches!(find(&scene.stores, job).await, Ok(Found::Finished(_)));
+    assert!(is_finished(&apart).await, "it has nothing left to do");
+    assert!(!is_finished(&merged).await);
     let manifest = scene.drive(&merged).await;
     assert_eq!(manifest.merged.as_deref(), Some("results.jsonl"));
     let results = scene.folder.path().join("out/results.jsonl");
     assert_eq!(std::fs::read_to_string(results).unwrap().lines().count(), 3);
     assert_eq!(scene.server.asked().len(), 3, "no row is computed again");
-    assert!(finished(&scene.stores, &merged).await.unwrap().is_some());
+    assert!(is_finished(&merged).await);
 }
 
 #[tokio::test]

@@ -13,7 +13,6 @@ use millrace_protocol::report::{ErrorSample, Report};
 use millrace_worker::commits;
 use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
-use millrace_worker::plan::FIRST_RUN;
 use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::serve::{self, Door, ServeOptions};
 use millrace_worker::store::Stores;
@@ -51,12 +50,8 @@ fn open(job: Job) -> anyhow::Result<Opened> {
         lease_ttl,
         deliveries_max: job.deliveries_max,
     };
-    let leases = RedisLeaseStore::new(
-        &RedisOptions::new(redis_url),
-        &job.run_key(FIRST_RUN),
-        options,
-    )
-    .context("the Redis of the leases cannot be used")?;
+    let leases = RedisLeaseStore::new(&RedisOptions::new(redis_url), &job.run_key(), options)
+        .context("the Redis of the leases cannot be used")?;
     Ok(Opened {
         stores: stores(credentials.as_deref())?,
         job,
@@ -114,7 +109,7 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
 }
 
 /// Verifies and finishes the run, or queues what is missing.
-pub async fn finish(job: Job) -> anyhow::Result<Report> {
+pub async fn finish(job: Job, give_up: Option<String>) -> anyhow::Result<Report> {
     let Opened {
         stores,
         job,
@@ -122,7 +117,7 @@ pub async fn finish(job: Job) -> anyhow::Result<Report> {
         lease_ttl: _,
     } = open(job)?;
     let prepared = run::resume(&stores, &job).await?;
-    match run::conclude(&job, &prepared, leases.as_ref()).await? {
+    match run::conclude(&job, &prepared, leases.as_ref(), give_up.as_deref()).await? {
         Finish::Finished(manifest) => {
             let failed_shards = manifest.failed_shards.len();
             tracing::info!(totals = ?manifest.totals, failed_shards, "the run is finished");
@@ -167,6 +162,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
     let Serve {
         namespace,
         service,
+        pod,
         secrets,
         listen,
         server,
@@ -195,6 +191,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         redis,
         lease_ttl: Duration::from_millis(lease_ttl_ms),
         client: Client::new(server.socket),
+        pod,
         secrets,
         stop,
     };

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use millrace_e2e::s3_server::{BUCKET, S3Server};
 use millrace_protocol::{
-    plan::{Plan, ShardRange},
+    plan::{FIRST_RUN, Plan, ShardRange},
     row::{Place, ReadRow},
 };
 use millrace_worker::{
@@ -58,12 +58,14 @@ fn job(keys: &[&str]) -> CheckedJob {
         namespace: "default".into(),
         name: "job".into(),
         uid: None,
+        run: FIRST_RUN,
         steps: vec![Step {
             name: "step".into(),
             model: "model".into(),
         }],
         input: Input {
             uris: keys.iter().map(|key| uri(key)).collect(),
+            inline: None,
             format: None,
             compression: None,
             fields: Fields {
@@ -155,7 +157,7 @@ async fn every_row_of_a_bucket_is_read_exactly_once() {
         .collect();
     put(&stores, "in/b.csv", &format!("id,text\n{records}")).await;
     let job = job(&["in/*"]);
-    let plan = plan(&stores, &job).await.unwrap();
+    let plan = plan(&stores, &job, None).await.unwrap();
     assert!(plan.shards.len() >= 6);
     let rows = rows(&stores, &job, &plan).await.unwrap();
     let ids = rows.iter().map(|row| match row {
@@ -215,7 +217,7 @@ async fn an_object_that_changed_after_planning_is_not_read() {
     let stores = stores(&server);
     put(&stores, "in/a.jsonl", "{\"id\":1,\"text\":\"one\"}\n").await;
     let job = job(&["in/a.jsonl"]);
-    let plan = plan(&stores, &job).await.unwrap();
+    let plan = plan(&stores, &job, None).await.unwrap();
     assert!(plan.inputs[0].etag.is_some());
     assert!(matches!(
         plan.shards[0].range,
@@ -263,7 +265,7 @@ async fn text_and_parquet_of_one_bucket_are_read_together() {
     let mut job = job(&["in/*"]);
     job.input.fields.id = None;
     job.shard_bytes_target = 64 << 10;
-    let plan = plan(&stores, &job).await.unwrap();
+    let plan = plan(&stores, &job, None).await.unwrap();
     assert!(plan.shards.len() > 3);
     let rows = rows(&stores, &job, &plan).await.unwrap();
     let found = rows.iter().map(|row| match row {

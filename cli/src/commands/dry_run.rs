@@ -18,6 +18,7 @@ use millrace_worker::store::Stores;
 use serde::Serialize;
 
 use crate::display::OutputMode;
+use crate::local_models;
 use crate::local_server::LocalServer;
 use crate::output;
 
@@ -125,7 +126,9 @@ async fn measure(
         return Ok(None);
     };
     let (input, fields) = (plan.input_of(shard), &job.input.fields);
-    let mut rows = read::open_shard(stores, input, shard, fields, job.input.row_bytes_max).await?;
+    let with_rows = stores.with_inline_rows(&job.input);
+    let mut rows =
+        read::open_shard(&with_rows, input, shard, fields, job.input.row_bytes_max).await?;
     let rows = rows
         .next_batch(MEASURED_ROWS_MAX, MEASURED_BYTES_MAX)
         .await?;
@@ -141,7 +144,8 @@ async fn measure(
         models: job::models(&job.steps),
         texts,
     };
-    let server = LocalServer::start(program, &loaded.service, &loaded.base)?;
+    let service = local_models::fetched(stores, &loaded.service).await?;
+    let server = LocalServer::start(program, &service, &loaded.base)?;
     let client = server.client();
     let measuring = async {
         client.wait_ready(SERVER_PATIENCE).await?;

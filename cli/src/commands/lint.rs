@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use millrace_crds::batch_job::JobService;
 use millrace_crds::manifest::{self, Kind, Manifest, ManifestError};
+use millrace_crds::{BatchJob, InferenceService};
 use millrace_worker::job;
 
 use crate::output;
@@ -70,22 +72,33 @@ fn misfits(manifests: &[Manifest]) -> Vec<String> {
         let Manifest::BatchJob(batch_job) = manifest else {
             continue;
         };
+        let JobService::Shared(named) = batch_job.spec.service() else {
+            let name = batch_job.metadata.name.clone().unwrap_or_default();
+            let own = batch_job.spec.service_template.clone();
+            if let Some(own) = own.map(|template| InferenceService::new(&name, template)) {
+                problems.extend(misfit(batch_job, &own));
+            }
+            continue;
+        };
         let service = manifests.iter().find_map(|other| match other {
             Manifest::InferenceService(service)
-                if service.metadata.name.as_ref() == Some(&batch_job.spec.service_ref.name)
+                if service.metadata.name.as_deref() == Some(named)
                     && service.metadata.namespace == batch_job.metadata.namespace =>
             {
                 Some(service)
             }
             _ => None,
         });
-        let Some(service) = service else { continue };
-        // Only whether they fit is asked, so it does not matter what relative paths mean.
-        if let Err(error) = job::check(batch_job, service, Path::new("/")) {
-            problems.push(format!("BatchJob {}: {error}", manifest.name()));
-        }
+        problems.extend(service.and_then(|service| misfit(batch_job, service)));
     }
     problems
+}
+
+/// Only whether they fit is asked, so it does not matter what relative paths mean.
+fn misfit(batch_job: &BatchJob, service: &InferenceService) -> Option<String> {
+    let name = batch_job.metadata.name.clone().unwrap_or_default();
+    let error = job::check(batch_job, service, Path::new("/")).err()?;
+    Some(format!("BatchJob {name}: {error}"))
 }
 
 fn summary(file: &Path, manifests: &[Manifest]) -> String {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use millrace_crds::batch_job::BatchJobSpec;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
-use millrace_worker::run::{self, Prepared, RunEnd, WorkOptions};
+use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::store::Stores;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::display::{Display, OutputMode};
 use crate::exit;
+use crate::local_models;
 use crate::local_server::{self, LocalServer};
 use crate::report;
 
@@ -60,41 +62,58 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let server = local_server::program(inference_server);
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;
     }
-    if loaded.batch_job.spec.suspend {
-        eprintln!("error: spec.suspend is true: set it to false, and the job runs");
+    if let Some(refused) = refused(&loaded.batch_job.spec) {
+        eprintln!("error: {refused}");
         return Ok(exit::BAD_MANIFEST.into());
     }
-    if let Some(manifest) = run::finished(&stores, &loaded.job).await? {
-        return report::finished(&stores, &loaded, &manifest, output, None).await;
-    }
+    let mut next = match run::find(&stores, &loaded.job).await? {
+        Found::Finished(manifest) => {
+            return report::finished(&stores, &loaded, &manifest, output, None).await;
+        }
+        Found::Next(run) => run,
+    };
     memory::give_back_large_blocks();
     let program = local_server::program(inference_server)?;
     let started = Instant::now();
-    let prepared = run::prepare(&stores, &loaded.job).await?;
-    let display = Display::new(output, &loaded.job, &prepared);
-    let worked = work(&stores, &loaded, prepared, &program, &display).await;
-    display.clear();
-    match worked? {
-        RunEnd::Finished(manifest) => {
-            let took = Some(started.elapsed());
-            report::finished(&stores, &loaded, &manifest, output, took).await
-        }
-        RunEnd::Stopped => {
-            report::stopped(&file, output);
-            Ok(exit::INTERRUPTED.into())
+    loop {
+        let job = loaded.job.at_run(next);
+        let prepared = run::prepare(&stores, &job).await?;
+        let display = Display::new(output, &job, &prepared);
+        let worked = work(&stores, &loaded, &job, prepared, &program, &display).await;
+        display.clear();
+        match worked? {
+            RunEnd::Finished(_) if next < loaded.job.run => next += 1,
+            RunEnd::Finished(manifest) => {
+                let took = Some(started.elapsed());
+                return report::finished(&stores, &loaded, &manifest, output, took).await;
+            }
+            RunEnd::Stopped => {
+                report::stopped(&file, output);
+                return Ok(exit::INTERRUPTED.into());
+            }
         }
     }
+}
+
+/// Why a job is not to be run at all.
+fn refused(spec: &BatchJobSpec) -> Option<&'static str> {
+    if spec.cancel {
+        return Some("spec.cancel is true: the job is given up; remove it, and the job runs");
+    }
+    spec.suspend
+        .then_some("spec.suspend is true: set it to false, and the job runs")
 }
 
 async fn work(
     stores: &Stores,
     loaded: &Loaded,
+    job: &CheckedJob,
     prepared: Prepared,
     program: &std::path::Path,
     display: &Display,
 ) -> anyhow::Result<RunEnd> {
-    let server = LocalServer::start(program, &loaded.service, &loaded.base)?;
-    let job = &loaded.job;
+    let service = local_models::fetched(stores, &loaded.service).await?;
+    let server = LocalServer::start(program, &service, &loaded.base)?;
     let lease_options = LeaseOptions {
         lease_ttl: LEASE_TTL,
         deliveries_max: job.deliveries_max,

@@ -112,12 +112,9 @@ impl OutputFolder {
             compression: Compression::None,
             columns: None,
         };
-        let shard = |index| Shard {
-            input: 0,
-            range: ShardRange::Bytes {
-                start: index * 100,
-                end: (index + 1) * 100,
-            },
+        let shard = |index| {
+            let (start, end) = (index * 100, (index + 1) * 100);
+            Shard::of(0, ShardRange::Bytes { start, end })
         };
         let plan = Plan {
             version: Plan::VERSION,

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
-use millrace_crds::BatchJob;
+use millrace_crds::{BatchJob, InferenceService};
 use millrace_protocol::registry::RegisteredJob;
 
 use super::build;
@@ -10,7 +10,7 @@ use super::decide::{Decision, Phase, Workers};
 use super::observe::{Seen, run_key};
 use crate::apply::{apply as apply_child, delete};
 use crate::context::Context;
-use crate::names::child;
+use crate::names::{self, service_of};
 use crate::visit::VisitError;
 
 /// What was brought about: a report takes it as proof that it happened.
@@ -30,19 +30,32 @@ pub async fn apply(
         unmake,
         again_in: _,
     } = decision;
-    if *phase == Phase::Over {
-        return Ok(Applied);
-    }
     let namespace = job.namespace().unwrap_or_default();
+    let run = seen.standing.run;
+    match phase {
+        Phase::Over => return Ok(Applied),
+        Phase::Expired => {
+            delete::<BatchJob>(&ctx.client, &namespace, &job.name_any())
+                .await
+                .map_err(VisitError::Apply)?;
+            return Ok(Applied);
+        }
+        _ => {}
+    }
     if let Some(step) = unmake {
-        let name = child(&job.name_any(), step);
+        let name = names::step(&job.name_any(), step, run);
         delete::<Job>(&ctx.client, &namespace, &name)
             .await
             .map_err(VisitError::Apply)?;
     }
+    if let Some(service) = own_service(job, phase) {
+        apply_child(&ctx.client, &namespace, service)
+            .await
+            .map_err(VisitError::Apply)?;
+    }
     if let Some(made) = make {
-        let manifests = build::manifests(job, &made.checked.service);
-        let config_map = build::config_map(job, &manifests);
+        let manifests = build::manifests(job, &made.checked.service, run);
+        let config_map = build::config_map(job, &manifests, run);
         let step = build::step(job, made, &ctx.options);
         for applied in [
             apply_child(&ctx.client, &namespace, config_map)
@@ -54,10 +67,23 @@ pub async fn apply(
         }
     }
     tell(ctx, job, seen, *workers).await?;
-    if matches!(phase, Phase::Finished(_) | Phase::Failed { .. }) {
-        ctx.close(&run_key(job));
+    if phase.is_end() {
+        ctx.close(&run_key(job, run)).await;
+        if build::own_service(job).is_some() {
+            delete::<InferenceService>(&ctx.client, &namespace, &service_of(job))
+                .await
+                .map_err(VisitError::Apply)?;
+        }
     }
     Ok(Applied)
+}
+
+/// The service that the job brings, once it is needed.
+fn own_service(job: &BatchJob, phase: &Phase) -> Option<InferenceService> {
+    match phase {
+        Phase::Planning(_) | Phase::Running | Phase::LeasesAway => build::own_service(job),
+        _ => None,
+    }
 }
 
 /// Tells the workers of the job's service. A lease store that is away is told with a later visit.
@@ -68,12 +94,12 @@ async fn tell(
     workers: Workers,
 ) -> Result<(), VisitError> {
     let namespace = job.namespace().unwrap_or_default();
-    let registry = ctx.registry(&namespace, &job.spec.service_ref.name)?;
+    let registry = ctx.registry(&namespace, &service_of(job))?;
     let told = match (workers, &seen.service) {
         (Workers::Work, Some(service)) => {
             let registered = RegisteredJob {
                 priority: job.spec.priority,
-                manifests: build::manifests(job, service),
+                manifests: build::manifests(job, service, seen.standing.run),
                 credentials: job.spec.credentials.as_ref().map(|it| it.name.clone()),
             };
             registry.put(&job.name_any(), &registered).await

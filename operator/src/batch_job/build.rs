@@ -4,12 +4,14 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use kube::core::Resource;
+use millrace_crds::batch_job::JobService;
 use millrace_crds::{API_VERSION, BatchJob, InferenceService};
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use serde_json::{Value, json};
 
 use super::decide::MadeStep;
 use crate::config::Options;
-use crate::names::{JOB_LABEL, child, label_value, labels, leases_secret};
+use crate::names::{self, JOB_LABEL, label_value, labels, leases_secret, service_of};
 use crate::pods;
 
 /// Key of the manifests in their ConfigMap.
@@ -18,13 +20,40 @@ const MANIFESTS_KEY: &str = "manifests.yaml";
 /// How often the pod of a step is tried again.
 const STEP_TRIES: u32 = 3;
 
-/// The job and its service as pods and workers get them: what a person wrote, and the job's id.
-pub fn manifests(job: &BatchJob, service: &InferenceService) -> String {
+/// The service that the job brings, as it is made: it sleeps while the job needs nothing.
+pub fn own_service(job: &BatchJob) -> Option<InferenceService> {
+    let JobService::Own(template) = job.spec.service() else {
+        return None;
+    };
+    let mut spec = template.clone();
+    spec.autoscaling.min_replicas = 0;
+    if let Some(secret) = &job.spec.credentials
+        && !spec.secrets.contains(secret)
+    {
+        spec.secrets.push(secret.clone());
+    }
+    let mut service = InferenceService::new(&service_of(job), spec);
+    service.metadata = serde_json::from_value(metadata(job, &service_of(job), "service"))
+        .expect("metadata has its shape");
+    Some(service)
+}
+
+/// The job and its service as pods and workers of a run get them: what a person wrote, and the
+/// job's id.
+pub fn manifests(job: &BatchJob, service: &InferenceService, run: RunNumber) -> String {
+    let mut spec = job.spec.clone();
+    spec.rerun_failed = run - FIRST_RUN;
+    // What concerns the operator alone would make workers take the job for another one.
+    spec.cancel = false;
+    spec.suspend = false;
+    spec.active_deadline_seconds = None;
+    spec.ttl_seconds_after_finished = None;
+    spec.priority = 0;
     let job = json!({
         "apiVersion": API_VERSION,
         "kind": "BatchJob",
         "metadata": {"name": job.name_any(), "namespace": job.namespace(), "uid": job.uid()},
-        "spec": job.spec,
+        "spec": spec,
     });
     let service = json!({
         "apiVersion": API_VERSION,
@@ -37,28 +66,36 @@ pub fn manifests(job: &BatchJob, service: &InferenceService) -> String {
 }
 
 /// The ConfigMap with the manifests.
-pub fn config_map(job: &BatchJob, manifests: &str) -> ConfigMap {
+pub fn config_map(job: &BatchJob, manifests: &str, run: RunNumber) -> ConfigMap {
     object(json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": metadata(job, &child(&job.name_any(), "manifests"), "manifests"),
+        "metadata": metadata(job, &names::step(&job.name_any(), "manifests", run), "manifests"),
         "data": {MANIFESTS_KEY: manifests},
     }))
 }
 
 /// The Job of a step.
 pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
-    let MadeStep { step, checked } = made;
+    let MadeStep {
+        step,
+        run,
+        give_up,
+        checked,
+    } = made;
     let name = job.name_any();
     let manifest_volume = json!({
         "name": "manifests",
-        "configMap": {"name": child(&name, "manifests")},
+        "configMap": {"name": names::step(&name, "manifests", *run)},
     });
     let mut volumes = vec![manifest_volume];
     let mut mounts =
         vec![json!({"name": "manifests", "mountPath": pods::MANIFESTS, "readOnly": true})];
     let leases = leases_secret(&checked.service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
+    if let Some(give_up) = give_up {
+        variables.push(json!({"name": "MILLRACE_GIVE_UP", "value": give_up.of_shards()}));
+    }
     variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
     if let Some(secret) = &job.spec.credentials {
         let (volume, mount) = pods::credentials(&secret.name);
@@ -80,7 +117,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     object(json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(job, &child(&name, step), step),
+        "metadata": metadata(job, &names::step(&name, step, *run), step),
         "spec": {
             "backoffLimit": STEP_TRIES,
             "template": {

@@ -2,7 +2,9 @@
 
 use millrace_crds::{BatchJob, InferenceService};
 
+use super::build;
 use super::observe::Seen;
+use crate::names;
 
 /// A job that fits its service.
 #[derive(Debug, Clone)]
@@ -24,8 +26,9 @@ pub struct Refused {
 pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
     let refused = |reason, message| Err(Refused { reason, message });
     let spec = &job.spec;
-    let named = &spec.service_ref.name;
-    let Some(service) = &seen.service else {
+    let own = build::own_service(job);
+    let Some(service) = own.as_ref().or(seen.service.as_ref()) else {
+        let named = names::service_of(job);
         let message = format!(
             "spec.serviceRef.name: there is no InferenceService {named:?} in this namespace; the job \
              begins once it is there"
@@ -43,7 +46,7 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
             return refused("UnknownModel", message);
         }
     }
-    let uris = spec.input.uris.iter().enumerate();
+    let uris = spec.input.uris.iter().flatten().enumerate();
     let inputs = uris.map(|(index, uri)| (format!("spec.input.uris[{index}]"), uri));
     let output = ("spec.output.uri".to_owned(), &spec.output.uri);
     if let Some((field, _)) = inputs.chain([output]).find(|(_, uri)| !uri.contains("://")) {
@@ -55,9 +58,10 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
         && !service.spec.secrets.contains(secret)
     {
         let message = format!(
-            "spec.credentials: list {:?} in spec.secrets of InferenceService {named:?}, whose workers \
-             read and write for this job",
-            secret.name
+            "spec.credentials: list {:?} in spec.secrets of InferenceService {:?}, whose workers read \
+             and write for this job",
+            secret.name,
+            names::service_of(job)
         );
         return refused("SecretNotShared", message);
     }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use millrace_crds::BatchJob;
 use millrace_leases::Snapshot;
+use millrace_protocol::plan::RunNumber;
 use millrace_protocol::report::{ErrorSample, Report};
 use millrace_protocol::tally::Tally;
 
 use super::check::{Checked, Refused};
 use super::observe::{Seen, Step};
-use crate::conditions::find;
+use super::standing::{GiveUp, give_up, until_deletion};
 
 /// How often a job at work is visited: its counters move without an event.
 const AT_WORK: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub struct Decision {
 pub enum Phase {
     /// It is over, as its status says already.
     Over,
+    /// It has been over for as long as its object should stay.
+    Expired,
     /// It cannot begin before something changes.
     Refused(Refused),
     /// It rests.
@@ -51,6 +54,10 @@ pub enum Phase {
     Finishing(Option<String>),
     /// The manifest is written.
     Finished(Finished),
+    /// The manifest is being written over what is done; with what that waits for.
+    GivingUp(GiveUp, Option<String>),
+    /// The job was given up. Without a plan there is no manifest.
+    GivenUp(GiveUp, Option<Finished>),
     /// A step failed for good.
     Failed {
         /// `PlanFailed` or `FinishFailed`.
@@ -58,6 +65,16 @@ pub enum Phase {
         /// Why.
         message: String,
     },
+}
+
+impl Phase {
+    /// Whether the run ends with it.
+    pub fn is_end(&self) -> bool {
+        matches!(
+            self,
+            Phase::Finished(_) | Phase::GivenUp(..) | Phase::Failed { .. }
+        )
+    }
 }
 
 /// What finish reported.
@@ -75,6 +92,29 @@ pub struct Finished {
     pub sample_errors: Vec<ErrorSample>,
 }
 
+impl Finished {
+    /// What a report says, if it is finish's and all is done or given up.
+    fn of(report: &Report) -> Option<Self> {
+        let Report::Finished {
+            complete,
+            shards,
+            failed_shards,
+            tally,
+            sample_errors,
+        } = report
+        else {
+            return None;
+        };
+        Some(Finished {
+            complete: *complete,
+            shards: *shards,
+            failed_shards: *failed_shards,
+            tally: *tally,
+            sample_errors: sample_errors.clone(),
+        })
+    }
+}
+
 /// What the workers of the service are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workers {
@@ -89,21 +129,25 @@ pub enum Workers {
 pub struct MadeStep {
     /// `plan` or `finish`.
     pub step: &'static str,
+    /// Of which run.
+    pub run: RunNumber,
+    /// Why finish gives up what is not done, if it does.
+    pub give_up: Option<GiveUp>,
     /// The job's service.
     pub checked: Checked,
 }
 
 /// Decides.
 pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -> Decision {
-    let rest = |phase, again_in| Decision {
-        phase,
-        workers: Workers::Rest,
-        make: None,
-        unmake: None,
-        again_in,
-    };
-    if is_over(job) {
-        return rest(Phase::Over, None);
+    if seen.standing.is_over {
+        return match until_deletion(job, &seen.now) {
+            None => rest(Phase::Over, None),
+            Some(Duration::ZERO) => rest(Phase::Expired, None),
+            later => rest(Phase::Over, later),
+        };
+    }
+    if let Some(reason) = give_up(job, seen.standing, &seen.now) {
+        return giving_up(job, reason, checked, seen);
     }
     if job.spec.suspend {
         return rest(Phase::Suspended, None);
@@ -115,6 +159,8 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
     let make = |step| {
         Some(MadeStep {
             step,
+            run: seen.standing.run,
+            give_up: None,
             checked: checked.clone(),
         })
     };
@@ -125,99 +171,120 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
         },
         // Its pods' reasons to wait change without an event of the Job.
         Step::Running(waits) => rest(Phase::Planning(waits.clone()), Some(AT_WORK)),
-        Step::Failed(message) => rest(
-            Phase::Failed {
-                reason: "PlanFailed",
-                message: message.clone(),
-            },
-            None,
-        ),
-        Step::Ended(_) => at_work(seen, make),
+        Step::Failed(message) => rest(failed("PlanFailed", message), None),
+        Step::Ended(_) | Step::Unasked => at_work(seen, make),
+    }
+}
+
+/// Lets the workers rest.
+fn rest(phase: Phase, again_in: Option<Duration>) -> Decision {
+    Decision {
+        phase,
+        workers: Workers::Rest,
+        make: None,
+        unmake: None,
+        again_in,
+    }
+}
+
+fn failed(reason: &'static str, message: &str) -> Phase {
+    Phase::Failed {
+        reason,
+        message: message.to_owned(),
     }
 }
 
 /// Decides about a job that is planned.
 fn at_work(seen: &Seen, make: impl Fn(&'static str) -> Option<MadeStep>) -> Decision {
-    let decision = |phase, workers| Decision {
-        phase,
-        workers,
-        make: None,
-        unmake: None,
-        again_in: Some(AT_WORK),
+    let work = |phase| Decision {
+        workers: Workers::Work,
+        ..rest(phase, Some(AT_WORK))
     };
     match &seen.finish {
-        Step::Ended(Report::Finished {
-            complete,
-            shards,
-            failed_shards,
-            tally,
-            sample_errors,
-        }) => {
-            let finished = Finished {
-                complete: *complete,
-                shards: *shards,
-                failed_shards: *failed_shards,
-                tally: *tally,
-                sample_errors: sample_errors.clone(),
-            };
-            return Decision {
-                again_in: None,
-                ..decision(Phase::Finished(finished), Workers::Rest)
-            };
-        }
-        Step::Failed(message) => {
-            let phase = Phase::Failed {
-                reason: "FinishFailed",
-                message: message.clone(),
-            };
-            return Decision {
-                again_in: None,
-                ..decision(phase, Workers::Rest)
-            };
-        }
-        // Commits were missing and their shards are queued again.
-        Step::Ended(_) => {
-            return Decision {
-                unmake: Some("finish"),
-                ..decision(Phase::Running, Workers::Work)
-            };
-        }
-        Step::Running(waits) => return decision(Phase::Finishing(waits.clone()), Workers::Rest),
-        Step::Absent => {}
+        Step::Ended(report) => match Finished::of(report) {
+            Some(finished) => return rest(Phase::Finished(finished), None),
+            // Commits were missing and their shards are queued again.
+            None => {
+                return Decision {
+                    unmake: Some("finish"),
+                    ..work(Phase::Running)
+                };
+            }
+        },
+        Step::Failed(message) => return rest(failed("FinishFailed", message), None),
+        Step::Running(waits) => return rest(Phase::Finishing(waits.clone()), Some(AT_WORK)),
+        Step::Absent | Step::Unasked => {}
     }
     match seen.leases {
-        None => decision(Phase::LeasesAway, Workers::Work),
+        None => work(Phase::LeasesAway),
         // The lease store lost the run: planning again reads the commits and queues what is open.
         Some(Snapshot { known: false, .. }) => Decision {
             unmake: Some("plan"),
-            ..decision(Phase::Planning(None), Workers::Work)
+            ..work(Phase::Planning(None))
         },
         Some(Snapshot {
             open: 0, leased: 0, ..
         }) => Decision {
             make: make("finish"),
-            ..decision(Phase::Finishing(None), Workers::Rest)
+            ..rest(Phase::Finishing(None), Some(AT_WORK))
         },
-        Some(_) => decision(Phase::Running, Workers::Work),
+        Some(_) => work(Phase::Running),
     }
 }
 
-/// Whether the status says that the job is over: nothing of it is looked at again.
-fn is_over(job: &BatchJob) -> bool {
-    let status = job.status.as_ref();
-    let succeeded = status.and_then(|status| find(&status.conditions, "Succeeded"));
-    succeeded.is_some_and(|condition| {
-        condition.status == "True"
-            || (condition.status == "False"
-                && ["ShardsFailed", "PlanFailed", "FinishFailed"]
-                    .contains(&condition.reason.as_str()))
-    })
+/// Decides about a job that is to be given up: what is done gets its manifest, which names the rest.
+fn giving_up(
+    job: &BatchJob,
+    reason: GiveUp,
+    checked: &Result<Checked, Refused>,
+    seen: &Seen,
+) -> Decision {
+    let was_planned = matches!(seen.plan, Step::Ended(Report::Planned { .. }))
+        || (!seen.standing.is_new
+            && job
+                .status
+                .as_ref()
+                .is_some_and(|status| status.shards.is_some()));
+    let (true, Ok(checked)) = (was_planned, checked) else {
+        let unmake = (seen.plan != Step::Absent).then_some("plan");
+        return Decision {
+            unmake,
+            ..rest(Phase::GivenUp(reason, None), None)
+        };
+    };
+    let going = |waits| rest(Phase::GivingUp(reason, waits), Some(AT_WORK));
+    match &seen.finish {
+        Step::Absent | Step::Unasked => Decision {
+            make: Some(MadeStep {
+                step: "finish",
+                run: seen.standing.run,
+                give_up: Some(reason),
+                checked: checked.clone(),
+            }),
+            ..going(None)
+        },
+        Step::Running(waits) => going(waits.clone()),
+        Step::Failed(message) => rest(failed("FinishFailed", message), None),
+        Step::Ended(report) => match Finished::of(report) {
+            // The last shard was faster.
+            Some(finished) if finished.complete => rest(Phase::Finished(finished), None),
+            Some(finished) => rest(Phase::GivenUp(reason, Some(finished)), None),
+            None => Decision {
+                unmake: Some("finish"),
+                ..going(None)
+            },
+        },
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::super::standing::standing;
     use super::*;
 
     fn job(suspend: bool) -> BatchJob {
@@ -243,10 +310,13 @@ mod tests {
 
     fn seen(plan: Step, finish: Step, leases: Option<Snapshot>) -> Seen {
         Seen {
+            standing: standing(&job(false)),
+            now: Time(Timestamp::from_second(1_000).unwrap()),
             service: Some(service()),
             plan,
             finish,
             leases,
+            pace: None,
         }
     }
 
@@ -331,5 +401,91 @@ mod tests {
             matches!(decision.phase, Phase::Refused(refused) if refused.reason == "ServiceNotFound")
         );
         assert!(decision.make.is_none());
+    }
+
+    /// A job that began at 900 s, with these changes to its spec.
+    fn begun(patch: serde_json::Value) -> BatchJob {
+        let mut job = serde_json::to_value(job(false)).unwrap();
+        for (key, value) in patch.as_object().unwrap() {
+            job["spec"][key] = value.clone();
+        }
+        job["status"] = json!({
+            "run": 1, "startTime": Time(Timestamp::from_second(900).unwrap()),
+            "shards": {"total": 2, "committed": 1, "failed": 0},
+        });
+        serde_json::from_value(job).unwrap()
+    }
+
+    fn finished(complete: bool) -> Step {
+        Step::Ended(Report::Finished {
+            complete,
+            shards: 2,
+            failed_shards: u32::from(!complete),
+            tally: Tally::default(),
+            sample_errors: vec![],
+        })
+    }
+
+    #[test]
+    fn a_job_that_is_given_up_gets_a_manifest_over_what_is_done() {
+        let cancelled = begun(json!({"cancel": true}));
+        let decision = decided(&cancelled, &seen(planned(), Step::Absent, counters(1, 1)));
+        let made = decision.make.unwrap();
+        assert_eq!(
+            (made.step, made.give_up),
+            ("finish", Some(GiveUp::Cancelled))
+        );
+        assert_eq!(decision.workers, Workers::Rest);
+        let decision = decided(&cancelled, &seen(planned(), finished(false), None));
+        assert!(matches!(
+            decision.phase,
+            Phase::GivenUp(GiveUp::Cancelled, Some(_))
+        ));
+        let decision = decided(&cancelled, &seen(planned(), finished(true), None));
+        assert!(matches!(decision.phase, Phase::Finished(_)));
+    }
+
+    #[test]
+    fn a_job_that_is_given_up_before_its_plan_just_ends() {
+        let mut cancelled = begun(json!({"cancel": true}));
+        cancelled.status = None;
+        let decision = decided(&cancelled, &seen(Step::Running(None), Step::Absent, None));
+        assert_eq!(decision.phase, Phase::GivenUp(GiveUp::Cancelled, None));
+        assert_eq!(decision.unmake, Some("plan"));
+    }
+
+    #[test]
+    fn a_deadline_counts_from_the_jobs_beginning() {
+        let phase = |seconds| {
+            let job = begun(json!({"activeDeadlineSeconds": seconds}));
+            decided(&job, &seen(planned(), Step::Absent, counters(1, 1))).phase
+        };
+        assert_eq!(phase(101), Phase::Running);
+        assert_eq!(phase(100), Phase::GivingUp(GiveUp::DeadlineExceeded, None));
+    }
+
+    #[test]
+    fn a_job_that_is_over_goes_after_its_time() {
+        let phase = |seconds| {
+            let mut job = begun(json!({"ttlSecondsAfterFinished": seconds}));
+            let ended = Time(Timestamp::from_second(950).unwrap());
+            let status = job.status.as_mut().unwrap();
+            status.completion_time = Some(ended.clone());
+            status.conditions = serde_json::from_value(json!([{
+                "type": "Succeeded", "status": "True", "reason": "Completed", "message": "",
+                "lastTransitionTime": ended,
+            }]))
+            .unwrap();
+            let seen = Seen {
+                standing: standing(&job),
+                ..seen(Step::Unasked, Step::Unasked, None)
+            };
+            let Decision {
+                phase, again_in, ..
+            } = decided(&job, &seen);
+            (phase, again_in)
+        };
+        assert_eq!(phase(60), (Phase::Over, Some(Duration::from_secs(10))));
+        assert_eq!(phase(50), (Phase::Expired, None));
     }
 }

@@ -4,8 +4,10 @@ mod apply;
 mod build;
 mod check;
 mod decide;
+pub mod meter;
 mod observe;
 mod report;
+mod standing;
 
 use std::sync::Arc;
 
@@ -17,6 +19,7 @@ use crate::visit::VisitError;
 
 /// Visits a job.
 pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, VisitError> {
+    ctx.synced().await;
     let seen = observe::observe(&ctx, &job).await?;
     let checked = check::check(&job, &seen);
     let decision = decide::decide(&job, &checked, &seen);

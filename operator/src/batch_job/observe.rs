@@ -2,24 +2,29 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::{LeaseStore, RunKey, Snapshot};
+use millrace_protocol::plan::RunNumber;
 use millrace_protocol::report::Report;
 
+use super::meter::Pace;
+use super::standing::{Standing, give_up, standing};
 use crate::context::Context;
-use crate::names::child;
+use crate::names::{self, service_of};
 use crate::pods::waits_for;
 use crate::visit::VisitError;
-
-/// The run that a job makes.
-const FIRST_RUN: u32 = 1;
 
 /// What a visit sees.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// The service that the job names.
+    /// Which run the job is in.
+    pub standing: Standing,
+    /// The time of this visit.
+    pub now: Time,
+    /// The job's service.
     pub service: Option<InferenceService>,
     /// The step that plans.
     pub plan: Step,
@@ -27,11 +32,15 @@ pub struct Seen {
     pub finish: Step,
     /// The counters of the leases; absent while the lease store is away.
     pub leases: Option<Snapshot>,
+    /// How fast the run gets on.
+    pub pace: Option<Pace>,
 }
 
 /// How far a step is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
+    /// It was not asked: the leases say that the run is planned and at work, or the job is over.
+    Unasked,
     /// It was not begun.
     Absent,
     /// Its pod is about to run or runs; with what it waits for, if it waits.
@@ -42,38 +51,49 @@ pub enum Step {
     Failed(String),
 }
 
-/// Where the leases of the job's run are.
-pub fn run_key(job: &BatchJob) -> RunKey {
+/// Where the leases of one of the job's runs are.
+pub fn run_key(job: &BatchJob, run: RunNumber) -> RunKey {
     RunKey {
         namespace: job.namespace().unwrap_or_default(),
         job: job.name_any(),
         uid: job.uid(),
-        run: FIRST_RUN,
+        run,
     }
 }
 
-/// Looks at everything that concerns the job.
+/// Looks at everything that concerns the job. A visit to a job at work asks the leases alone.
 pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> {
     let namespace = job.namespace().unwrap_or_default();
-    let services: Api<InferenceService> = Api::namespaced(ctx.client.clone(), &namespace);
-    let service = services
-        .get_opt(&job.spec.service_ref.name)
-        .await
-        .map_err(VisitError::Observe)?;
-    let name = job.name_any();
-    let plan = step(ctx, &namespace, &child(&name, "plan")).await?;
-    let finish = step(ctx, &namespace, &child(&name, "finish")).await?;
-    let leases = match ctx.leases(&run_key(job))?.snapshot().await {
+    let (standing, now) = (standing(job), ctx.now());
+    let mut seen = Seen {
+        standing,
+        service: ctx.service(&namespace, &service_of(job)),
+        plan: Step::Unasked,
+        finish: Step::Unasked,
+        leases: None,
+        pace: None,
+        now,
+    };
+    if standing.is_over {
+        return Ok(seen);
+    }
+    let run = run_key(job, standing.run);
+    seen.leases = match ctx.leases(&run)?.snapshot().await {
         Ok(snapshot) => Some(snapshot),
         Err(error) if error.is_unavailable() => None,
         Err(error) => return Err(error.into()),
     };
-    Ok(Seen {
-        service,
-        plan,
-        finish,
-        leases,
-    })
+    let is_given_up = give_up(job, standing, &seen.now).is_some();
+    let at_work = |leases: Snapshot| leases.known && leases.open + leases.leased > 0;
+    if let Some(leases) = seen.leases {
+        seen.pace = ctx.pace(&run, leases);
+    }
+    if is_given_up || !seen.leases.is_some_and(at_work) {
+        let name = |step| names::step(&job.name_any(), step, standing.run);
+        seen.plan = step(ctx, &namespace, &name("plan")).await?;
+        seen.finish = step(ctx, &namespace, &name("finish")).await?;
+    }
+    Ok(seen)
 }
 
 async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitError> {

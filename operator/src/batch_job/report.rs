@@ -1,16 +1,18 @@
 //! Writes the status, once and only when it changed, and an Event where the job moved on.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::report::{ErrorSample, Report};
 use millrace_protocol::tally::{Rows, Tally};
-use serde_json::json;
 
 use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
+use super::meter::Pace;
 use super::observe::{Seen, Step};
+use super::standing::GiveUp;
 use crate::apply::write_status;
 use crate::conditions::{Is, Said, find, written};
 use crate::context::Context;
@@ -24,15 +26,15 @@ pub async fn report(
     decision: &Decision,
     _applied: Applied,
 ) -> Result<(), VisitError> {
-    if decision.phase == Phase::Over {
+    if matches!(decision.phase, Phase::Over | Phase::Expired) {
         return Ok(());
     }
     let before = job.status.clone().unwrap_or_default();
-    let status = status(job, seen, &decision.phase, ctx.now());
+    let status = status(job, seen, &decision.phase);
     if status == before {
         return Ok(());
     }
-    write_status(&ctx.client, job, json!(status))
+    write_status(&ctx.client, job, &before, &status)
         .await
         .map_err(VisitError::Report)?;
     let reason = |status: &BatchJobStatus| {
@@ -54,20 +56,37 @@ pub async fn report(
 }
 
 /// The status after a visit. Pure.
-fn status(job: &BatchJob, seen: &Seen, phase: &Phase, now: Time) -> BatchJobStatus {
-    let before = job.status.clone().unwrap_or_default();
+fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
+    let now = seen.now.clone();
+    let mut before = job.status.clone().unwrap_or_default();
+    if seen.standing.is_new {
+        // Nothing of the run before is true of this one.
+        before = BatchJobStatus {
+            conditions: before.conditions,
+            ..BatchJobStatus::default()
+        };
+    }
     let generation = job.metadata.generation.unwrap_or_default();
     let said = conditions(phase);
     let mut status = BatchJobStatus {
         conditions: written(said, &before.conditions, generation, now.clone()),
         observed_generation: Some(generation),
+        run: Some(seen.standing.run),
         output: Some(job.spec.output.uri.clone()),
-        ..before
+        workers: workers(seen, phase),
+        eta: None,
+        ..before.clone()
     };
-    if let (None, Step::Ended(Report::Planned { shards, committed })) =
-        (&status.start_time, &seen.plan)
+    match phase {
+        // As for any Job of Kubernetes: its deadline begins anew when it goes on.
+        Phase::Suspended => status.start_time = None,
+        Phase::Refused(_) => {}
+        _ => {
+            status.start_time.get_or_insert(now.clone());
+        }
+    }
+    if let (None, Step::Ended(Report::Planned { shards, committed })) = (status.shards, &seen.plan)
     {
-        status.start_time = Some(now.clone());
         status.shards = Some(ShardCounts {
             total: *shards,
             committed: *committed,
@@ -75,7 +94,10 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase, now: Time) -> BatchJobStat
         });
     }
     match (phase, seen.leases) {
-        (Phase::Finished(finished), _) => finish(&mut status, finished, now),
+        (Phase::Finished(finished) | Phase::GivenUp(_, Some(finished)), _) => {
+            finish(&mut status, finished, now);
+        }
+        (Phase::GivenUp(_, None) | Phase::Failed { .. }, _) => status.completion_time = Some(now),
         (_, Some(leases)) if leases.known => {
             let total = leases.open + leases.leased + leases.done + leases.dead;
             let shards = ShardCounts {
@@ -83,11 +105,45 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase, now: Time) -> BatchJobStat
                 committed: leases.done as u32,
                 failed: leases.dead as u32,
             };
-            count(&mut status, shards, leases.tally, now);
+            if status.tokens == Some(leases.tally.tokens) && status.shards == Some(shards) {
+                // While nothing moves the rate stays as well: a status that changes by the clock
+                // alone would be written once a second for ever.
+                status.eta = before.eta;
+            } else {
+                count(&mut status, shards, leases.tally);
+                status.rows_per_second = seen.pace.map(|pace| rounded(pace.rows));
+                status.eta = seen.pace.and_then(|pace| eta(shards, pace, &now));
+            }
         }
         _ => {}
     }
     status
+}
+
+/// Pods that work for the job's service while the job is at work.
+fn workers(seen: &Seen, phase: &Phase) -> Option<u32> {
+    if !matches!(phase, Phase::Running | Phase::LeasesAway) {
+        return None;
+    }
+    let service = seen.service.as_ref()?;
+    service.status.as_ref()?.ready_replicas
+}
+
+/// When the work is done at this pace.
+fn eta(shards: ShardCounts, pace: Pace, now: &Time) -> Option<Time> {
+    let ShardCounts {
+        total,
+        committed,
+        failed,
+    } = shards;
+    let rest = f64::from(total.saturating_sub(committed + failed));
+    let seconds = (rest / pace.shards).ceil() as i64;
+    let eta = now.0.checked_add(SignedDuration::from_secs(seconds)).ok()?;
+    Some(Time(eta))
+}
+
+fn rounded(per_second: f64) -> f64 {
+    (per_second * 10.0).round() / 10.0
 }
 
 fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
@@ -103,7 +159,14 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
         committed: shards - failed_shards,
         failed: *failed_shards,
     };
-    count(status, shards, *tally, now.clone());
+    count(status, shards, *tally);
+    let seconds = status
+        .start_time
+        .as_ref()
+        .map(|start| now.0.duration_since(start.0).as_secs_f64());
+    status.rows_per_second = seconds
+        .filter(|seconds| *seconds > 0.0)
+        .map(|seconds| rounded(tally.rows.total() as f64 / seconds));
     status.completion_time = Some(now);
     let samples = sample_errors.iter().map(|sample| {
         let ErrorSample {
@@ -120,22 +183,11 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
     status.sample_errors = samples.collect();
 }
 
-fn count(status: &mut BatchJobStatus, shards: ShardCounts, tally: Tally, now: Time) {
+fn count(status: &mut BatchJobStatus, shards: ShardCounts, tally: Tally) {
     let Tally { rows, tokens } = tally;
     let done = shards.committed + shards.failed;
     let percent = (u64::from(done) * 100).checked_div(u64::from(shards.total));
     status.progress = Some(format!("{}%", percent.unwrap_or(100)));
-    let seconds = status
-        .start_time
-        .as_ref()
-        .map(|start| now.0.duration_since(start.0).as_secs_f64());
-    // While nothing moves the rate stays as well: a status that changes by the clock alone would be
-    // written once a second for ever.
-    if status.tokens != Some(tokens) {
-        status.rows_per_second = seconds
-            .filter(|seconds| *seconds > 0.0)
-            .map(|seconds| (rows.total() as f64 / seconds * 10.0).round() / 10.0);
-    }
     status.shards = Some(shards);
     status.tokens = Some(tokens);
     let Rows {
@@ -158,7 +210,9 @@ fn conditions(phase: &Phase) -> Vec<Said> {
         None => what.to_owned(),
     };
     let (succeeded, reason, message) = match phase {
-        Phase::Over => unreachable!("a job that is over is not reported again"),
+        Phase::Over | Phase::Expired => {
+            unreachable!("a job that is over is not reported again")
+        }
         Phase::Refused(refused) => (Unknown, refused.reason, refused.message.clone()),
         Phase::Suspended => (
             Unknown,
@@ -194,12 +248,42 @@ fn conditions(phase: &Phase) -> Vec<Said> {
                 finished.failed_shards, finished.shards
             ),
         ),
+        Phase::GivingUp(GiveUp::Cancelled, reason) => (
+            Unknown,
+            "Cancelling",
+            waits("the manifest is being written over what is done", reason),
+        ),
+        Phase::GivingUp(GiveUp::DeadlineExceeded, reason) => (
+            Unknown,
+            "Expiring",
+            waits(
+                "spec.activeDeadlineSeconds are over: the manifest is being written over what is done",
+                reason,
+            ),
+        ),
+        Phase::GivenUp(give_up, None) => (
+            False,
+            give_up.reason(),
+            "the job was given up before its plan was made: nothing was written".to_owned(),
+        ),
+        Phase::GivenUp(give_up, Some(finished)) => (
+            False,
+            give_up.reason(),
+            format!(
+                "{} of {} shards were not done; manifest.json names them",
+                finished.failed_shards, finished.shards
+            ),
+        ),
         Phase::Failed { reason, message } => (False, *reason, message.clone()),
     };
     let is_stalled = matches!(phase, Phase::Refused(_)) || succeeded == False;
     let is_moving = matches!(
         phase,
-        Phase::Planning(_) | Phase::Running | Phase::LeasesAway | Phase::Finishing(_)
+        Phase::Planning(_)
+            | Phase::Running
+            | Phase::LeasesAway
+            | Phase::Finishing(_)
+            | Phase::GivingUp(..)
     );
     let flag = |yes| if yes { True } else { False };
     let said = |kind, is| Said {
@@ -228,6 +312,8 @@ mod tests {
             Phase::Running,
             Phase::LeasesAway,
             Phase::Finishing(None),
+            Phase::GivingUp(GiveUp::Cancelled, None),
+            Phase::GivenUp(GiveUp::DeadlineExceeded, None),
             Phase::Failed {
                 reason: "PlanFailed",
                 message: "no such bucket".into(),

@@ -1,8 +1,12 @@
 //! Brings about what was decided.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use millrace_crds::InferenceService;
+use millrace_crds::inference_service::AutoscalingMode;
+use serde_json::json;
 
 use super::build;
 use super::check::{Checked, Refused};
@@ -11,6 +15,9 @@ use super::scale::Scale;
 use crate::apply::{apply as apply_child, apply_unseen};
 use crate::context::Context;
 use crate::visit::VisitError;
+
+/// What a ReplicaSet goes by when it has to choose which pods go: the cheapest first.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// What came of applying.
 pub struct Applied {
@@ -50,11 +57,41 @@ pub async fn apply(
         apply_child(client, &namespace, build::kube_service(service)).await?;
         apply_child(client, &namespace, build::disruption_budget(service)).await?;
         apply_child(client, &namespace, build::network_policy(service)).await?;
-        let deployment = build::deployment(service, scale.replicas, &ctx.options);
+        let replicas = match scale.mode {
+            AutoscalingMode::Backlog => Some(scale.replicas),
+            AutoscalingMode::External => None,
+        };
+        spare(ctx, &seen.pods, &scale.busy).await?;
+        let deployment = build::deployment(service, replicas, &ctx.options);
         apply_child(client, &namespace, deployment).await
     };
     let deployment = made.await.map_err(VisitError::Apply)?;
     Ok(Applied {
         deployment: Ok(deployment),
     })
+}
+
+/// Marks the pods that hold shards, so that others go first when there are to be fewer.
+async fn spare(ctx: &Context, pods: &[Pod], busy: &[String]) -> Result<(), kube::Error> {
+    for pod in pods {
+        let name = pod.name_any();
+        let cost = if busy.contains(&name) { "100" } else { "0" };
+        let before = pod.annotations().get(DELETION_COST).map(String::as_str);
+        if busy.is_empty() || before.unwrap_or("0") == cost {
+            continue;
+        }
+        let api: Api<Pod> =
+            Api::namespaced(ctx.client.clone(), &pod.namespace().unwrap_or_default());
+        let patch = json!({"metadata": {"annotations": {DELETION_COST: cost}}});
+        let params = PatchParams::default();
+        match api
+            .patch_metadata(&name, &params, &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::Store;
-use millrace_crds::{BatchJob, InferenceService};
+use millrace_crds::InferenceService;
 
 use crate::context::Context;
 use crate::visit::VisitError;
@@ -20,24 +19,17 @@ use crate::visit::VisitError;
 /// How often a service is visited whose pods are not all up.
 const STARTING: Duration = Duration::from_secs(5);
 
-/// What visits to services need: the jobs too, whose backlog decides how many pods there are.
-pub struct ServiceContext {
-    /// What every visit needs.
-    pub base: Arc<Context>,
-    /// All jobs.
-    pub jobs: Store<BatchJob>,
-}
-
 /// Visits a service.
 pub async fn visit(
     service: Arc<InferenceService>,
-    ctx: Arc<ServiceContext>,
+    ctx: Arc<Context>,
 ) -> Result<Action, VisitError> {
+    ctx.synced().await;
     let seen = observe::observe(&ctx, &service).await?;
     let checked = check::check(&service);
-    let scale = scale::decide(&service, &seen, ctx.base.now());
-    let applied = apply::apply(&ctx.base, &service, checked, &seen, &scale).await?;
-    let is_up = report::report(&ctx.base, &service, &seen, &scale, applied).await?;
+    let scale = scale::decide(&service, &seen, ctx.now());
+    let applied = apply::apply(&ctx, &service, checked, &seen, &scale).await?;
+    let is_up = report::report(&ctx, &service, &seen, &scale, applied).await?;
     // What its pods wait for changes without an event of the Deployment.
     let again_in = if is_up {
         scale.again_in

@@ -1,58 +1,88 @@
-//! What a visit sees: the jobs that wait for the service, and who is registered with its workers.
+//! What a visit sees: the jobs that wait for the service, its workers, and its pods.
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
+use millrace_protocol::registry::WorkerReport;
 
-use super::ServiceContext;
 use crate::conditions::find;
-use crate::names::{SERVICE_LABEL, label_value};
+use crate::context::Context;
+use crate::names::{SERVICE_LABEL, label_value, service_of};
 use crate::pods::waits_for;
 use crate::visit::VisitError;
 
 /// What a visit sees.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// Shards that no commit stands for yet, over all jobs at work.
-    pub backlog_shards: u64,
+    /// The jobs at work.
+    pub work: Vec<Work>,
     /// Whether a job is being planned: its backlog is about to come.
     pub is_planning: bool,
     /// Jobs that the workers are told of and that are gone.
     pub gone: Vec<String>,
+    /// What the workers say of themselves, by pod; absent while the lease store is away.
+    pub workers: Option<Vec<(String, WorkerReport)>>,
+    /// The pods of the service.
+    pub pods: Vec<Pod>,
+}
+
+/// What a job at work has still to be done.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Work {
+    /// Shards that no commit stands for yet.
+    pub shards: u64,
+    /// Tokens in them, judged by those that are done; absent before one is.
+    pub tokens: Option<f64>,
+    /// Seconds until the job's deadline, if it has one.
+    pub deadline_seconds: Option<f64>,
+}
+
+impl Seen {
+    /// Shards that no commit stands for yet, over all jobs.
+    pub fn backlog_shards(&self) -> u64 {
+        self.work.iter().map(|work| work.shards).sum()
+    }
+
     /// What a pod of the service waits for.
-    pub pods_wait_for: Option<String>,
+    pub fn pods_wait_for(&self) -> Option<String> {
+        self.pods.iter().find_map(waits_for)
+    }
 }
 
 /// Looks at everything that concerns the service.
-pub async fn observe(ctx: &ServiceContext, service: &InferenceService) -> Result<Seen, VisitError> {
+pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, VisitError> {
     let (name, namespace) = (service.name_any(), service.namespace().unwrap_or_default());
     let jobs: Vec<_> = ctx.jobs.state();
-    let jobs = jobs.iter().filter(|job| {
-        job.namespace().as_deref() == Some(&namespace) && job.spec.service_ref.name == name
-    });
+    let jobs = jobs
+        .iter()
+        .filter(|job| job.namespace().as_deref() == Some(&namespace) && service_of(job) == name);
     let mut seen = Seen::default();
     let mut names = Vec::new();
+    let now = ctx.now();
     for job in jobs {
         names.push(job.name_any());
-        seen.backlog_shards += backlog(job);
+        seen.work.extend(work(job, &now));
         seen.is_planning |= reason(job) == Some("Planning");
     }
-    let registry = ctx.base.registry(&namespace, &name)?;
-    match registry.list().await {
-        Ok(registered) => {
+    let registry = ctx.registry(&namespace, &name)?;
+    let asked = async { Ok((registry.list().await?, registry.workers().await?)) };
+    match asked.await {
+        Ok((registered, workers)) => {
             let registered = registered.into_iter().map(|(name, _)| name);
             seen.gone = registered.filter(|name| !names.contains(name)).collect();
+            seen.workers = Some(workers);
         }
         // Whoever is gone is taken away by a later visit.
-        Err(error) if error.is_unavailable() => {}
+        Err(error) if millrace_leases::LeaseError::is_unavailable(&error) => {}
         Err(error) => return Err(error.into()),
     }
-    let pods: Api<Pod> = Api::namespaced(ctx.base.client.clone(), &namespace);
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
     let of_service = format!("{SERVICE_LABEL}={}", label_value(&name));
     let of_service = ListParams::default().labels(&of_service);
     let pods = pods.list(&of_service).await.map_err(VisitError::Observe)?;
-    seen.pods_wait_for = pods.items.iter().find_map(waits_for);
+    seen.pods = pods.items;
     Ok(seen)
 }
 
@@ -61,13 +91,27 @@ fn reason(job: &BatchJob) -> Option<&str> {
     find(&status.conditions, "Succeeded").map(|condition| condition.reason.as_str())
 }
 
-/// Shards that the job's workers have still to do.
-fn backlog(job: &BatchJob) -> u64 {
+/// What the job's workers have still to do.
+fn work(job: &BatchJob, now: &Time) -> Option<Work> {
     if !matches!(reason(job), Some("Running" | "LeasesUnavailable")) {
-        return 0;
+        return None;
     }
-    let shards = job.status.as_ref().and_then(|status| status.shards);
-    shards.map_or(0, |shards| {
-        u64::from(shards.total).saturating_sub(u64::from(shards.committed + shards.failed))
+    let status = job.status.as_ref()?;
+    let shards = status.shards?;
+    let left = shards
+        .total
+        .saturating_sub(shards.committed + shards.failed);
+    let tokens = status.tokens.filter(|_| shards.committed > 0);
+    let tokens = tokens.map(|tokens| tokens as f64 / f64::from(shards.committed) * f64::from(left));
+    let began = status.start_time.as_ref();
+    let deadline = began.zip(job.spec.active_deadline_seconds);
+    let deadline_seconds = deadline.map(|(began, seconds)| {
+        let passed = now.0.duration_since(began.0).as_secs_f64();
+        (f64::from(seconds) - passed).max(0.0)
+    });
+    Some(Work {
+        shards: u64::from(left),
+        tokens,
+        deadline_seconds,
     })
 }

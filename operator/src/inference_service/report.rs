@@ -3,8 +3,8 @@
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
+use millrace_crds::inference_service::AutoscalingMode;
 use millrace_crds::{InferenceService, InferenceServiceStatus};
-use serde_json::json;
 
 use super::apply::Applied;
 use super::check::Refused;
@@ -26,16 +26,14 @@ pub async fn report(
 ) -> Result<bool, VisitError> {
     let before = service.status.clone().unwrap_or_default();
     let status = status(service, seen, scale, &applied.deployment, ctx.now());
-    let is_up = applied.deployment.is_err() || status.ready_replicas == status.replicas;
+    let is_up = match &applied.deployment {
+        Ok(deployment) => status.ready_replicas == Some(asked_for(deployment, scale)),
+        Err(_) => true,
+    };
     if status == before {
         return Ok(is_up);
     }
-    let mut written = json!(status);
-    if status.idle_since.is_none() {
-        // Merging leaves out what is not named, so what ends must be named.
-        written["idleSince"] = serde_json::Value::Null;
-    }
-    write_status(&ctx.client, service, written)
+    write_status(&ctx.client, service, &before, &status)
         .await
         .map_err(VisitError::Report)?;
     Ok(is_up)
@@ -57,16 +55,16 @@ fn status(
     };
     let said = match deployment {
         Err(refused) => conditions(Is::False, false, refused.reason, &refused.message),
-        Ok(_) if scale.replicas == 0 && ready == 0 => {
+        Ok(deployment) if asked_for(deployment, scale) == 0 && ready == 0 => {
             let message = "asleep: no job waits; the next one wakes the service";
             conditions(Is::True, false, "Asleep", message)
         }
-        Ok(_) if ready == scale.replicas => {
+        Ok(deployment) if ready == asked_for(deployment, scale) => {
             conditions(Is::True, false, "Serving", &format!("{ready} pods serve"))
         }
         Ok(deployment) => {
-            let progress = format!("{ready} of {} pods serve", scale.replicas);
-            let message = match stuck(deployment).or_else(|| seen.pods_wait_for.clone()) {
+            let progress = format!("{ready} of {} pods serve", asked_for(deployment, scale));
+            let message = match stuck(deployment).or_else(|| seen.pods_wait_for()) {
                 Some(reason) => format!("{progress}; {reason}"),
                 None => progress,
             };
@@ -82,6 +80,18 @@ fn status(
         replicas: Some(scale.replicas),
         ready_replicas: Some(ready),
         idle_since: scale.idle_since.clone(),
+        cold_start_seconds: scale.cold_start_seconds,
+        tokens_per_second: scale.tokens_per_second,
+    }
+}
+
+/// Pods that the Deployment is asked for, by us or by somebody else.
+fn asked_for(deployment: &Deployment, scale: &Scale) -> u32 {
+    match scale.mode {
+        AutoscalingMode::Backlog => scale.replicas,
+        AutoscalingMode::External => {
+            u32::try_from(deployment.spec.replicas.unwrap_or(1)).unwrap_or(0)
+        }
     }
 }
 

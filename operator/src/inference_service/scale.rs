@@ -1,51 +1,94 @@
 //! How many pods a service should have. Pure, with the clock handed in.
+//!
+//! Up: as many as the backlog keeps busy for longer than they take to come up, and as many as the
+//! tightest deadline needs. Down: one by one in the tail, once a pod has had no shard for long
+//! enough, and to the least once there is no work at all. While shards are open the number never
+//! falls, so that pods do not come and go.
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use millrace_crds::InferenceService;
-use millrace_crds::inference_service::Autoscaling;
+use millrace_crds::inference_service::{Autoscaling, AutoscalingMode};
+use millrace_protocol::registry::WorkerReport;
 
-use super::observe::Seen;
+use super::observe::{Seen, Work};
 
 /// Shards that one pod takes in hand at a time.
 const SHARDS_PER_POD: u64 = 2;
+
+/// Least time that a pod should have work for, in seconds.
+const WORTHWHILE_SECONDS: f64 = 20.0;
+
+/// A pod that is asked for should have work for this many times the time that it takes to come up.
+const COLD_STARTS: f64 = 2.0;
+
+/// How often workers are asked in the tail of the work.
+const TAIL: Duration = Duration::from_secs(5);
 
 /// How many pods there should be, and since when there has been nothing to do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scale {
     /// Pods that should serve.
     pub replicas: u32,
+    /// Whether the operator sets that number, or says it only.
+    pub mode: AutoscalingMode,
     /// Since when no shard has been open or leased.
     pub idle_since: Option<Time>,
+    /// How long a pod took to come up.
+    pub cold_start_seconds: Option<u32>,
+    /// Tokens per second of one pod.
+    pub tokens_per_second: Option<f64>,
+    /// Pods that should not be the first to go, since they hold shards.
+    pub busy: Vec<String>,
     /// When the number may change although nothing happens.
     pub again_in: Option<Duration>,
 }
 
-/// Decides. While there is a backlog the number only grows, so that a tail does not make pods come
-/// and go; once there is none for long enough it falls to the least.
+/// Decides.
 pub fn decide(service: &InferenceService, seen: &Seen, now: Time) -> Scale {
     let Autoscaling {
+        mode,
         min_replicas,
         max_replicas,
         idle_seconds,
     } = service.spec.autoscaling;
-    let status = service.status.as_ref();
-    let current = status.and_then(|status| status.replicas);
-    let current = current
-        .unwrap_or(min_replicas)
-        .clamp(min_replicas, max_replicas);
-    if seen.backlog_shards > 0 || seen.is_planning {
-        let wanted = seen.backlog_shards.div_ceil(SHARDS_PER_POD);
-        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-        return Scale {
-            replicas: wanted.clamp(current, max_replicas),
-            idle_since: None,
-            again_in: None,
+    let status = service.status.clone().unwrap_or_default();
+    let current = status.replicas.unwrap_or(min_replicas);
+    let current = current.clamp(min_replicas, max_replicas);
+    let workers = seen.workers.as_deref().unwrap_or_default();
+    let measured = tokens_per_second(workers);
+    let cold_start = seen.pods.iter().filter_map(cold_start_seconds).max();
+    let scale = Scale {
+        replicas: current,
+        mode,
+        idle_since: None,
+        cold_start_seconds: cold_start.or(status.cold_start_seconds),
+        tokens_per_second: measured.or(status.tokens_per_second),
+        busy: Vec::new(),
+        again_in: None,
+    };
+    let backlog = seen.backlog_shards();
+    if backlog > 0 || seen.is_planning {
+        let wanted = wanted(seen, &scale).max(1).max(min_replicas);
+        let in_hand: u64 = workers
+            .iter()
+            .map(|(_, it)| u64::from(it.shards_in_hand))
+            .sum();
+        let is_tail = backlog > 0 && backlog <= in_hand && !seen.is_planning;
+        return match is_tail {
+            true => tail(scale, workers, current, min_replicas, idle_seconds),
+            false => Scale {
+                replicas: wanted
+                    .clamp(current, max_replicas.max(current))
+                    .min(max_replicas),
+                ..scale
+            },
         };
     }
-    let since = status.and_then(|status| status.idle_since.clone());
-    let since = since.unwrap_or_else(|| now.clone());
+    let since = status.idle_since.unwrap_or_else(|| now.clone());
     let idle = now.0.duration_since(since.0).as_secs().max(0) as u64;
     let rest = u64::from(idle_seconds).saturating_sub(idle);
     let is_asleep = rest == 0 || current == min_replicas;
@@ -53,7 +96,82 @@ pub fn decide(service: &InferenceService, seen: &Seen, now: Time) -> Scale {
         replicas: if is_asleep { min_replicas } else { current },
         idle_since: Some(since),
         again_in: (!is_asleep).then(|| Duration::from_secs(rest)),
+        ..scale
     }
+}
+
+/// As many pods as there is work for.
+fn wanted(seen: &Seen, scale: &Scale) -> u32 {
+    let by_shards = seen.backlog_shards().div_ceil(SHARDS_PER_POD) as f64;
+    let cold_start = f64::from(scale.cold_start_seconds.unwrap_or(0));
+    // Seconds that one pod alone would take.
+    let alone = |work: &Work| Some(work.tokens? / scale.tokens_per_second.filter(|it| *it > 0.0)?);
+    let mut total = Some(0.0);
+    let mut by_deadline: f64 = 0.0;
+    for work in &seen.work {
+        total = total.zip(alone(work)).map(|(total, one)| total + one);
+        if let (Some(one), Some(left)) = (alone(work), work.deadline_seconds) {
+            by_deadline = by_deadline.max(one / (left - cold_start).max(1.0));
+        }
+    }
+    let worthwhile = (cold_start * COLD_STARTS).max(WORTHWHILE_SECONDS);
+    let wanted = match total {
+        Some(total) => (total / worthwhile).max(by_deadline).min(by_shards),
+        // Nothing is measured yet.
+        None => by_shards,
+    };
+    wanted.ceil() as u32
+}
+
+/// The end of the work: all shards are in hand. Pods that have had none for long enough may go.
+fn tail(
+    scale: Scale,
+    workers: &[(String, WorkerReport)],
+    current: u32,
+    min_replicas: u32,
+    idle_seconds: u32,
+) -> Scale {
+    let is_spare =
+        |report: &WorkerReport| report.shards_in_hand == 0 && report.idle_seconds >= idle_seconds;
+    let spare = workers
+        .iter()
+        .filter(|(_, report)| is_spare(report))
+        .count() as u32;
+    let busy = workers
+        .iter()
+        .filter(|(_, report)| report.shards_in_hand > 0);
+    Scale {
+        replicas: current.saturating_sub(spare).max(min_replicas).max(1),
+        busy: busy.map(|(pod, _)| pod.clone()).collect(),
+        again_in: Some(TAIL),
+        ..scale
+    }
+}
+
+/// What one pod does, by those that have something to do; to two digits, since it is a status.
+fn tokens_per_second(workers: &[(String, WorkerReport)]) -> Option<f64> {
+    let busy = workers
+        .iter()
+        .filter(|(_, report)| report.shards_in_hand > 0);
+    let rates: Vec<f64> = busy.filter_map(|(_, it)| it.tokens_per_second).collect();
+    if rates.is_empty() {
+        return None;
+    }
+    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+    let unit = 10_f64.powf(mean.log10().floor() - 1.0);
+    (mean > 0.0).then(|| (mean / unit).round() * unit)
+}
+
+/// How long a pod took until it served.
+fn cold_start_seconds(pod: &Pod) -> Option<u32> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|it| it.type_ == "Ready")?;
+    let created = pod.creation_timestamp()?;
+    let ready_at = ready.last_transition_time.as_ref()?;
+    if ready.status != "True" {
+        return None;
+    }
+    u32::try_from(ready_at.0.duration_since(created.0).as_secs()).ok()
 }
 
 #[cfg(test)]
@@ -79,12 +197,28 @@ mod tests {
         .unwrap()
     }
 
+    fn work(shards: u64) -> Work {
+        Work {
+            shards,
+            ..Work::default()
+        }
+    }
+
     fn replicas(service: InferenceService, backlog_shards: u64, now: i64) -> u32 {
         let seen = Seen {
-            backlog_shards,
+            work: vec![work(backlog_shards)],
             ..Seen::default()
         };
         decide(&service, &seen, at(now)).replicas
+    }
+
+    fn worker(pod: &str, shards_in_hand: u32, idle_seconds: u32) -> (String, WorkerReport) {
+        let report = WorkerReport {
+            shards_in_hand,
+            idle_seconds,
+            tokens_per_second: Some(100.0),
+        };
+        (pod.to_owned(), report)
     }
 
     #[test]
@@ -100,5 +234,72 @@ mod tests {
         assert_eq!(replicas(service(4, Some(100)), 0, 159), 4);
         assert_eq!(replicas(service(4, Some(100)), 0, 160), 0);
         assert_eq!(replicas(service(0, Some(100)), 1, 500), 1);
+    }
+
+    #[test]
+    fn a_pod_is_asked_for_only_if_it_has_work_for_longer_than_it_takes_to_come_up() {
+        let replicas = |tokens, cold_start| {
+            let mut service = service(0, None);
+            let status = service.status.as_mut().unwrap();
+            status.tokens_per_second = Some(100.0);
+            status.cold_start_seconds = Some(cold_start);
+            let seen = Seen {
+                work: vec![Work {
+                    tokens: Some(tokens),
+                    ..work(100)
+                }],
+                ..Seen::default()
+            };
+            decide(&service, &seen, at(0)).replicas
+        };
+        assert_eq!(replicas(1_000.0, 30), 1, "10 s of work");
+        assert_eq!(replicas(12_000.0, 30), 2, "two minutes of work");
+        assert_eq!(replicas(12_000.0, 300), 1, "it would be done before");
+        assert_eq!(replicas(1e9, 300), 4, "never more than the most");
+    }
+
+    #[test]
+    fn a_deadline_brings_as_many_pods_as_it_needs() {
+        let replicas = |deadline_seconds| {
+            let mut service = service(1, None);
+            let status = service.status.as_mut().unwrap();
+            status.tokens_per_second = Some(100.0);
+            status.cold_start_seconds = Some(300);
+            let seen = Seen {
+                work: vec![Work {
+                    tokens: Some(60_000.0),
+                    deadline_seconds,
+                    ..work(100)
+                }],
+                ..Seen::default()
+            };
+            decide(&service, &seen, at(0)).replicas
+        };
+        assert_eq!(replicas(None), 1);
+        assert_eq!(replicas(Some(1_000.0)), 1);
+        assert_eq!(replicas(Some(500.0)), 3);
+    }
+
+    #[test]
+    fn in_the_tail_pods_without_shards_go_and_those_with_shards_are_spared() {
+        let seen = Seen {
+            work: vec![work(3)],
+            workers: Some(vec![
+                worker("a", 2, 0),
+                worker("b", 0, 61),
+                worker("c", 1, 0),
+                worker("d", 0, 10),
+            ]),
+            ..Seen::default()
+        };
+        let scale = decide(&service(4, None), &seen, at(0));
+        assert_eq!(scale.replicas, 3);
+        assert_eq!(scale.busy, ["a", "c"]);
+        let seen = Seen {
+            work: vec![work(30)],
+            ..seen
+        };
+        let scale = decide(&service(4, None), &seen, at(0));
+        assert_eq!(scale.replicas, 4, "open shards are for whoever is there");
     }
 }

@@ -5,13 +5,13 @@
 mod merge;
 mod sweep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel};
-use millrace_protocol::plan::{Plan, ShardIndex};
+use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun};
 use serde::Deserialize;
 
 use crate::commits::{self, CommitsError};
@@ -56,17 +56,36 @@ pub enum Finish {
     Incomplete(Vec<ShardIndex>),
 }
 
-/// Finishes a run. `given_up` are the shards that the lease store gave up, with their reasons.
+/// Which shards need no commit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FinishOptions<'a> {
+    /// Shards that the lease store gave up, with their reasons.
+    pub given_up: &'a [DeadLetter],
+    /// Why all others without a commit are given up, if they are.
+    pub give_up: Option<&'a str>,
+}
+
+/// Finishes a run.
 pub async fn finish(
     output: &Location,
     job: &CheckedJob,
     plan: &Plan,
-    given_up: &[DeadLetter],
+    options: FinishOptions<'_>,
 ) -> Result<Finish, FinishError> {
+    let FinishOptions { given_up, give_up } = options;
     let committed = commits::list(output, plan.run).await?;
-    let (live, failed, missing) = cover(plan, committed, given_up);
-    if !missing.is_empty() {
-        return Ok(Finish::Incomplete(missing));
+    let (live, mut failed, missing) = cover(plan, committed, given_up);
+    match give_up {
+        None if !missing.is_empty() => return Ok(Finish::Incomplete(missing)),
+        None => {}
+        Some(reason) => {
+            failed.extend(missing.into_iter().map(|shard| FailedShard {
+                shard,
+                range: plan.shards[shard as usize],
+                error: reason.to_owned(),
+            }));
+            failed.sort_unstable_by_key(|failed| failed.shard);
+        }
     }
     if failed.is_empty() {
         // A worker that was thought dead may still commit a shard that was given up.
@@ -78,6 +97,10 @@ pub async fn finish(
         )
         .await?;
     }
+    let live = match plan.run {
+        FIRST_RUN => live,
+        run => over_earlier(read_manifest(output).await?, run, live),
+    };
     let merged = if job.output.merge && failed.is_empty() {
         Some(merge::merge(output, &live, job.output.zstd).await?)
     } else {
@@ -173,6 +196,31 @@ fn cover(
     (live, failed, missing)
 }
 
+/// The live parts of all runs so far: rows that `live`, the parts of `run`, ran again are no errors of
+/// an earlier run any more.
+fn over_earlier(earlier: Option<Manifest>, run: RunNumber, live: Vec<LivePart>) -> Vec<LivePart> {
+    let again: HashSet<ShardOfRun> = live
+        .iter()
+        .filter_map(|part| part.range.failed_in)
+        .collect();
+    let earlier = earlier.into_iter().flat_map(|manifest| manifest.parts);
+    // Of a run that is finished once more the manifest lists the parts already.
+    let earlier = earlier.filter(|part| part.run < run);
+    let earlier = earlier.map(|part| {
+        let shard = ShardOfRun {
+            run: part.run,
+            shard: part.commit.shard,
+        };
+        match again.contains(&shard) {
+            true => part.without_errors(),
+            false => part,
+        }
+    });
+    let mut parts: Vec<LivePart> = earlier.chain(live).collect();
+    parts.sort_by_key(|part| (part.range.place(), part.run));
+    parts
+}
+
 fn models(live: &[LivePart]) -> Vec<ManifestModel> {
     let mut digests: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, digest) in live.iter().flat_map(|part| &part.commit.models) {
@@ -198,12 +246,9 @@ mod tests {
     use super::*;
 
     fn plan(shards: u64) -> Plan {
-        let shard = |start| Shard {
-            input: 0,
-            range: ShardRange::Bytes {
-                start,
-                end: start + 1,
-            },
+        let shard = |start| {
+            let end = start + 1;
+            Shard::of(0, ShardRange::Bytes { start, end })
         };
         Plan {
             version: Plan::VERSION,

@@ -50,7 +50,7 @@ pub async fn cut(
     let mut shards = Vec::new();
     while let Some((index, ranges)) = files.next().await {
         let input = u32::try_from(index).map_err(|_| too_many())?;
-        shards.extend(ranges?.into_iter().map(|range| Shard { input, range }));
+        shards.extend(ranges?.into_iter().map(|range| Shard::of(input, range)));
         if shards.len() > SHARDS_MAX {
             return Err(too_many());
         }

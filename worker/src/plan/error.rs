@@ -74,6 +74,17 @@ pub enum PlanError {
         /// Hash of this job's spec.
         expected: String,
     },
+    /// There is nothing whose failed rows could be run again.
+    #[error(
+        "run {run} runs again what failed in the run before it, and the manifest of {output} is not \
+         that run's: let it finish first, or lower rerunFailed"
+    )]
+    NoEarlierRun {
+        /// The run that was asked for.
+        run: u32,
+        /// URI of the output.
+        output: String,
+    },
     /// The plan that is there cannot be understood.
     #[error("{path} is no plan that this version understands: {reason}")]
     BadPlan {

@@ -37,7 +37,7 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
         for (uri, meta) in found {
             let place = match StoreUri::parse(&uri)? {
                 StoreUri::File(_) => format!("file:///{}", stores.open(&uri)?.path),
-                StoreUri::S3 { .. } => uri.clone(),
+                StoreUri::S3 { .. } | StoreUri::Inline => uri.clone(),
             };
             files.entry(place).or_insert((uri, meta));
         }

@@ -10,13 +10,15 @@ mod estimate;
 mod list;
 mod overlap;
 mod preflight;
+mod rerun;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
 use millrace_protocol::{
     layout,
-    plan::{Plan, RunNumber},
+    manifest::Manifest,
+    plan::{FIRST_RUN, Plan, RunNumber},
 };
 
 use crate::{
@@ -35,18 +37,23 @@ pub use preflight::{
 
 pub use tokens::token_counter;
 
-/// The run that a plan without earlier runs has.
-pub const FIRST_RUN: RunNumber = 1;
-
-/// The plan of a job's run: the one that is there, or a new one.
-pub async fn plan(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> {
+/// The plan of a job's run: the one that is there, or a new one. `earlier` is the manifest of the
+/// output, if there is one.
+pub async fn plan(
+    stores: &Stores,
+    job: &CheckedJob,
+    earlier: Option<&Manifest>,
+) -> Result<Plan, PlanError> {
     let output = stores.open(&job.output.uri)?;
     if let Some(plan) = existing(&output, job).await? {
         return Ok(plan);
     }
-    let plan = draft(stores, job).await?;
+    let plan = match job.run {
+        FIRST_RUN => draft(stores, job).await?,
+        run => rerun::draft(job, run, earlier)?,
+    };
     store::probe_create_only(&output.store, &output.path).await?;
-    let path = output.below(&layout::plan(FIRST_RUN));
+    let path = output.below(&layout::plan(job.run));
     let bytes = serde_json::to_vec(&plan).expect("a plan is plain data");
     match store::create(&output.store, &path, bytes).await? {
         Created::New => Ok(plan),
@@ -62,6 +69,7 @@ pub async fn plan(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> 
 
 /// The plan that the first planner would write. Writes nothing.
 pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError> {
+    let stores = &stores.with_inline_rows(&job.input);
     let mut inputs = list_inputs(stores, &job.input).await?;
     overlap::check(stores, job, &inputs)?;
     let options = CutOptions {
@@ -82,7 +90,7 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
 
 /// The plan that is there, if it was made by the same spec.
 pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan>, PlanError> {
-    match read(output).await? {
+    match read(output, job.run).await? {
         Some(plan) if plan.spec_sha256 != job.spec_sha256 => Err(PlanError::OtherSpec {
             output: job.output.uri.clone(),
             found: plan.spec_sha256,
@@ -92,9 +100,9 @@ pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan
     }
 }
 
-/// The plan that is there, whatever spec it was made by.
-pub async fn read(output: &Location) -> Result<Option<Plan>, PlanError> {
-    let path = output.below(&layout::plan(FIRST_RUN));
+/// The plan of a run that is there, whatever spec it was made by.
+pub async fn read(output: &Location, run: RunNumber) -> Result<Option<Plan>, PlanError> {
+    let path = output.below(&layout::plan(run));
     let Some(bytes) = store::read(&output.store, &path).await? else {
         return Ok(None);
     };

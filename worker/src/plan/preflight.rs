@@ -100,6 +100,7 @@ pub async fn preflight(
     plan: &Plan,
     token_counter: Option<TokenCounter>,
 ) -> Result<Preflight, PlanError> {
+    let stores = &stores.with_inline_rows(&job.input);
     let reader = Arc::new(Reader {
         stores: stores.clone(),
         // Joined fields are not needed to know what becomes of a row.

@@ -36,12 +36,14 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         namespace: "default".into(),
         name: "job".into(),
         uid: None,
+        run: FIRST_RUN,
         steps: vec![Step {
             name: "step".into(),
             model: "model".into(),
         }],
         input: Input {
             uris: uris.iter().map(uri).collect(),
+            inline: None,
             format: None,
             compression: None,
             fields: Fields {
@@ -192,7 +194,7 @@ async fn an_output_that_overlaps_the_input_is_refused() {
     let folder = folder(&[("in/a.jsonl", "x"), ("in/deep/b.jsonl", "x")]);
     std::os::unix::fs::symlink(folder.path().join("in"), folder.path().join("link")).unwrap();
     let check = async |input: &str, output: &str, overlaps: bool| {
-        let result = plan(&stores(), &job(folder.path(), &[input], output)).await;
+        let result = plan(&stores(), &job(folder.path(), &[input], output), None).await;
         let refused = matches!(result, Err(PlanError::OutputOverlapsInput { .. }));
         assert_eq!(refused, overlaps, "{input} to {output}: {result:?}");
     };
@@ -209,13 +211,13 @@ async fn an_output_that_overlaps_the_input_is_refused() {
 async fn whoever_plans_second_reads_the_plan_that_is_there() {
     let folder = folder(&[("a.jsonl", &"{\"text\":\"x\"}\n".repeat(100))]);
     let job = job(folder.path(), &["a.jsonl"], "out");
-    let racers = (0..8).map(|_| async { plan(&stores(), &job).await.unwrap() });
+    let racers = (0..8).map(|_| async { plan(&stores(), &job, None).await.unwrap() });
     let plans = futures::future::join_all(racers).await;
     assert!(plans[0].shards.len() > 10);
     assert!(plans.iter().all(|plan| plan == &plans[0]));
     std::fs::remove_file(folder.path().join("a.jsonl")).unwrap();
     assert_eq!(
-        plan(&stores(), &job).await.unwrap(),
+        plan(&stores(), &job, None).await.unwrap(),
         plans[0],
         "the inputs are not listed again"
     );
@@ -225,9 +227,9 @@ async fn whoever_plans_second_reads_the_plan_that_is_there() {
 async fn an_output_of_another_spec_is_refused() {
     let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n")]);
     let mut job = job(folder.path(), &["a.jsonl"], "out");
-    plan(&stores(), &job).await.unwrap();
+    plan(&stores(), &job, None).await.unwrap();
     job.spec_sha256 = "another".into();
-    let error = plan(&stores(), &job).await.unwrap_err();
+    let error = plan(&stores(), &job, None).await.unwrap_err();
     assert!(matches!(error, PlanError::OtherSpec { .. }), "{error}");
 }
 
@@ -235,7 +237,7 @@ async fn an_output_of_another_spec_is_refused() {
 async fn empty_files_are_planned_without_shards() {
     let folder = folder(&[("a.jsonl", ""), ("b.csv", ""), ("c.txt", "")]);
     let job = job(folder.path(), &["*.*"], "out");
-    let plan = plan(&stores(), &job).await.unwrap();
+    let plan = plan(&stores(), &job, None).await.unwrap();
     assert_eq!((plan.inputs.len(), plan.shards.len()), (3, 0));
     let preflight = preflight(&stores(), &job, &plan, None).await.unwrap();
     assert_eq!(
@@ -253,7 +255,7 @@ async fn a_csv_column_that_is_missing_or_ambiguous_is_named() {
     let folder = folder(&[("a.csv", "id,body\n1,x\n"), ("b.csv", "text,text\na,b\n")]);
     let error = |name| {
         let job = job(folder.path(), &[name], "out");
-        async move { plan(&stores(), &job).await.unwrap_err() }
+        async move { plan(&stores(), &job, None).await.unwrap_err() }
     };
     let missing = error("a.csv").await;
     assert!(
@@ -267,7 +269,7 @@ async fn a_csv_column_that_is_missing_or_ambiguous_is_named() {
 async fn a_csv_plan_notes_the_columns_and_covers_the_file() {
     let records: String = (0..100).map(|n| format!("{n},\"a\n{n}\"\n")).collect();
     let folder = folder(&[("a.csv", &format!("id,text\n{records}"))]);
-    let plan = plan(&stores(), &job(folder.path(), &["a.csv"], "out"))
+    let plan = plan(&stores(), &job(folder.path(), &["a.csv"], "out"), None)
         .await
         .unwrap();
     assert_eq!(plan.inputs[0].columns.as_deref().unwrap(), ["id", "text"]);
@@ -293,7 +295,7 @@ async fn the_preflight_says_what_a_run_would_meet() {
         ("b.jsonl", "{\"text\":\"\"}\nnonsense\n{}\n[]\n"),
     ]);
     let job = job(folder.path(), &["*.jsonl"], "out");
-    let plan = plan(&stores(), &job).await.unwrap();
+    let plan = plan(&stores(), &job, None).await.unwrap();
     let count: TokenCounter = Arc::new(|text| text.split(' ').count());
     let found = preflight(&stores(), &job, &plan, Some(count))
         .await

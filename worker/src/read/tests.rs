@@ -74,6 +74,7 @@ impl File {
     async fn try_plan(&self, target: u64) -> Result<(InputFile, Vec<Shard>), PlanError> {
         let input = Input {
             uris: vec![format!("file://{}", self.path().display())],
+            inline: None,
             format: None,
             compression: None,
             fields: self.fields.clone(),
@@ -457,10 +458,7 @@ async fn a_row_belongs_to_the_shard_it_begins_in() {
     let line = format!("{{\"id\":1,\"text\":\"{text}\"}}\n");
     let file = File::new("a.jsonl", line.repeat(3000));
     let (input, _) = file.plan(1 << 20).await;
-    let shard = |start, end| Shard {
-        input: 0,
-        range: ShardRange::Bytes { start, end },
-    };
+    let shard = |start, end| Shard::of(0, ShardRange::Bytes { start, end });
     let middle = input.size_bytes / 2;
     let shards = [
         shard(0, 1),

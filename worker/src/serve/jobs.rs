@@ -19,6 +19,10 @@ type Opening = AbortOnDropHandle<Result<Worker, OpenError>>;
 #[derive(Default)]
 pub struct Jobs {
     known: BTreeMap<String, Job>,
+    /// Shards claimed so far, of all jobs.
+    claims: u64,
+    /// Tokens of jobs that are gone.
+    tokens_before: u64,
 }
 
 struct Job {
@@ -28,6 +32,8 @@ struct Job {
     state: State,
     /// Shards of the job in this worker's hand.
     in_hand: usize,
+    /// The worker's count of claims when it last claimed a shard of the job.
+    claimed_at: u64,
     paused_until: Option<Instant>,
 }
 
@@ -51,6 +57,7 @@ impl Jobs {
             if !stays {
                 tracing::info!(job = name, "the job is taken away");
                 job.stop.cancel();
+                self.tokens_before += job.tokens();
             }
             stays
         });
@@ -63,6 +70,7 @@ impl Jobs {
                     stop: options.stop.child_token(),
                     state: State::Closed,
                     in_hand: 0,
+                    claimed_at: 0,
                     paused_until: None,
                 }
             });
@@ -104,6 +112,7 @@ impl Jobs {
             name,
             priority: job.registered.priority,
             in_hand: job.in_hand,
+            claimed_at: job.claimed_at,
         });
         line(turns.collect())
     }
@@ -119,8 +128,10 @@ impl Jobs {
 
     /// A shard of the job was claimed.
     pub fn pick_up(&mut self, name: &str) {
+        self.claims += 1;
         if let Some(job) = self.known.get_mut(name) {
             job.in_hand += 1;
+            job.claimed_at = self.claims;
         }
     }
 
@@ -129,6 +140,11 @@ impl Jobs {
         if let Some(job) = self.known.get_mut(name) {
             job.in_hand = job.in_hand.saturating_sub(1);
         }
+    }
+
+    /// Tokens that went through the server, over all jobs so far.
+    pub fn tokens(&self) -> u64 {
+        self.tokens_before + self.known.values().map(Job::tokens).sum::<u64>()
     }
 
     /// Asks the job for nothing until then.
@@ -140,6 +156,13 @@ impl Jobs {
 }
 
 impl Job {
+    fn tokens(&self) -> u64 {
+        match &self.state {
+            State::Open(worker) => worker.answered().tokens,
+            State::Opening(_) | State::Closed => 0,
+        }
+    }
+
     fn is_paused(&self, now: Instant) -> bool {
         self.paused_until.is_some_and(|until| now < until)
     }
@@ -150,11 +173,20 @@ struct Turn<'a> {
     name: &'a str,
     priority: i32,
     in_hand: usize,
+    claimed_at: u64,
 }
 
-/// By priority; within one, who holds the fewest shards goes first.
+/// By priority; within one, who holds the fewest shards goes first, and of those who has waited
+/// longest: with more jobs than shards in hand each gets its turn.
 fn line(mut turns: Vec<Turn>) -> Vec<String> {
-    turns.sort_by_key(|turn| (Reverse(turn.priority), turn.in_hand, turn.name));
+    turns.sort_by_key(|turn| {
+        (
+            Reverse(turn.priority),
+            turn.in_hand,
+            turn.claimed_at,
+            turn.name,
+        )
+    });
     turns.into_iter().map(|turn| turn.name.to_owned()).collect()
 }
 
@@ -164,12 +196,18 @@ mod tests {
 
     #[test]
     fn jobs_stand_in_line_by_priority_and_then_by_shards_in_hand() {
-        let turn = |name, priority, in_hand| Turn {
+        let turn = |name, priority, in_hand, claimed_at| Turn {
             name,
             priority,
             in_hand,
+            claimed_at,
         };
-        let turns = vec![turn("a", 0, 1), turn("b", 0, 0), turn("urgent", 5, 2)];
-        assert_eq!(line(turns), ["urgent", "b", "a"]);
+        let turns = vec![
+            turn("a", 0, 1, 7),
+            turn("b", 0, 0, 6),
+            turn("c", 0, 0, 5),
+            turn("urgent", 5, 2, 8),
+        ];
+        assert_eq!(line(turns), ["urgent", "c", "b", "a"]);
     }
 }

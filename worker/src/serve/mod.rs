@@ -7,16 +7,19 @@
 mod http;
 mod jobs;
 mod open;
+mod rate;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use millrace_leases::{JobRegistry, RedisOptions};
+use millrace_leases::{JobRegistry, LeaseError, RedisOptions};
+use millrace_protocol::registry::{RegisteredJob, WorkerReport};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::http::{Door, listen};
 use self::jobs::Jobs;
+use self::rate::Rate;
 use crate::work::client::Client;
 use crate::work::{Claimed, SHARDS_IN_HAND_MAX, chain};
 
@@ -39,6 +42,8 @@ pub struct ServeOptions {
     pub lease_ttl: Duration,
     /// The inference-server.
     pub client: Client,
+    /// Name of this worker's pod.
+    pub pod: String,
     /// Folder with one folder per mounted Secret.
     pub secrets: PathBuf,
     /// Cancelled to give everything back and end.
@@ -50,9 +55,20 @@ pub async fn serve(options: &ServeOptions) {
     let mut jobs = Jobs::default();
     let mut in_hand: JoinSet<String> = JoinSet::new();
     let mut looked: Option<Instant> = None;
+    let mut busy = Instant::now();
+    let mut rate = Rate::default();
     while !options.stop.is_cancelled() {
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
-            match options.registry.list().await {
+            if !in_hand.is_empty() {
+                busy = Instant::now();
+            }
+            rate.observe(jobs.tokens(), !in_hand.is_empty(), Instant::now());
+            let report = WorkerReport {
+                shards_in_hand: in_hand.len() as u32,
+                idle_seconds: busy.elapsed().as_secs() as u32,
+                tokens_per_second: rate.per_second(),
+            };
+            match look(options, &report).await {
                 Ok(registered) => jobs.update(registered, options),
                 Err(error) => tracing::warn!(error = %chain(&error), "the registry is away"),
             }
@@ -73,6 +89,15 @@ pub async fn serve(options: &ServeOptions) {
     while let Some(attended) = in_hand.join_next().await {
         attended.expect("a shard's task does not panic");
     }
+}
+
+/// Says how this worker is and reads which jobs there are.
+async fn look(
+    options: &ServeOptions,
+    report: &WorkerReport,
+) -> Result<Vec<(String, RegisteredJob)>, LeaseError> {
+    options.registry.report(&options.pod, report).await?;
+    options.registry.list().await
 }
 
 /// Claims a shard of the first job in line that has one. Returns whether any had.

@@ -9,7 +9,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::ServeOptions;
 use crate::manifests::{self, LoadError};
-use crate::plan::FIRST_RUN;
 use crate::run::{self, RunError, WorkOptions};
 use crate::store::Stores;
 use crate::work::Worker;
@@ -55,6 +54,7 @@ pub fn open(
         redis,
         lease_ttl,
         client,
+        pod: _,
         secrets,
         stop,
     } = options;
@@ -69,11 +69,7 @@ pub fn open(
         };
         let work_options = WorkOptions {
             client,
-            leases: Arc::new(RedisLeaseStore::new(
-                &redis,
-                &job.run_key(FIRST_RUN),
-                lease_options,
-            )?),
+            leases: Arc::new(RedisLeaseStore::new(&redis, &job.run_key(), lease_options)?),
             lease_ttl,
             progress: Arc::new(Progress::default()),
             stop,

@@ -18,16 +18,23 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
 use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, RetryConfig,
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
     local::LocalFileSystem,
+    memory::InMemory,
     path::Path,
 };
+
+use crate::job::Input;
 
 pub use error::StoreError;
 pub use object::{Created, create, probe_create_only, read, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
+
+/// Where the rows are that a manifest itself holds; see [`Stores::with_inline_rows`].
+pub const INLINE_ROWS: &str = "inline:///rows.jsonl";
 
 /// What the stores are opened with.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +51,8 @@ pub struct StoreOptions {
 #[derive(Debug, Clone)]
 pub struct Stores {
     shared: Arc<Shared>,
+    /// Holds the rows of one job's manifest.
+    inline: Option<Arc<dyn ObjectStore>>,
 }
 
 #[derive(Debug)]
@@ -78,6 +87,8 @@ pub(crate) enum StoreUri<'a> {
     File(&'a str),
     /// `s3://bucket/key`.
     S3 { bucket: &'a str, key: &'a str },
+    /// [`INLINE_ROWS`].
+    Inline,
 }
 
 impl<'a> StoreUri<'a> {
@@ -87,6 +98,9 @@ impl<'a> StoreUri<'a> {
             uri: uri.into(),
             reason: reason.into(),
         };
+        if uri == INLINE_ROWS {
+            return Ok(Self::Inline);
+        }
         if let Some(path) = uri.strip_prefix("file://") {
             if !path.starts_with('/') {
                 return Err(invalid("a file URI has three slashes and an absolute path"));
@@ -153,6 +167,24 @@ impl Stores {
                 local,
                 buckets: Mutex::default(),
             }),
+            inline: None,
+        }
+    }
+
+    /// The same stores, with the rows that a job's manifest holds at [`INLINE_ROWS`].
+    pub fn with_inline_rows(&self, input: &Input) -> Self {
+        let Some(rows) = &input.inline else {
+            return self.clone();
+        };
+        let store = InMemory::new();
+        store
+            .put(&inline_path(), rows.clone().into())
+            .now_or_never()
+            .expect("memory answers at once")
+            .expect("memory takes everything");
+        Self {
+            shared: self.shared.clone(),
+            inline: Some(Arc::new(store)),
         }
     }
 
@@ -174,6 +206,13 @@ impl Stores {
                     path,
                 })
             }
+            StoreUri::Inline => Ok(Location {
+                store: self
+                    .inline
+                    .clone()
+                    .ok_or_else(|| invalid("the manifest holds no rows".into()))?,
+                path: inline_path(),
+            }),
             StoreUri::S3 { bucket, key } => {
                 let path = Path::parse(key).map_err(|error| invalid(error.to_string()))?;
                 Ok(Location {
@@ -236,6 +275,10 @@ impl Stores {
                 source,
             })
     }
+}
+
+fn inline_path() -> Path {
+    Path::from("rows.jsonl")
 }
 
 /// Each request is bounded, and so are its tries together, so that a store that hangs shows as an

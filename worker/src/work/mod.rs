@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod commit;
+mod failed;
 mod keeper;
 mod lines;
 pub mod part;
@@ -116,6 +117,11 @@ impl Worker {
             lease_ttl,
             owner,
         }
+    }
+
+    /// What the server answered so far, committed or not.
+    pub fn answered(&self) -> Tally {
+        self.ctx.progress.snapshot().answered
     }
 
     /// Runs until the job is drained or `stop` is cancelled. On stop, and after an error, no shard is

@@ -16,6 +16,7 @@ use millrace_protocol::tally::{Rows, Tally};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::commit::{CommitError, Verdict, commit};
+use super::failed::{FailedError, FailedRows};
 use super::lines::{Lines, PendingRow, lines};
 use super::part::PartWriter;
 use super::progress::Progress;
@@ -67,6 +68,9 @@ pub enum ShardError {
     /// Its input could not be read.
     #[error("the shard's input could not be read")]
     Read(#[from] ReadError),
+    /// It is not known which of its rows are to be run again.
+    #[error("the failed rows of the earlier run could not be read")]
+    Failed(#[from] FailedError),
     /// Its rows could not be answered at all.
     #[error("the shard's rows could not be answered")]
     Submit(#[from] SubmitError),
@@ -86,8 +90,10 @@ impl ShardError {
     pub fn is_permanent(&self) -> bool {
         match self {
             ShardError::Read(error) => error.is_permanent(),
-            ShardError::NotPlanned(_) => true,
-            ShardError::Submit(_)
+            ShardError::NotPlanned(_)
+            | ShardError::Failed(FailedError::Gone { .. } | FailedError::NotFound(_)) => true,
+            ShardError::Failed(FailedError::Commit(_) | FailedError::Lines(_))
+            | ShardError::Submit(_)
             | ShardError::Write(_)
             | ShardError::Commit(_)
             | ShardError::Panicked(_) => false,
@@ -104,6 +110,7 @@ impl ShardError {
             | ShardError::Read(ReadError::Store(StoreError::Denied { .. })) => true,
             ShardError::NotPlanned(_)
             | ShardError::Read(_)
+            | ShardError::Failed(_)
             | ShardError::Commit(CommitError::Unreadable { .. })
             | ShardError::Panicked(_) => false,
         }
@@ -131,6 +138,10 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         job.input.row_bytes_max,
     )
     .await?;
+    let mut only = match shard.failed_in {
+        Some(earlier) => Some(FailedRows::open(&ctx.output, earlier).await?),
+        None => None,
+    };
     let part = layout::part(run, lease.shard, &attempt, job.output.zstd);
     let mut part = PartWriter::new(&ctx.output, part);
     let mut errors = PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
@@ -143,7 +154,11 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 .next_batch(WINDOW_ROWS_MAX, WINDOW_BYTES_MAX)
                 .await?;
             ended = rows.is_empty();
-            if !ended {
+            let rows = match &mut only {
+                Some(failed) => failed.keep(rows).await?,
+                None => rows,
+            };
+            if !rows.is_empty() {
                 let answered = answer_window(ctx.clone(), lease.shard, rows);
                 windows.push_back(AbortOnDropHandle::new(tokio::spawn(answered)));
             }
@@ -168,6 +183,9 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             part.write(results.into()).await?;
             errors.write(failed.into()).await?;
         }
+    }
+    if let Some(failed) = only {
+        failed.finish()?;
     }
     let (part, errors) = (part.finish().await?, errors.finish().await?);
     let Tally { rows, tokens } = tally;

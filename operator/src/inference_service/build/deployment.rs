@@ -20,8 +20,12 @@ const RUN: &str = "/run/millrace";
 /// Time for a pod to give back its shards and answer the requests in flight.
 const GRACE_SECONDS: u32 = 60;
 
-/// The Deployment with `replicas` pods.
-pub fn deployment(service: &InferenceService, replicas: u32, options: &Options) -> Deployment {
+/// The Deployment with `replicas` pods, or as many as somebody else says.
+pub fn deployment(
+    service: &InferenceService,
+    replicas: Option<u32>,
+    options: &Options,
+) -> Deployment {
     let name = service.name_any();
     let PodTemplate {
         service_account_name,
@@ -188,7 +192,7 @@ mod tests {
             "--server-image=s",
             "--redis-url=redis://redis",
         ]);
-        json!(deployment(&service.unwrap(), 2, &options))
+        json!(deployment(&service.unwrap(), Some(2), &options))
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! Which run a job is in, and whether it is over. Pure, from spec and status alone.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use millrace_crds::BatchJob;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
+
+use crate::conditions::find;
+
+/// Reasons with which `Succeeded` is false for good.
+const ENDED_BADLY: [&str; 5] = [
+    "ShardsFailed",
+    "PlanFailed",
+    "FinishFailed",
+    "Cancelled",
+    "DeadlineExceeded",
+];
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The run that it is in, or that it ended with.
+    pub run: RunNumber,
+    /// Whether it is over.
+    pub is_over: bool,
+    /// Whether the run is one that the status does not speak of yet.
+    pub is_new: bool,
+}
+
+/// Where the job stands. A job that is over is in its next run as soon as it asks for one.
+pub fn standing(job: &BatchJob) -> Standing {
+    let status = job.status.as_ref();
+    let run = status.and_then(|status| status.run).unwrap_or(FIRST_RUN);
+    let is_over = has_ended(job);
+    let asked_for = FIRST_RUN + job.spec.rerun_failed;
+    if is_over && run < asked_for && !job.spec.cancel {
+        return Standing {
+            run: run + 1,
+            is_over: false,
+            is_new: true,
+        };
+    }
+    Standing {
+        run,
+        is_over,
+        is_new: false,
+    }
+}
+
+fn has_ended(job: &BatchJob) -> bool {
+    let status = job.status.as_ref();
+    let succeeded = status.and_then(|status| find(&status.conditions, "Succeeded"));
+    succeeded.is_some_and(|condition| match condition.status.as_str() {
+        "True" => true,
+        "False" => ENDED_BADLY.contains(&condition.reason.as_str()),
+        _ => false,
+    })
+}
+
+/// Why a job is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GiveUp {
+    /// `spec.cancel`.
+    Cancelled,
+    /// `spec.activeDeadlineSeconds` are over.
+    DeadlineExceeded,
+}
+
+impl GiveUp {
+    /// Reason of the condition once it is given up.
+    pub fn reason(self) -> &'static str {
+        match self {
+            GiveUp::Cancelled => "Cancelled",
+            GiveUp::DeadlineExceeded => "DeadlineExceeded",
+        }
+    }
+
+    /// What is said of shards that were not worked off.
+    pub fn of_shards(self) -> &'static str {
+        match self {
+            GiveUp::Cancelled => "the job was cancelled before this shard was done",
+            GiveUp::DeadlineExceeded => {
+                "spec.activeDeadlineSeconds were over before this shard was done"
+            }
+        }
+    }
+}
+
+/// Whether the job is to be given up. A job that rests has no deadline running.
+pub fn give_up(job: &BatchJob, standing: Standing, now: &Time) -> Option<GiveUp> {
+    if job.spec.cancel {
+        return Some(GiveUp::Cancelled);
+    }
+    let rest = until_deadline(job, standing, now)?;
+    (rest == Duration::ZERO && !job.spec.suspend).then_some(GiveUp::DeadlineExceeded)
+}
+
+/// How long the job may still take, if it has a deadline and has begun.
+pub fn until_deadline(job: &BatchJob, standing: Standing, now: &Time) -> Option<Duration> {
+    let seconds = job.spec.active_deadline_seconds?;
+    if standing.is_new {
+        return None;
+    }
+    let began = job.status.as_ref()?.start_time.as_ref()?;
+    Some(left(began, seconds, now))
+}
+
+/// How long the object of a job that is over still stays, if it goes by itself.
+pub fn until_deletion(job: &BatchJob, now: &Time) -> Option<Duration> {
+    let seconds = job.spec.ttl_seconds_after_finished?;
+    let status = job.status.as_ref()?;
+    let succeeded = find(&status.conditions, "Succeeded")?;
+    let ended = status.completion_time.as_ref();
+    Some(left(
+        ended.unwrap_or(&succeeded.last_transition_time),
+        seconds,
+        now,
+    ))
+}
+
+fn left(since: &Time, seconds: u32, now: &Time) -> Duration {
+    let passed = now.0.duration_since(since.0).as_millis();
+    let passed = Duration::from_millis(u64::try_from(passed).unwrap_or(0));
+    Duration::from_secs(u64::from(seconds)).saturating_sub(passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(rerun_failed: u32, run: u32, succeeded: (&str, &str), expected: (u32, bool, bool)) {
+        let job: BatchJob = serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "job"},
+            "spec": {
+                "serviceRef": {"name": "service"}, "rerunFailed": rerun_failed,
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+            "status": {"run": run, "conditions": [{
+                "type": "Succeeded", "status": succeeded.0, "reason": succeeded.1, "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }]},
+        }))
+        .unwrap();
+        let Standing {
+            run,
+            is_over,
+            is_new,
+        } = standing(&job);
+        assert_eq!((run, is_over, is_new), expected, "{succeeded:?}");
+    }
+
+    #[test]
+    fn a_job_that_is_over_begins_its_next_run_when_asked_to() {
+        check(0, 1, ("Unknown", "Running"), (1, false, false));
+        check(0, 1, ("True", "Completed"), (1, true, false));
+        check(1, 1, ("True", "Completed"), (2, false, true));
+        check(1, 2, ("Unknown", "Running"), (2, false, false));
+        check(1, 2, ("False", "ShardsFailed"), (2, true, false));
+        check(3, 2, ("True", "Completed"), (3, false, true));
+        check(1, 1, ("Unknown", "Running"), (1, false, false));
+    }
+}

@@ -1,0 +1,54 @@
+//! Plans a run that runs again what failed in the run before it: from that run's manifest alone,
+//! without a look at the input.
+
+use millrace_protocol::manifest::{LivePart, Manifest};
+use millrace_protocol::plan::{Plan, RunNumber, Shard, ShardOfRun};
+
+use super::PlanError;
+use crate::job::CheckedJob;
+
+/// One shard for each live part with failed rows, and one for each range that was given up whole.
+pub(super) fn draft(
+    job: &CheckedJob,
+    run: RunNumber,
+    earlier: Option<&Manifest>,
+) -> Result<Plan, PlanError> {
+    let earlier = earlier.filter(|manifest| manifest.run + 1 == run);
+    let earlier = earlier.ok_or_else(|| PlanError::NoEarlierRun {
+        run,
+        output: job.output.uri.clone(),
+    })?;
+    if earlier.spec_sha256 != job.spec_sha256 {
+        return Err(PlanError::OtherSpec {
+            output: job.output.uri.clone(),
+            found: earlier.spec_sha256.clone(),
+            expected: job.spec_sha256.clone(),
+        });
+    }
+    let failed_rows = earlier.parts.iter().filter_map(with_failed_rows);
+    // Of a shard that ran failed rows again the rows' earlier errors are live still: it is among
+    // the parts.
+    let given_up = earlier.failed_shards.iter().map(|failed| failed.range);
+    let given_up = given_up.filter(|range| range.failed_in.is_none());
+    let mut shards: Vec<Shard> = failed_rows.chain(given_up).collect();
+    shards.sort_by_key(Shard::place);
+    Ok(Plan {
+        version: Plan::VERSION,
+        run,
+        spec_sha256: job.spec_sha256.clone(),
+        inputs: earlier.inputs.clone(),
+        shards,
+    })
+}
+
+fn with_failed_rows(part: &LivePart) -> Option<Shard> {
+    let LivePart { run, range, commit } = part;
+    commit.errors.as_ref()?;
+    Some(Shard {
+        failed_in: Some(ShardOfRun {
+            run: *run,
+            shard: commit.shard,
+        }),
+        ..*range
+    })
+}
