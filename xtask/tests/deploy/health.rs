@@ -6,7 +6,8 @@
 use cel::{Context, Program};
 use millrace_crds::check::check;
 use millrace_crds::manifest::Kind;
-use mlua::{Lua, LuaOptions, LuaSerdeExt, SerializeOptions, StdLib};
+use mlua::serde::SerializeOptions;
+use mlua::{Lua, LuaOptions, LuaSerdeExt, StdLib};
 use serde::Deserialize;
 use serde_json::Value;
 
