@@ -19,7 +19,7 @@ const EVERYTHING: &[&str] = &[
     "monitoring.serviceMonitor.enabled=true",
     "operator.extraEnv[0].name=MILLRACE_LOG",
     "operator.extraEnv[0].value=debug",
-    "operator.otlpEndpoint=http://collector.observability.svc:4317",
+    "operator.otlpEndpoint=http://collector.observability.svc:4318",
     "operator.podAnnotations.team=search",
     "operator.podLabels.team=search",
     "operator.priorityClassName=important",
@@ -317,7 +317,7 @@ fn a_pod_reaches_only_what_it_needs() {
     );
     let everything = render(&helm, EVERYTHING);
     assert_eq!(ports(&everything, "millrace-cache"), [0; 0]);
-    assert!(ports(&everything, "millrace-operator").contains(&4317));
+    assert!(ports(&everything, "millrace-operator").contains(&4318));
     let closed = render(&helm, &["networkPolicy.operator.from=null"]);
     let policy = named(&closed, "NetworkPolicy", "millrace-operator").expect("a policy");
     assert!(
