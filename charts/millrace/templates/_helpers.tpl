@@ -18,8 +18,84 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* Labels of the pods of one component, with those that the values add. */}}
+{{- define "millrace.podLabels" -}}
+{{- with .values.podLabels }}
+{{- toYaml . }}
+{{ end -}}
+{{ include "millrace.labels" .root }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* Where the pods of one component run, and with which images. */}}
+{{- define "millrace.placement" -}}
+{{- with .root.Values.images.pullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Whether the Redis of a component is the bundled one. */}}
+{{- define "millrace.isBundled" -}}
+{{- $redis := (get .root.Values .component).redis }}
+{{- if not (or $redis.url $redis.urlSecret.name) }}true{{ end }}
+{{- end }}
+
+{{/* URL of the Redis of a component, where it is known to the chart. */}}
 {{- define "millrace.redisUrl" -}}
-{{- with .Values.leases.redis.url }}{{ . }}{{ else }}{{ printf "redis://%s-leases.%s.svc:6379" (include "millrace.name" .) .Release.Namespace }}{{ end }}
+{{- $redis := (get .root.Values .component).redis }}
+{{- with $redis.url }}{{ . }}{{ else }}{{ printf "redis://%s-%s.%s.svc:6379" (include "millrace.name" .root) .component .root.Release.Namespace }}{{ end }}
+{{- end }}
+
+{{/* Where a container takes that URL from. */}}
+{{- define "millrace.redisUrlSource" -}}
+{{- $redis := (get .root.Values .component).redis }}
+{{- $own := dict "leases" "redis-url" "cache" "cache-redis-url" }}
+{{- if $redis.urlSecret.name -}}
+secretKeyRef: {name: {{ $redis.urlSecret.name }}, key: {{ $redis.urlSecret.key }}}
+{{- else -}}
+secretKeyRef: {name: {{ include "millrace.name" .root }}-operator, key: {{ get $own .component }}}
+{{- end }}
+{{- end }}
+
+{{/* An egress rule to the Redis of a component: its pods, or its port where it is someone else's. */}}
+{{- define "millrace.redisEgress" -}}
+{{- $redis := (get .root.Values .component).redis }}
+{{- if include "millrace.isBundled" . -}}
+- to:
+    - podSelector:
+        matchLabels: {{- include "millrace.selector" . | nindent 10 }}
+  ports: [{protocol: TCP, port: 6379}]
+{{- else if $redis.urlSecret.name -}}
+- ports: [{protocol: TCP, port: {{ $redis.urlSecret.port }}}]
+{{- else -}}
+- ports: [{protocol: TCP, port: {{ include "millrace.portOf" (dict "url" $redis.url "otherwise" 6379) }}}]
+{{- end }}
+{{- end }}
+
+{{- define "millrace.dnsEgress" -}}
+- ports:
+    {{- range .Values.networkPolicy.dns.ports }}
+    - {protocol: UDP, port: {{ . }}}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end }}
+
+{{/* The port that a URL names. */}}
+{{- define "millrace.portOf" -}}
+{{- $host := (urlParse .url).host }}
+{{- with regexFind ":[0-9]+$" $host }}{{ trimPrefix ":" . }}{{ else }}{{ .otherwise }}{{ end }}
 {{- end }}
 
 {{- define "millrace.containerSecurity" -}}
