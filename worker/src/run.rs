@@ -16,11 +16,13 @@ use crate::finish::{self, Finish, FinishError};
 use crate::job::CheckedJob;
 use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError, Stores};
+use crate::trace;
 use crate::work::client::{Client, ClientError};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
 use crate::work::{Ended, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
+use millrace_telemetry::in_span;
 
 /// Chunks at the server at a time: one batch runs, one is prefetched, and the rest gives the
 /// batcher a choice of lengths.
@@ -100,7 +102,9 @@ pub async fn finished(stores: &Stores, job: &CheckedJob) -> Result<Option<Manife
 /// Plans the run, or reads the plan that is there, and looks up what is committed.
 pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
-    let plan = plan::plan(stores, job).await?;
+    let span = trace::plan(job, plan::FIRST_RUN);
+    let plan = in_span(span.clone(), plan::plan(stores, job)).await?;
+    trace::note_planned(&span, &plan);
     let committed = commits::list(&output, plan.run).await?;
     Ok(Prepared {
         plan,
@@ -262,7 +266,9 @@ pub async fn conclude(
     leases: &dyn LeaseStore,
 ) -> Result<Finish, RunError> {
     let given_up = given_up(leases).await?;
-    Ok(finish::finish(&prepared.output, job, &prepared.plan, &given_up).await?)
+    let span = trace::finish(job, prepared.plan.run);
+    let finishing = finish::finish(&prepared.output, job, &prepared.plan, &given_up);
+    Ok(in_span(span, finishing).await?)
 }
 
 /// All shards that the lease store gave up; a plan bounds how many there can be.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::http::{Door, listen};
 use self::jobs::Jobs;
+use crate::metrics::Metrics;
 use crate::work::client::Client;
 use crate::work::{Claimed, SHARDS_IN_HAND_MAX, chain};
 
@@ -41,6 +42,8 @@ pub struct ServeOptions {
     pub client: Client,
     /// Folder with one folder per mounted Secret.
     pub secrets: PathBuf,
+    /// What is counted over all jobs.
+    pub metrics: Metrics,
     /// Cancelled to give everything back and end.
     pub stop: CancellationToken,
 }

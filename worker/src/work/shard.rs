@@ -14,6 +14,7 @@ use millrace_protocol::plan::{Plan, ShardIndex};
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::tally::{Rows, Tally};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::commit::{CommitError, Verdict, commit};
 use super::lines::{Lines, PendingRow, lines};
@@ -145,7 +146,9 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             ended = rows.is_empty();
             if !ended {
                 let answered = answer_window(ctx.clone(), lease.shard, rows);
-                windows.push_back(AbortOnDropHandle::new(tokio::spawn(answered)));
+                windows.push_back(AbortOnDropHandle::new(tokio::spawn(
+                    answered.in_current_span(),
+                )));
             }
         }
         let Some(window) = windows.pop_front() else {
