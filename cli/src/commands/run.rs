@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
@@ -12,6 +12,7 @@ use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::run::{self, Prepared, RunEnd, WorkOptions};
 use millrace_worker::store::Stores;
+use millrace_worker::trace;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -69,13 +70,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     memory::give_back_large_blocks();
     let program = local_server::program(inference_server)?;
-    let started = Instant::now();
+    let (started, started_at) = (Instant::now(), SystemTime::now());
     let prepared = run::prepare(&stores, &loaded.job).await?;
     let display = Display::new(output, &loaded.job, &prepared);
     let worked = work(&stores, &loaded, prepared, &program, &display).await;
     display.clear();
     match worked? {
         RunEnd::Finished(manifest) => {
+            trace::write_whole(&loaded.job, &manifest, started_at);
             let took = Some(started.elapsed());
             report::finished(&stores, &loaded, &manifest, output, took).await
         }
