@@ -11,6 +11,8 @@ use millrace_leases::{
 };
 
 use crate::config::Options;
+use crate::metrics::VisitMetrics;
+use crate::names::FIELD_MANAGER;
 
 /// What every visit needs.
 pub struct Context {
@@ -18,6 +20,8 @@ pub struct Context {
     pub client: Client,
     /// Settings of the operator.
     pub options: Options,
+    /// What is counted over visits.
+    pub visits: VisitMetrics,
     redis: RedisOptions,
     recorder: Recorder,
     /// Lease stores by run: each keeps its connection, and a visit comes every second.
@@ -38,6 +42,7 @@ impl Context {
             redis: RedisOptions::new(options.redis_url.clone()),
             stores: Mutex::default(),
             registries: Mutex::default(),
+            visits: VisitMetrics::default(),
             client,
             options,
         }
@@ -81,6 +86,14 @@ impl Context {
         let registry = Arc::new(JobRegistry::new(&self.redis, namespace, service)?);
         registries.insert(key, registry.clone());
         Ok(registry)
+    }
+
+    /// Whether the Redis of the leases answers. Asks for what nothing was ever written to.
+    pub async fn leases_answer(&self) -> bool {
+        match self.registry(&self.options.namespace, FIELD_MANAGER) {
+            Ok(registry) => registry.list().await.is_ok(),
+            Err(_) => false,
+        }
     }
 
     /// Says on an object that something happened. An Event that is lost changes nothing.

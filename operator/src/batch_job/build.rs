@@ -60,6 +60,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     let leases = leases_secret(&checked.service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
     variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
+    variables.extend(pods::telemetry_variables(options));
     if let Some(secret) = &job.spec.credentials {
         let (volume, mount) = pods::credentials(&secret.name);
         volumes.push(volume);

@@ -6,6 +6,7 @@ mod check;
 mod decide;
 mod observe;
 mod report;
+pub mod trace;
 
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
 use super::observe::{Seen, Step};
+use super::trace;
 use crate::apply::write_status;
 use crate::conditions::{Is, Said, find, written};
 use crate::context::Context;
@@ -35,6 +36,7 @@ pub async fn report(
     write_status(&ctx.client, job, json!(status))
         .await
         .map_err(VisitError::Report)?;
+    trace::write_whole(job, &status, ctx.now());
     let reason = |status: &BatchJobStatus| {
         find(&status.conditions, "Succeeded").map(|it| (it.reason.clone(), it.message.clone()))
     };

@@ -14,6 +14,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::Store;
 use millrace_crds::{BatchJob, InferenceService};
 
+pub(crate) use self::observe::backlog;
 use crate::context::Context;
 use crate::visit::VisitError;
 

@@ -62,7 +62,7 @@ fn reason(job: &BatchJob) -> Option<&str> {
 }
 
 /// Shards that the job's workers have still to do.
-fn backlog(job: &BatchJob) -> u64 {
+pub(crate) fn backlog(job: &BatchJob) -> u64 {
     if !matches!(reason(job), Some("Running" | "LeasesUnavailable")) {
         return 0;
     }
