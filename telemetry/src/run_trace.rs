@@ -94,6 +94,8 @@ impl RunTrace {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry_sdk::trace::{Sampler, ShouldSample};
+
     use super::*;
 
     const UID: &str = "6f0d7a51-3b2e-4d6c-9a43-0c6f2f0d1b2a";
@@ -118,5 +120,19 @@ mod tests {
                 assert_ne!(one.span_id, other.span_id);
             }
         }
+    }
+
+    #[test]
+    fn a_sampler_by_ratio_takes_its_share_of_runs() {
+        let sampler = Sampler::TraceIdRatioBased(0.1);
+        let is_sampled = |uid: &u32| {
+            // The digits of a uid's version and variant are the same in all of them.
+            let run = RunTrace::of(&format!("{uid:08x}-0000-4000-8000-000000000000"), 1);
+            let kind = &SpanKind::Internal;
+            let sampled = sampler.should_sample(None, run.trace_id, "", kind, &[], &[]);
+            sampled.decision == SamplingDecision::RecordAndSample
+        };
+        let sampled = (0..1_000).filter(is_sampled).count();
+        assert!((70..130).contains(&sampled), "{sampled} of 1000");
     }
 }
