@@ -87,3 +87,80 @@ async fn backlog(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use kube::runtime::reflector::store::Writer;
+    use kube::runtime::watcher::Event;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::config::Options;
+
+    fn shown() -> Shown {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let options = Options::parse_from([
+            "operator",
+            "--worker-image=w",
+            "--server-image=s",
+            "--redis-url=redis://127.0.0.1:1",
+        ]);
+        let client = kube::Client::try_from(config).unwrap();
+        Shown::new(Arc::new(Context::new(client, options)))
+    }
+
+    fn objects() -> Objects {
+        let service = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "embed", "namespace": "tenant"},
+            "spec": {"models": []}, "status": {"replicas": 2},
+        });
+        let mut services = Writer::default();
+        services.apply_watcher_event(&Event::Apply(serde_json::from_value(service).unwrap()));
+        Objects {
+            jobs: Writer::default().as_reader(),
+            services: services.as_reader(),
+        }
+    }
+
+    /// Status and body.
+    async fn get(shown: &Shown, path: &str) -> (u16, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let listening = tokio::spawn(listen(listener, shown.clone()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: operator\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        listening.abort();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn an_autoscaler_is_told_the_backlog_of_a_service_by_who_leads() {
+        let shown = shown();
+        let path = "/v1/namespaces/tenant/inferenceservices/embed/backlog";
+        assert_eq!(get(&shown, path).await.0, 503);
+        assert!(shown.objects.set(objects()).is_ok());
+        let (status, body) = get(&shown, path).await;
+        assert_eq!(
+            (status, body.as_str()),
+            (200, r#"{"shards":0,"replicas":2}"#)
+        );
+        let (status, body) = get(&shown, &path.replace("embed", "other")).await;
+        assert_eq!(status, 404);
+        assert!(body.starts_with(r#"{"error":"#), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_scrape_is_answered_while_the_leases_are_away() {
+        let (status, body) = get(&shown(), "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(body.contains("millrace_leases_available 0\n"), "{body}");
+    }
+}
