@@ -11,7 +11,7 @@ mod report;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use millrace_telemetry::TelemetryOptions;
 
 /// Runs datasets through models: every row ends as exactly one result or one reported error.
 ///
@@ -35,19 +35,18 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_env_filter(
-            EnvFilter::try_from_env("MILLRACE_LOG").unwrap_or_else(|_| EnvFilter::new("warn")),
-        )
-        .init();
+    let telemetry = millrace_telemetry::start(TelemetryOptions {
+        service: "millrace",
+        log: "warn",
+        traces: true,
+    });
     let done = match Cli::parse().command {
         Command::Run(args) => commands::run::run(args).await,
         Command::Lint(args) => commands::lint::run(args),
         Command::Results(args) => commands::results::run(args).await,
         Command::Errors(args) => commands::errors::run(args).await,
     };
+    telemetry.flush().await;
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE

@@ -51,7 +51,7 @@ fn json_is_read_as_well() {
     let millrace_crds::manifest::Manifest::BatchJob(job) = &manifests[0] else {
         panic!("{manifests:?}");
     };
-    assert_eq!(job.spec.input.uris, ["a.jsonl"]);
+    assert_eq!(job.spec.input.uris, Some(vec!["a.jsonl".to_owned()]));
     assert_eq!(job.spec.retry.max_attempts, 3);
 }
 

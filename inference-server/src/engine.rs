@@ -24,6 +24,7 @@ use crate::{
     batcher::{Batch, Demand},
     metrics::Metrics,
     queue::EngineSeat,
+    trace,
     work::Work,
 };
 
@@ -87,6 +88,7 @@ fn run(models: &[Model], batch: Batch<Work>, metrics: &Metrics) {
     let works = works
         .filter(|work| !work.reply.is_gone())
         .collect::<Vec<_>>();
+    let _in_span = trace::batch(model.name(), &works).entered();
     // Halves still to do; the next one is the last.
     let mut open = vec![works];
     while let Some(mut works) = open.pop() {

@@ -11,11 +11,13 @@ use futures::StreamExt;
 use millrace_models::model::{Encoding, Model};
 use millrace_protocol::row::{RowError, RowErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tracing::Span;
 
 use crate::{
     batcher::{Item, Priority},
     metrics::Metrics,
     queue::{DoorError, QueueHandle},
+    trace,
     work::{Answer, Reply, Work},
 };
 
@@ -85,6 +87,7 @@ impl Inference {
         let permits = self.queue.enter(slots, priority)?;
         let (sender, receiver) = mpsc::channel(slots.max(1));
         let arrived = Instant::now();
+        trace::note_rows(texts.len());
         let chunks = self.chunks(&Arc::new(texts), &models, permits, &sender);
         drop(sender);
         let asked = Asked {
@@ -105,6 +108,7 @@ impl Inference {
             () = until => timed_out(slots),
         };
         withdraw.answered();
+        trace::note_tokens(answers.iter().map(|answer| answer.tokens).sum());
         Ok(answers)
     }
 
@@ -150,6 +154,7 @@ impl Inference {
                     texts: texts.clone(),
                     range: range.clone(),
                     model,
+                    span: Span::current(),
                     replies: replies.collect(),
                 });
             }
@@ -172,6 +177,7 @@ struct Chunk {
     texts: Arc<Vec<String>>,
     range: Range<usize>,
     model: usize,
+    span: Span,
     replies: Vec<Reply>,
 }
 
@@ -194,6 +200,7 @@ impl Chunk {
                         texts: self.texts.clone(),
                         index,
                         encoding,
+                        span: self.span.clone(),
                         reply,
                     },
                 }),

@@ -14,4 +14,5 @@ pub mod options;
 pub mod queue;
 pub mod server;
 pub mod service_file;
+mod trace;
 pub mod work;

@@ -1,7 +1,7 @@
 //! The inference-server binary: reads the options, supervises or serves, and says by its exit code
 //! whether starting it again can help.
 
-use std::{io::IsTerminal, path::Path, process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
@@ -16,17 +16,16 @@ use millrace_models::{
     source,
 };
 use millrace_supervisor::{Address, CommandSpec, EXIT_CODE_BROKEN, Failure, Probe, Supervisor};
-use tokio::signal::unix::{SignalKind, signal};
+use millrace_telemetry::{Telemetry, TelemetryOptions, on_signal};
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MILLRACE_LOG");
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
-        .init();
-    match run(&options) {
+    let telemetry = millrace_telemetry::start(TelemetryOptions {
+        service: "millrace-inference-server",
+        log: "info",
+        traces: !options.supervise,
+    });
+    match run(&options, telemetry) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line with the whole chain: the supervisor quotes the last lines.
@@ -47,7 +46,7 @@ fn is_broken(error: &anyhow::Error) -> bool {
         || matches!(error.downcast_ref(), Some(Failure::Broken { .. }))
 }
 
-fn run(options: &Options) -> anyhow::Result<()> {
+fn run(options: &Options, telemetry: Telemetry) -> anyhow::Result<()> {
     if let Some(folder) = &options.print_digest {
         return print_digest(folder);
     }
@@ -59,15 +58,16 @@ fn run(options: &Options) -> anyhow::Result<()> {
     } else {
         runtime.block_on(serve(options))
     };
+    runtime.block_on(telemetry.flush());
     // A model that is still loading, or a tokeniser past its deadline, must not hold the exit up.
     runtime.shutdown_background();
     outcome
 }
 
 async fn serve(options: &Options) -> anyhow::Result<()> {
-    let shutdown = shutdown_signal()?;
+    let stop = on_signal()?;
     let server = Server::bind(config(options)?).await?;
-    Ok(server.run(shutdown).await?)
+    Ok(server.run(stop.cancelled_owned()).await?)
 }
 
 fn config(options: &Options) -> anyhow::Result<ServerConfig> {
@@ -101,18 +101,6 @@ fn config(options: &Options) -> anyhow::Result<ServerConfig> {
     })
 }
 
-/// SIGTERM as Kubernetes sends it, or an interrupt from a terminal.
-fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
 /// Runs this program again as a child, without `--supervise`, until it is stopped or broken.
 async fn supervise(options: &Options) -> anyhow::Result<()> {
     let limits = &options.limits;
@@ -133,10 +121,10 @@ async fn supervise(options: &Options) -> anyhow::Result<()> {
     });
     spec.drain_deadline =
         Duration::from_millis(limits.drain_delay_ms + limits.drain_deadline_ms + 5_000);
-    let shutdown = shutdown_signal()?;
+    let stop = on_signal()?;
     let child = Supervisor::start(spec)?;
     tokio::select! {
-        () = shutdown => child.stop().await,
+        () = stop.cancelled() => child.stop().await,
         failure = child.failed() => return Err(failure.into()),
     }
     Ok(())

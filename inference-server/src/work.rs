@@ -9,6 +9,7 @@ use millrace_protocol::{
     wire::Prediction,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::Span;
 
 /// A tokenised text that waits for its model.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct Work {
     pub index: usize,
     /// The text as tokens.
     pub encoding: Encoding,
+    /// The request's span, which its batch joins.
+    pub span: Span,
     /// Where the answer goes.
     pub reply: Reply,
 }

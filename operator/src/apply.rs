@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::names::FIELD_MANAGER;
+use crate::visit::note_change;
 
 /// Annotation with the hash of what was applied last.
 const APPLIED: &str = "millrace.dev/applied";
@@ -35,6 +36,7 @@ where
         return Ok(there);
     }
     child.annotations_mut().insert(APPLIED.to_owned(), hash);
+    note_change::<K>(&name);
     apply_unseen(client, namespace, &child).await
 }
 
@@ -78,9 +80,11 @@ where
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    api.patch_status(&object.name_any(), &params, &Patch::Merge(patch))
-        .await
-        .map(drop)
+    let name = object.name_any();
+    api.patch_status(&name, &params, &Patch::Merge(patch))
+        .await?;
+    note_change::<K>(&name);
+    Ok(())
 }
 
 /// Merging leaves out what is not named, so what is no more must be named.
@@ -103,7 +107,10 @@ where
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     match api.delete(name, &DeleteParams::background()).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            note_change::<K>(name);
+            Ok(())
+        }
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error),
     }

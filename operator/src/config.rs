@@ -42,9 +42,13 @@ pub struct Options {
     #[arg(long, env = "HOSTNAME", default_value = "millrace-operator")]
     pub identity: String,
 
-    /// Address for /health, /ready and /metrics.
+    /// Address for /health, /ready, /metrics and the backlogs of services.
     #[arg(long, env = "MILLRACE_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: String,
+
+    /// The variables of this process by which its pods trace to the same collector.
+    #[arg(skip = millrace_telemetry::handed_on())]
+    pub telemetry: Vec<(String, String)>,
 }
 
 #[cfg(test)]

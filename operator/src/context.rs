@@ -1,20 +1,22 @@
 //! What every visit needs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
-use millrace_crds::{BatchJob, InferenceService};
+use millrace_crds::InferenceService;
 use millrace_leases::{
     JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
 };
 
 use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
+use crate::metrics::{Objects, VisitMetrics};
+use crate::names::FIELD_MANAGER;
 
 /// What every visit needs.
 pub struct Context {
@@ -22,6 +24,8 @@ pub struct Context {
     pub client: Client,
     /// Settings of the operator.
     pub options: Options,
+    /// What is counted over visits.
+    pub visits: VisitMetrics,
     redis: RedisOptions,
     recorder: Recorder,
     /// Lease stores by run: each keeps its connection, and a visit comes every second.
@@ -30,24 +34,13 @@ pub struct Context {
     registries: Mutex<HashMap<(String, String), Arc<JobRegistry>>>,
     /// How fast runs get on.
     meters: Mutex<HashMap<String, Meter>>,
-    /// All jobs, as last seen.
-    pub jobs: Store<BatchJob>,
-    /// All services, as last seen.
-    pub services: Store<InferenceService>,
-}
-
-/// All objects of both kinds, as last seen.
-pub struct Stores {
-    /// The jobs.
-    pub jobs: Store<BatchJob>,
-    /// The services.
-    pub services: Store<InferenceService>,
+    /// All objects of both kinds, as last seen, once this process leads.
+    pub objects: OnceLock<Objects>,
 }
 
 impl Context {
     /// A context. Connects to nothing yet.
-    pub fn new(client: Client, options: Options, stores: Stores) -> Self {
-        let Stores { jobs, services } = stores;
+    pub fn new(client: Client, options: Options) -> Self {
         let reporter = Reporter {
             controller: "millrace-operator".into(),
             instance: Some(options.identity.clone()),
@@ -58,8 +51,8 @@ impl Context {
             stores: Mutex::default(),
             registries: Mutex::default(),
             meters: Mutex::default(),
-            jobs,
-            services,
+            objects: OnceLock::new(),
+            visits: VisitMetrics::default(),
             client,
             options,
         }
@@ -67,18 +60,24 @@ impl Context {
 
     /// Waits until all objects have been seen once: before, what is there would look absent.
     pub async fn synced(&self) {
-        let (jobs, services) = (
-            self.jobs.wait_until_ready(),
-            self.services.wait_until_ready(),
-        );
+        let Objects { jobs, services } = self.objects();
+        let (jobs, services) = (jobs.wait_until_ready(), services.wait_until_ready());
         // A store ends with its controller, and so do the visits.
         let _ended = futures::join!(jobs, services);
+    }
+
+    /// All objects of both kinds, as last seen.
+    pub fn objects(&self) -> &Objects {
+        self.objects
+            .get()
+            .expect("visits begin after the controllers whose copies these are")
     }
 
     /// A service, as last seen.
     pub fn service(&self, namespace: &str, name: &str) -> Option<InferenceService> {
         let reference = ObjectRef::new(name).within(namespace);
-        self.services
+        self.objects()
+            .services
             .get(&reference)
             .map(|service| service.as_ref().clone())
     }
@@ -140,6 +139,14 @@ impl Context {
         let registry = Arc::new(JobRegistry::new(&self.redis, namespace, service)?);
         registries.insert(key, registry.clone());
         Ok(registry)
+    }
+
+    /// Whether the Redis of the leases answers. Asks for what nothing was ever written to.
+    pub async fn leases_answer(&self) -> bool {
+        match self.registry(&self.options.namespace, FIELD_MANAGER) {
+            Ok(registry) => registry.list().await.is_ok(),
+            Err(_) => false,
+        }
     }
 
     /// Says on an object that something happened. An Event that is lost changes nothing.

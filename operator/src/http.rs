@@ -1,32 +1,160 @@
-//! What the kubelet asks of the operator.
+//! What the kubelet, Prometheus and autoscalers ask of the operator.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
 use tokio::net::TcpListener;
 
-/// Whether this process leads.
-pub type Leads = Arc<AtomicBool>;
+use crate::context::Context;
+use crate::metrics::{self, Now, OPEN_METRICS};
 
-/// Answers `/health`, `/ready` and `/metrics` for as long as the process lives.
-pub async fn listen(listener: TcpListener, leads: Leads) -> std::io::Result<()> {
-    let app = Router::new()
+/// What a process shows of itself; cheap to clone.
+#[derive(Clone)]
+pub struct Shown {
+    /// What visits work with, and count in.
+    pub ctx: Arc<Context>,
+    /// Whether this process leads.
+    pub leads: Arc<AtomicBool>,
+}
+
+impl Shown {
+    /// A process that does not lead yet.
+    pub fn new(ctx: Arc<Context>) -> Self {
+        Self {
+            ctx,
+            leads: Arc::default(),
+        }
+    }
+}
+
+/// Answers for as long as the process lives.
+pub async fn listen(listener: TcpListener, shown: Shown) -> std::io::Result<()> {
+    axum::serve(listener, router(shown)).await
+}
+
+fn router(shown: Shown) -> Router {
+    Router::new()
         .route("/health", get(|| async { StatusCode::OK }))
         .route("/ready", get(|| async { StatusCode::OK }))
         .route("/metrics", get(metrics))
-        .with_state(leads);
-    axum::serve(listener, app).await
+        .route(
+            "/v1/namespaces/{namespace}/inferenceservices/{name}/backlog",
+            get(backlog),
+        )
+        .with_state(shown)
 }
 
-async fn metrics(State(leads): State<Leads>) -> String {
-    format!(
-        "# HELP millrace_operator_leader Whether this process leads.\n\
-         # TYPE millrace_operator_leader gauge\n\
-         millrace_operator_leader {}\n",
-        u8::from(leads.load(Ordering::Relaxed))
-    )
+async fn metrics(State(shown): State<Shown>) -> Response {
+    let Shown { ctx, leads } = shown;
+    let now = Now {
+        leads: leads.load(Ordering::Relaxed),
+        leases_available: ctx.leases_answer().await,
+        objects: ctx.objects.get(),
+    };
+    let text = metrics::render(&ctx.visits, now);
+    ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response()
+}
+
+/// What waits for a service, for autoscalers that ask by HTTP.
+async fn backlog(
+    State(shown): State<Shown>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Response {
+    let refuse = |status, error: String| (status, Json(json!({"error": error}))).into_response();
+    let Some(objects) = shown.ctx.objects.get() else {
+        let error = "this process does not lead, and knows no services".to_owned();
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, error);
+    };
+    match objects.backlog(&namespace, &name) {
+        Some(backlog) => Json(backlog).into_response(),
+        None => {
+            let error = format!("there is no InferenceService {name:?} in {namespace:?}");
+            refuse(StatusCode::NOT_FOUND, error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use kube::runtime::reflector::store::Writer;
+    use kube::runtime::watcher::Event;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::config::Options;
+    use crate::metrics::Objects;
+
+    fn shown() -> Shown {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let options = Options::parse_from([
+            "operator",
+            "--worker-image=w",
+            "--server-image=s",
+            "--redis-url=redis://127.0.0.1:1",
+        ]);
+        let client = kube::Client::try_from(config).unwrap();
+        Shown::new(Arc::new(Context::new(client, options)))
+    }
+
+    fn objects() -> Objects {
+        let service = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "embed", "namespace": "tenant"},
+            "spec": {"models": []}, "status": {"replicas": 2},
+        });
+        let mut services = Writer::default();
+        services.apply_watcher_event(&Event::Apply(serde_json::from_value(service).unwrap()));
+        Objects {
+            jobs: Writer::default().as_reader(),
+            services: services.as_reader(),
+        }
+    }
+
+    /// Status and body.
+    async fn get(shown: &Shown, path: &str) -> (u16, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let listening = tokio::spawn(listen(listener, shown.clone()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: operator\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        listening.abort();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn an_autoscaler_is_told_the_backlog_of_a_service_by_who_leads() {
+        let shown = shown();
+        let path = "/v1/namespaces/tenant/inferenceservices/embed/backlog";
+        assert_eq!(get(&shown, path).await.0, 503);
+        assert!(shown.ctx.objects.set(objects()).is_ok());
+        let (status, body) = get(&shown, path).await;
+        assert_eq!(
+            (status, body.as_str()),
+            (200, r#"{"shards":0,"replicas":2}"#)
+        );
+        let (status, body) = get(&shown, &path.replace("embed", "other")).await;
+        assert_eq!(status, 404);
+        assert!(body.starts_with(r#"{"error":"#), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_scrape_is_answered_while_the_leases_are_away() {
+        let (status, body) = get(&shown(), "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(body.contains("millrace_leases_available 0\n"), "{body}");
+    }
 }

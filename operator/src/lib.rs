@@ -12,6 +12,7 @@ pub mod context;
 pub mod election;
 pub mod http;
 pub mod inference_service;
+pub mod metrics;
 pub mod names;
 pub mod pods;
 pub mod visit;

@@ -9,39 +9,43 @@ use clap::Parser;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
+use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::config::Options;
-use millrace_operator::context::{Context, Stores};
+use millrace_operator::context::Context;
 use millrace_operator::election::Election;
-use millrace_operator::http::{self, Leads};
+use millrace_operator::http::{self, Shown};
+use millrace_operator::metrics::Objects;
 use millrace_operator::names::service_of;
-use millrace_operator::visit::after_error;
+use millrace_operator::visit::{VisitError, after_error, watched};
 use millrace_operator::{batch_job, inference_service};
-use tokio::signal::unix::{SignalKind, signal};
+use millrace_telemetry::{TelemetryOptions, on_signal};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("MILLRACE_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .init();
-    let options = Options::parse();
+    let telemetry = millrace_telemetry::start(TelemetryOptions {
+        service: "millrace-operator",
+        log: "info",
+        traces: true,
+    });
+    let ended = run(Options::parse()).await;
+    telemetry.flush().await;
+    ended
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
     let client = Client::try_default()
         .await
         .context("the API server cannot be found")?;
-    let leads = Leads::default();
+    let shown = Shown::new(Arc::new(Context::new(client.clone(), options.clone())));
     let listener = tokio::net::TcpListener::bind(&options.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", options.listen))?;
-    let answering = tokio::spawn(http::listen(listener, leads.clone()));
+    let answering = tokio::spawn(http::listen(listener, shown.clone()));
     let stop = on_signal()?;
     let mut election = Election::new(client.clone(), &options.namespace, &options.identity);
     tokio::select! {
@@ -49,8 +53,8 @@ async fn main() -> anyhow::Result<()> {
         () = stop.cancelled() => return Ok(()),
     }
     tracing::info!(identity = options.identity, "this process leads");
-    leads.store(true, Ordering::Relaxed);
-    let reconciling = reconcile(client, options, stop.clone());
+    shown.leads.store(true, Ordering::Relaxed);
+    let reconciling = reconcile(shown.ctx, stop.clone());
     tokio::select! {
         () = reconciling => {
             election.resign().await;
@@ -62,18 +66,18 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// Runs both controllers until `stop` is cancelled and the visits in hand are over.
-async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
-    let namespace = options.watch_namespace.clone();
+async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
+    let (client, namespace) = (ctx.client.clone(), ctx.options.watch_namespace.clone());
     let config = watcher::Config::default();
     let jobs: Api<BatchJob> = api(&client, namespace.as_deref());
     let jobs = Controller::new(jobs, config.clone());
     let services: Api<InferenceService> = api(&client, namespace.as_deref());
     let services = Controller::new(services, config.clone());
-    let stores = Stores {
+    // Only a process that leads comes here, and it leads once.
+    let _ = ctx.objects.set(Objects {
         jobs: jobs.store(),
         services: services.store(),
-    };
-    let ctx = Arc::new(Context::new(client.clone(), options, stores));
+    });
 
     let waiting = jobs.store();
     let for_jobs = jobs
@@ -85,7 +89,7 @@ async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
             move |service: InferenceService| jobs_of(&waiting, &service),
         )
         .graceful_shutdown_on(cancelled(&stop))
-        .run(batch_job::visit, after_error, ctx.clone())
+        .run(visit_job, after_error, ctx.clone())
         .for_each(|_| async {});
 
     let for_services = services
@@ -102,9 +106,23 @@ async fn reconcile(client: Client, options: Options, stop: CancellationToken) {
             },
         )
         .graceful_shutdown_on(cancelled(&stop))
-        .run(inference_service::visit, after_error, ctx)
+        .run(visit_service, after_error, ctx)
         .for_each(|_| async {});
     futures::join!(for_jobs, for_services);
+}
+
+async fn visit_job(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, VisitError> {
+    let visit = batch_job::visit(job.clone(), ctx.clone());
+    let run = batch_job::trace::of(&job);
+    watched(job.as_ref(), Some(run), &ctx.visits, visit).await
+}
+
+async fn visit_service(
+    service: Arc<InferenceService>,
+    ctx: Arc<Context>,
+) -> Result<Action, VisitError> {
+    let visit = inference_service::visit(service.clone(), ctx.clone());
+    watched(service.as_ref(), None, &ctx.visits, visit).await
 }
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
@@ -129,20 +147,4 @@ fn jobs_of(
 
 fn cancelled(stop: &CancellationToken) -> impl Future<Output = ()> + Send + Sync + 'static {
     stop.clone().cancelled_owned()
-}
-
-/// Cancelled by SIGTERM or SIGINT.
-fn on_signal() -> std::io::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    let on_signal = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminated.recv() => {}
-            _ = interrupted.recv() => {}
-        }
-        on_signal.cancel();
-    });
-    Ok(stop)
 }

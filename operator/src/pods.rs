@@ -46,6 +46,14 @@ pub fn lease_variables(options: &Options, secret: &str) -> Vec<Value> {
     ]
 }
 
+/// The variables by which pods trace to where the operator traces; none if it does not.
+pub fn telemetry_variables(options: &Options) -> Vec<Value> {
+    let variables = options.telemetry.iter();
+    variables
+        .map(|(name, value)| json!({"name": name, "value": value}))
+        .collect()
+}
+
 /// Volume and mount of one Secret with credentials.
 pub fn credentials(secret: &str) -> (Value, Value) {
     // A volume's name is a label, a Secret's may be longer and hold dots.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use millrace_protocol::report::Report;
+use millrace_telemetry::TelemetryOptions;
 use millrace_worker::{memory, work};
 
 /// Exit code of `finish` when shards were given up.
@@ -109,7 +110,7 @@ struct Serve {
         default_value = "/var/run/millrace/secrets"
     )]
     secrets: PathBuf,
-    /// Address for /health, /ready and /drain.
+    /// Address for /health, /ready, /drain and /metrics.
     #[arg(long, env = "MILLRACE_WORKER_LISTEN", default_value = "0.0.0.0:8081")]
     listen: String,
     #[command(flatten)]
@@ -134,14 +135,11 @@ struct Models {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("MILLRACE_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .init();
+    let telemetry = millrace_telemetry::start(TelemetryOptions {
+        service: "millrace-worker",
+        log: "info",
+        traces: true,
+    });
     memory::give_back_large_blocks();
     let Cli { report, step } = Cli::parse();
     let ended = match step {
@@ -161,6 +159,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             std::fs::write(file, said.to_message())?;
         }
     }
+    telemetry.flush().await;
     Ok(match ended? {
         Some(Report::Finished {
             complete: false, ..

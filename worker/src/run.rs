@@ -16,11 +16,13 @@ use crate::finish::{self, Finish, FinishError, FinishOptions};
 use crate::job::CheckedJob;
 use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError, Stores};
+use crate::trace;
 use crate::work::client::{Client, ClientError};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
 use crate::work::{Ended, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
+use millrace_telemetry::in_span;
 
 /// Chunks at the server at a time: one batch runs, one is prefetched, and the rest gives the
 /// batcher a choice of lengths.
@@ -124,7 +126,9 @@ pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunE
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
     let earlier = finish::read_manifest(&output).await;
     let earlier = earlier.map_err(RunError::Manifest)?;
-    let plan = plan::plan(stores, job, earlier.as_ref()).await?;
+    let span = trace::plan(job, job.run);
+    let plan = in_span(span.clone(), plan::plan(stores, job, earlier.as_ref())).await?;
+    trace::note_planned(&span, &plan);
     let committed = commits::list(&output, plan.run).await?;
     Ok(Prepared {
         plan,
@@ -296,7 +300,9 @@ pub async fn conclude(
         given_up: &given_up,
         give_up,
     };
-    Ok(finish::finish(&prepared.output, job, &prepared.plan, options).await?)
+    let span = trace::finish(job, prepared.plan.run);
+    let finishing = finish::finish(&prepared.output, job, &prepared.plan, options);
+    Ok(in_span(span, finishing).await?)
 }
 
 /// All shards that the lease store gave up; a plan bounds how many there can be.

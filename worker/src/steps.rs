@@ -10,6 +10,7 @@ use millrace_crds::manifest::{self, Manifest};
 use millrace_leases::{JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions};
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::report::{ErrorSample, Report};
+use millrace_telemetry::on_signal;
 use millrace_worker::commits;
 use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
@@ -19,8 +20,6 @@ use millrace_worker::store::Stores;
 use millrace_worker::work::client::Client;
 use millrace_worker::work::progress::Progress;
 use millrace_worker::{manifests, models, output};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use crate::{Job, Leases, Models, Serve, Server};
 
@@ -193,6 +192,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         client: Client::new(server.socket),
         pod,
         secrets,
+        metrics: door.metrics.clone(),
         stop,
     };
     serve::serve(&options).await;
@@ -231,20 +231,4 @@ pub async fn check(leases: Leases) -> anyhow::Result<()> {
     registry.list().await?;
     println!("the Redis of the leases answers");
     Ok(())
-}
-
-/// Cancelled by SIGTERM or SIGINT.
-fn on_signal() -> std::io::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    let on_signal = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminated.recv() => {}
-            _ = interrupted.recv() => {}
-        }
-        on_signal.cancel();
-    });
-    Ok(stop)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use millrace_crds::batch_job::BatchJobSpec;
@@ -13,6 +13,7 @@ use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::store::Stores;
+use millrace_worker::trace;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     memory::give_back_large_blocks();
     let program = local_server::program(inference_server)?;
-    let started = Instant::now();
+    let (started, started_at) = (Instant::now(), SystemTime::now());
     loop {
         let job = loaded.job.at_run(next);
         let prepared = run::prepare(&stores, &job).await?;
@@ -82,10 +83,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let worked = work(&stores, &loaded, &job, prepared, &program, &display).await;
         display.clear();
         match worked? {
-            RunEnd::Finished(_) if next < loaded.job.run => next += 1,
             RunEnd::Finished(manifest) => {
-                let took = Some(started.elapsed());
-                return report::finished(&stores, &loaded, &manifest, output, took).await;
+                trace::write_whole(&job, &manifest, started_at);
+                if next == loaded.job.run {
+                    let took = Some(started.elapsed());
+                    return report::finished(&stores, &loaded, &manifest, output, took).await;
+                }
+                next += 1;
             }
             RunEnd::Stopped => {
                 report::stopped(&file, output);

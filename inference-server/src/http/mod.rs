@@ -20,8 +20,12 @@ use axum::{
     routing::{get, post},
 };
 use millrace_protocol::wire::ROWS_PATH;
+use tracing::{Instrument, Span};
 
-use crate::http::{app::App, error::ApiError};
+use crate::{
+    http::{app::App, error::ApiError},
+    trace,
+};
 
 /// All endpoints, the same over TCP and over the Unix socket.
 pub fn router(app: Arc<App>) -> Router {
@@ -40,7 +44,8 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Counts a request under the route it matched; paths nobody serves share one label.
+/// Counts a request under the route it matched; paths nobody serves share one label. Requests for
+/// answers are traced as well.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let endpoint = match request
@@ -58,7 +63,12 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         Some("/info") => "/info",
         _ => "other",
     };
-    let response = next.run(request).await;
+    let span = match endpoint {
+        "/embed" | "/predict" | "/v1/embeddings" | ROWS_PATH => trace::request(endpoint, &request),
+        _ => Span::none(),
+    };
+    let response = next.run(request).instrument(span.clone()).await;
+    trace::note_status(&span, response.status());
     app.metrics
         .note_request(endpoint, response.status().as_u16(), started);
     response

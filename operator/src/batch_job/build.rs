@@ -97,6 +97,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         variables.push(json!({"name": "MILLRACE_GIVE_UP", "value": give_up.of_shards()}));
     }
     variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
+    variables.extend(pods::telemetry_variables(options));
     if let Some(secret) = &job.spec.credentials {
         let (volume, mount) = pods::credentials(&secret.name);
         volumes.push(volume);

@@ -8,6 +8,7 @@ pub mod meter;
 mod observe;
 mod report;
 mod standing;
+pub mod trace;
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ use super::decide::{Decision, Finished, Phase};
 use super::meter::Pace;
 use super::observe::{Seen, Step};
 use super::standing::GiveUp;
+use super::trace;
 use crate::apply::write_status;
 use crate::conditions::{Is, Said, find, written};
 use crate::context::Context;
@@ -37,6 +38,7 @@ pub async fn report(
     write_status(&ctx.client, job, &before, &status)
         .await
         .map_err(VisitError::Report)?;
+    trace::write_whole(job, &status, ctx.now());
     let reason = |status: &BatchJobStatus| {
         find(&status.conditions, "Succeeded").map(|it| (it.reason.clone(), it.message.clone()))
     };

@@ -13,6 +13,7 @@ use std::time::Duration;
 use kube::runtime::controller::Action;
 use millrace_crds::InferenceService;
 
+pub(crate) use self::observe::backlog;
 use crate::context::Context;
 use crate::visit::VisitError;
 

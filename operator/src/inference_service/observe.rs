@@ -54,7 +54,7 @@ impl Seen {
 /// Looks at everything that concerns the service.
 pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, VisitError> {
     let (name, namespace) = (service.name_any(), service.namespace().unwrap_or_default());
-    let jobs: Vec<_> = ctx.jobs.state();
+    let jobs: Vec<_> = ctx.objects().jobs.state();
     let jobs = jobs
         .iter()
         .filter(|job| job.namespace().as_deref() == Some(&namespace) && service_of(job) == name);
@@ -91,16 +91,28 @@ fn reason(job: &BatchJob) -> Option<&str> {
     find(&status.conditions, "Succeeded").map(|condition| condition.reason.as_str())
 }
 
-/// What the job's workers have still to do.
-fn work(job: &BatchJob, now: &Time) -> Option<Work> {
+/// Shards that the job's workers have still to do.
+pub(crate) fn backlog(job: &BatchJob) -> u64 {
+    left(job).map_or(0, u64::from)
+}
+
+fn left(job: &BatchJob) -> Option<u32> {
     if !matches!(reason(job), Some("Running" | "LeasesUnavailable")) {
         return None;
     }
+    let shards = job.status.as_ref()?.shards?;
+    Some(
+        shards
+            .total
+            .saturating_sub(shards.committed + shards.failed),
+    )
+}
+
+/// What the job's workers have still to do.
+fn work(job: &BatchJob, now: &Time) -> Option<Work> {
+    let left = left(job)?;
     let status = job.status.as_ref()?;
     let shards = status.shards?;
-    let left = shards
-        .total
-        .saturating_sub(shards.committed + shards.failed);
     let tokens = status.tokens.filter(|_| shards.committed > 0);
     let tokens = tokens.map(|tokens| tokens as f64 / f64::from(shards.committed) * f64::from(left));
     let began = status.start_time.as_ref();

@@ -1,11 +1,15 @@
-//! What the kubelet asks of a service's worker.
+//! What the kubelet and Prometheus ask of a service's worker.
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{Metrics, OPEN_METRICS};
 
 /// How the kubelet and the worker tell each other of the end.
 #[derive(Debug, Clone, Default)]
@@ -14,14 +18,17 @@ pub struct Door {
     pub drain: CancellationToken,
     /// Cancelled when nothing is leased any more.
     pub drained: CancellationToken,
+    /// What the worker counts.
+    pub metrics: Metrics,
 }
 
-/// Answers `/health`, `/ready` and `/drain` for as long as the process lives.
+/// Answers `/health`, `/ready`, `/drain` and `/metrics` for as long as the process lives.
 pub async fn listen(listener: TcpListener, door: Door) -> std::io::Result<()> {
     let app = Router::new()
         .route("/health", get(|| async { StatusCode::OK }))
         .route("/ready", get(ready))
         .route("/drain", get(drain).post(drain))
+        .route("/metrics", get(metrics))
         .with_state(door);
     axum::serve(listener, app).await
 }
@@ -31,6 +38,11 @@ async fn ready(State(door): State<Door>) -> StatusCode {
         true => StatusCode::SERVICE_UNAVAILABLE,
         false => StatusCode::OK,
     }
+}
+
+/// OpenMetrics text.
+async fn metrics(State(door): State<Door>) -> Response {
+    ([(CONTENT_TYPE, OPEN_METRICS)], door.metrics.render()).into_response()
 }
 
 /// Answers once every lease is released. A hook of the container that computes calls this first,

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::http::{Door, listen};
 use self::jobs::Jobs;
 use self::rate::Rate;
+use crate::metrics::Metrics;
 use crate::work::client::Client;
 use crate::work::{Claimed, SHARDS_IN_HAND_MAX, chain};
 
@@ -46,6 +47,8 @@ pub struct ServeOptions {
     pub pod: String,
     /// Folder with one folder per mounted Secret.
     pub secrets: PathBuf,
+    /// What is counted over all jobs.
+    pub metrics: Metrics,
     /// Cancelled to give everything back and end.
     pub stop: CancellationToken,
 }

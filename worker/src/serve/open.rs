@@ -56,9 +56,11 @@ pub fn open(
         client,
         pod: _,
         secrets,
+        metrics,
         stop,
     } = options;
     let (redis, lease_ttl, client) = (redis.clone(), *lease_ttl, client.clone());
+    let progress = Arc::new(Progress::counted_in(metrics.clone()));
     let (name, secrets, stop) = (name.to_owned(), secrets.clone(), stop.child_token());
     AbortOnDropHandle::new(tokio::spawn(async move {
         let job = manifests::load_str(&name, &manifests, PathBuf::from("/"))?.job;
@@ -71,7 +73,7 @@ pub fn open(
             client,
             leases: Arc::new(RedisLeaseStore::new(&redis, &job.run_key(), lease_options)?),
             lease_ttl,
-            progress: Arc::new(Progress::default()),
+            progress,
             stop,
         };
         let prepared = run::resume(&stores, &job).await?;

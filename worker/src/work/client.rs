@@ -156,13 +156,14 @@ impl Client {
             .await
             .map_err(|error| away(&error))?;
         let connection = AbortOnDropHandle::new(tokio::spawn(connection));
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "inference-server")
             .header(header::CONTENT_TYPE, ROWS_CONTENT_TYPE)
             .body(Full::new(Bytes::from(body)))
             .expect("a request of known parts is valid");
+        millrace_telemetry::inject(request.headers_mut());
         let reply = sender
             .send_request(request)
             .await

@@ -31,8 +31,11 @@ use millrace_protocol::tally::Tally;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::commits::{self, CommitsError};
+use crate::metrics::ShardOutcome;
+use crate::trace;
 use millrace_leases::{Acknowledgement, Claim, FailOutcome, LeaseError, LeaseStore};
 pub use shard::{ShardContext, ShardError};
 
@@ -105,6 +108,17 @@ enum Outcome {
     Settled,
     GivenBack,
     Failed(ShardError),
+}
+
+impl Outcome {
+    /// What is counted.
+    fn counted(&self) -> ShardOutcome {
+        match self {
+            Outcome::Settled => ShardOutcome::Committed,
+            Outcome::Failed(error) if !error.is_everyones() => ShardOutcome::Failed,
+            Outcome::GivenBack | Outcome::Failed(_) => ShardOutcome::Released,
+        }
+    }
 }
 
 impl Worker {
@@ -209,13 +223,20 @@ impl Worker {
     ///
     /// Cancelling `stop` gives the shard back, unless it is being committed.
     pub async fn attend(&self, held: Held, stop: CancellationToken) -> Result<(), WorkError> {
+        let span = trace::shard(&self.ctx.job, self.ctx.plan.run, &held.lease);
+        self.attend_in_span(held, stop).instrument(span).await
+    }
+
+    async fn attend_in_span(&self, held: Held, stop: CancellationToken) -> Result<(), WorkError> {
         let (lease, shard) = (&held.lease, held.lease.shard);
+        let _in_hand = self.ctx.progress.metrics().take_in_hand();
         // A panic unwinds out of this shard's attempt alone, which is dropped whole.
         let settled = AssertUnwindSafe(self.work_and_settle(&held, &stop)).catch_unwind();
         let outcome = settled.await.unwrap_or_else(|payload| {
             let words = panic::text(&*payload).to_owned();
             Outcome::Failed(ShardError::Panicked(words))
         });
+        self.note(&outcome);
         match outcome {
             Outcome::Settled => Ok(()),
             Outcome::GivenBack => {
@@ -232,6 +253,15 @@ impl Worker {
                 self.fail(lease, &error).await;
                 Ok(())
             }
+        }
+    }
+
+    fn note(&self, outcome: &Outcome) {
+        let counted = outcome.counted();
+        self.ctx.progress.metrics().note_shard(counted);
+        trace::note_outcome(counted);
+        if let Outcome::Failed(error) = outcome {
+            millrace_telemetry::note_error(error);
         }
     }
 
@@ -258,10 +288,14 @@ impl Worker {
         // From here on the attempt is complete: the commit decides, not the lease.
         let settled = match attempt {
             Attempt::Standing(tally) => Ok(tally),
-            Attempt::Ours(worked) => shard::settle(&self.ctx, worked).await,
+            Attempt::Ours(worked) => {
+                let settling = shard::settle(&self.ctx, worked);
+                settling.instrument(trace::commit()).await
+            }
         };
         match settled {
             Ok(tally) => {
+                trace::note_tally(tally);
                 self.acknowledge(lease, tally).await;
                 Outcome::Settled
             }

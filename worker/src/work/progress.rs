@@ -7,10 +7,14 @@ use millrace_protocol::commit::Commit;
 use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::tally::Tally;
 
+use crate::metrics::Metrics;
+
 /// Counts of one run, shared by all its shards.
 #[derive(Debug, Default)]
 pub struct Progress {
     counts: Mutex<Counts>,
+    /// What this process counts over all its runs.
+    metrics: Metrics,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +49,19 @@ pub struct ProgressSnapshot {
 }
 
 impl Progress {
+    /// The progress of one run of a process that counts all of them in `metrics`.
+    pub fn counted_in(metrics: Metrics) -> Self {
+        Self {
+            counts: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// What this process counts over all its runs.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Starts the count: `committed` is what earlier processes left.
     pub fn start(&self, shards_total: u32, committed: &[Commit]) {
         let mut counts = self.lock();
@@ -55,6 +72,7 @@ impl Progress {
 
     /// Rows of a shard in hand were answered.
     pub fn answered(&self, shard: ShardIndex, tally: Tally) {
+        self.metrics.note_answered(tally);
         let mut counts = self.lock();
         counts.answered += tally;
         *counts.in_hand.entry(shard).or_default() += tally;

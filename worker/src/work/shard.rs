@@ -14,6 +14,7 @@ use millrace_protocol::plan::{Plan, ShardIndex};
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::tally::{Rows, Tally};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::commit::{CommitError, Verdict, commit};
 use super::failed::{FailedError, FailedRows};
@@ -160,7 +161,9 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             };
             if !rows.is_empty() {
                 let answered = answer_window(ctx.clone(), lease.shard, rows);
-                windows.push_back(AbortOnDropHandle::new(tokio::spawn(answered)));
+                windows.push_back(AbortOnDropHandle::new(tokio::spawn(
+                    answered.in_current_span(),
+                )));
             }
         }
         let Some(window) = windows.pop_front() else {

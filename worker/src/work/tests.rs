@@ -1,5 +1,6 @@
 //! What becomes of the shards in hand when something fails.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millrace_leases::{LeaseStore, MemoryLeaseStore};
@@ -10,8 +11,10 @@ use millrace_protocol::tally::Rows;
 use object_store::path::Path;
 use tempfile::TempDir;
 
+use super::progress::Progress;
 use super::testing::{FakeServer, Say, Scene};
 use super::*;
+use crate::metrics::Metrics;
 use crate::read::ReadError;
 use crate::store::odd::{Habits, Odd};
 use crate::store::{self, Location, StoreError};
@@ -143,4 +146,40 @@ async fn a_shard_that_another_commits_meanwhile_is_done_whatever_becomes_of_our_
     let (ended, leases, _folder) = run(scene).await;
     assert_eq!(ended.unwrap(), Ended::Drained);
     assert_eq!(leases.snapshot().await.unwrap().done, 1);
+}
+
+#[tokio::test]
+async fn rows_and_shards_are_counted_by_what_became_of_them() {
+    let server = FakeServer::start(|request, _| match request.texts.join("").as_str() {
+        "refused" => Say::Status(404),
+        _ => Say::Vectors,
+    });
+    let metrics = Metrics::default();
+    for texts in [&["a", "b", "c"][..], &["refused"]] {
+        let mut scene = Scene::plan(texts, &server, None).await;
+        scene.context.progress = Arc::new(Progress::counted_in(metrics.clone()));
+        if let Some(shard) = scene.context.plan.shards.get_mut(1) {
+            // No input has this index.
+            shard.input = 9;
+        }
+        let (ended, _leases, _folder) = run(scene).await;
+        assert_eq!(ended.is_err(), texts == ["refused"], "{ended:?}");
+    }
+    let text = metrics.render();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let samples: BTreeMap<&str, &str> = samples
+        .map(|line| line.rsplit_once(' ').expect("a name and a value"))
+        .collect();
+    for (name, expected) in [
+        ("millrace_worker_rows_total{outcome=\"succeeded\"}", "2"),
+        ("millrace_worker_rows_total{outcome=\"failed\"}", "0"),
+        ("millrace_worker_tokens_total", "2"),
+        ("millrace_worker_shards_total{outcome=\"committed\"}", "2"),
+        ("millrace_worker_shards_total{outcome=\"failed\"}", "1"),
+        ("millrace_worker_shards_total{outcome=\"released\"}", "1"),
+        ("millrace_worker_shards_in_hand", "0"),
+    ] {
+        assert_eq!(samples.get(name), Some(&expected), "{name}\n{text}");
+    }
 }

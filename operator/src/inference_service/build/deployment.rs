@@ -119,6 +119,7 @@ fn worker(service: &InferenceService, options: &Options, secrets: &[Value]) -> V
     variables.push(json!({"name": "MILLRACE_SERVICE_NAME", "value": service.name_any()}));
     variables.push(json!({"name": "MILLRACE_NAMESPACE", "value": service.namespace()}));
     variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
+    variables.extend(pods::telemetry_variables(options));
     let mut mounts = vec![json!({"name": "run", "mountPath": RUN})];
     mounts.extend_from_slice(secrets);
     json!({
@@ -149,6 +150,7 @@ fn server(options: &Options, resources: &Value) -> Value {
             "--listen", format!("0.0.0.0:{HTTP_PORT}"),
             "--supervise",
         ],
+        "env": pods::telemetry_variables(options),
         "ports": [{"name": "http", "containerPort": HTTP_PORT}],
         "lifecycle": {"preStop": drain},
         "startupProbe": {"httpGet": {"path": "/ready", "port": HTTP_PORT}, "periodSeconds": 1, "failureThreshold": 600},
@@ -176,7 +178,16 @@ mod tests {
 
     use super::*;
 
-    fn made() -> Value {
+    fn options() -> Options {
+        Options::parse_from([
+            "operator",
+            "--worker-image=w",
+            "--server-image=s",
+            "--redis-url=redis://redis",
+        ])
+    }
+
+    fn made(options: &Options) -> Value {
         let service = serde_json::from_value(json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "service", "namespace": "tenant", "uid": "u"},
@@ -186,18 +197,12 @@ mod tests {
                 "template": {"resources": {"limits": {"nvidia.com/gpu": "1"}}},
             },
         }));
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://redis",
-        ]);
-        json!(deployment(&service.unwrap(), Some(2), &options))
+        json!(deployment(&service.unwrap(), Some(2), options))
     }
 
     #[test]
     fn pods_pass_the_restricted_standard_and_hold_no_token() {
-        let pod = &made()["spec"]["template"]["spec"];
+        let pod = &made(&options())["spec"]["template"]["spec"];
         assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(
@@ -219,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_worker_is_a_sidecar_that_is_drained_before_the_server_ends() {
-        let pod = &made()["spec"]["template"]["spec"];
+        let pod = &made(&options())["spec"]["template"]["spec"];
         assert_eq!(pod["initContainers"][1]["restartPolicy"], "Always");
         let hook = &pod["containers"][0]["lifecycle"]["preStop"]["httpGet"];
         assert_eq!(hook["path"], "/drain");
@@ -227,5 +232,19 @@ mod tests {
             pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"],
             "1"
         );
+    }
+
+    #[test]
+    fn worker_and_server_trace_to_where_the_operator_does() {
+        let mut options = options();
+        let collector = "http://collector:4318".to_owned();
+        options.telemetry = vec![("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), collector)];
+        let pod = &made(&options)["spec"]["template"]["spec"];
+        let expected =
+            json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"});
+        for container in [&pod["initContainers"][1], &pod["containers"][0]] {
+            let variables = container["env"].as_array().unwrap();
+            assert!(variables.contains(&expected), "{variables:?}");
+        }
     }
 }

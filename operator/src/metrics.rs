@@ -1,0 +1,368 @@
+//! What the operator counts and measures, in OpenMetrics' text format.
+//!
+//! Visits are counted as they happen. What is true of objects is read from the controllers' own
+//! copies of them when it is asked for, so that nothing is left of an object that is gone. No label
+//! names a job, a shard or a pod.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::runtime::reflector::{ObjectRef, Store};
+use millrace_crds::{BatchJob, InferenceService};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use serde::Serialize;
+
+use crate::conditions::find;
+use crate::inference_service::backlog;
+use crate::names::service_of;
+
+/// Content type of the text.
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Beginning of every name.
+const PREFIX: &str = "millrace";
+
+/// Reason of a job that was not visited yet.
+const UNVISITED: &str = "Unvisited";
+
+/// What is counted over visits; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct VisitMetrics {
+    visits: Family<VisitLabels, Counter>,
+    seconds: Family<KindLabel, Histogram, fn() -> Histogram>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VisitLabels {
+    kind: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct JobsLabels {
+    namespace: String,
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabels {
+    namespace: String,
+    service: String,
+}
+
+impl Default for VisitMetrics {
+    fn default() -> Self {
+        // 1 ms to 16 s: from a visit that finds everything done to one that waits for a slow API.
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        Self {
+            visits: Family::default(),
+            seconds: Family::new_with_constructor(seconds),
+        }
+    }
+}
+
+impl VisitMetrics {
+    /// Notes a visit to an object of `kind`.
+    pub fn note(&self, kind: &str, outcome: &'static str, took: Duration) {
+        let kind = kind.to_owned();
+        self.seconds
+            .get_or_create(&KindLabel { kind: kind.clone() })
+            .observe(took.as_secs_f64());
+        self.visits
+            .get_or_create(&VisitLabels { kind, outcome })
+            .inc();
+    }
+}
+
+/// The controllers' copies of all objects.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    /// The jobs.
+    pub jobs: Store<BatchJob>,
+    /// The services.
+    pub services: Store<InferenceService>,
+}
+
+/// What waits for a service and who works on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Backlog {
+    /// Shards that no commit stands for yet.
+    pub shards: u64,
+    /// Pods that should serve.
+    pub replicas: u32,
+}
+
+impl Objects {
+    /// The backlog of a service, if there is one of that name.
+    pub fn backlog(&self, namespace: &str, name: &str) -> Option<Backlog> {
+        let service = ObjectRef::new(name).within(namespace);
+        let service = self.services.get(&service)?;
+        Some(backlog_of(&service, &self.jobs.state()))
+    }
+}
+
+/// What is true of the process at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Now<'a> {
+    /// Whether it leads.
+    pub leads: bool,
+    /// Whether the Redis of the leases answers.
+    pub leases_available: bool,
+    /// The objects, if it leads.
+    pub objects: Option<&'a Objects>,
+}
+
+/// All metrics as text.
+pub fn render(visits: &VisitMetrics, now: Now) -> String {
+    let Now {
+        leads,
+        leases_available,
+        objects,
+    } = now;
+    let mut registry = Registry::with_prefix(PREFIX);
+    let VisitMetrics {
+        visits: counted,
+        seconds,
+    } = visits.clone();
+    let help = "Whether this process leads";
+    registry.register("operator_leader", help, gauge(leads.into()));
+    let help = "Whether the Redis of the leases answers";
+    registry.register("leases_available", help, gauge(leases_available.into()));
+    registry.register("operator_visits", "Visits to objects", counted);
+    let help = "Time a visit took";
+    registry.register_with_unit("operator_visit_duration", help, Unit::Seconds, seconds);
+    if let Some(Objects { jobs, services }) = objects {
+        register_objects(&mut registry, &jobs.state(), &services.state());
+    }
+    let mut text = String::new();
+    encode_registry(&mut text, &registry)
+        .and_then(|()| encode_eof(&mut text))
+        .expect("writing to a string cannot fail");
+    text
+}
+
+fn gauge(value: i64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(value);
+    gauge
+}
+
+/// Registers what is true of objects.
+fn register_objects(
+    registry: &mut Registry,
+    jobs: &[Arc<BatchJob>],
+    services: &[Arc<InferenceService>],
+) {
+    let by_reason = Family::<JobsLabels, Gauge>::default();
+    for ((namespace, reason), count) in jobs_by_reason(jobs) {
+        by_reason
+            .get_or_create(&JobsLabels { namespace, reason })
+            .set(count);
+    }
+    let [shards, replicas, ready] = [(); 3].map(|()| Family::<ServiceLabels, Gauge>::default());
+    for service in services {
+        let labels = ServiceLabels {
+            namespace: service.namespace().unwrap_or_default(),
+            service: service.name_any(),
+        };
+        let Backlog {
+            shards: waiting,
+            replicas: wanted,
+        } = backlog_of(service, jobs);
+        let status = service.status.as_ref();
+        let serving = status.and_then(|status| status.ready_replicas);
+        shards.get_or_create(&labels).set(waiting as i64);
+        replicas.get_or_create(&labels).set(wanted.into());
+        ready
+            .get_or_create(&labels)
+            .set(serving.unwrap_or(0).into());
+    }
+    let help = "Jobs by the reason of their condition Succeeded";
+    registry.register("jobs", help, by_reason);
+    let help = "Shards that no commit stands for yet, over the jobs of a service";
+    registry.register("service_backlog_shards", help, shards);
+    let help = "Pods of a service that should serve";
+    registry.register("service_replicas", help, replicas);
+    let help = "Pods of a service that serve";
+    registry.register("service_ready_replicas", help, ready);
+}
+
+fn jobs_by_reason(jobs: &[Arc<BatchJob>]) -> BTreeMap<(String, String), i64> {
+    let mut counts = BTreeMap::new();
+    for job in jobs {
+        let conditions = job.status.as_ref().map(|status| &status.conditions);
+        let succeeded = conditions.and_then(|conditions| find(conditions, "Succeeded"));
+        let reason = succeeded.map_or(UNVISITED, |condition| condition.reason.as_str());
+        let namespace = job.namespace().unwrap_or_default();
+        *counts.entry((namespace, reason.to_owned())).or_default() += 1;
+    }
+    counts
+}
+
+fn backlog_of(service: &InferenceService, jobs: &[Arc<BatchJob>]) -> Backlog {
+    let (name, namespace) = (service.name_any(), service.namespace());
+    let of_service = jobs
+        .iter()
+        .filter(|job| service_of(job) == name && job.namespace() == namespace);
+    let status = service.status.as_ref();
+    let replicas = status.and_then(|status| status.replicas);
+    Backlog {
+        shards: of_service.map(|job| backlog(job)).sum(),
+        replicas: replicas.unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::reflector::store::Writer;
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(name: &str, reason: &str, committed: u32) -> BatchJob {
+        serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": name, "namespace": "tenant"},
+            "spec": {
+                "serviceRef": {"name": "embed"},
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+            "status": {
+                "conditions": [{
+                    "type": "Succeeded", "status": "Unknown", "reason": reason, "message": "m",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }],
+                "shards": {"total": 10, "committed": committed, "failed": 1},
+            },
+        }))
+        .unwrap()
+    }
+
+    fn service() -> InferenceService {
+        serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "embed", "namespace": "tenant"},
+            "spec": {"models": []},
+            "status": {"replicas": 3, "readyReplicas": 2},
+        }))
+        .unwrap()
+    }
+
+    fn store<K>(objects: Vec<K>) -> Store<K>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + 'static,
+    {
+        let mut writer = Writer::default();
+        for object in objects {
+            writer.apply_watcher_event(&Event::Apply(object));
+        }
+        writer.as_reader()
+    }
+
+    fn objects() -> Objects {
+        let mut unvisited = job("new", "", 0);
+        unvisited.status = None;
+        let jobs = [job("a", "Running", 4), job("b", "Running", 9)];
+        let others = [job("c", "Completed", 9), unvisited];
+        Objects {
+            jobs: store(jobs.into_iter().chain(others).collect()),
+            services: store(vec![service()]),
+        }
+    }
+
+    /// The lines of a scrape that are not comments, by name and labels.
+    fn scraped(text: &str) -> BTreeMap<&str, f64> {
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples
+            .map(|line| {
+                let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+                (name, value.parse().expect("a number"))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_scrape_says_how_visits_went_and_how_the_objects_are() {
+        let visits = VisitMetrics::default();
+        visits.note("BatchJob", "done", Duration::from_millis(3));
+        visits.note("BatchJob", "apply", Duration::from_secs(3));
+        let objects = objects();
+        let text = render(
+            &visits,
+            Now {
+                leads: true,
+                leases_available: false,
+                objects: Some(&objects),
+            },
+        );
+        let scraped = scraped(&text);
+        let service = r#"namespace="tenant",service="embed""#;
+        for (name, expected) in [
+            ("millrace_operator_leader".to_owned(), 1.0),
+            ("millrace_leases_available".to_owned(), 0.0),
+            (
+                r#"millrace_operator_visits_total{kind="BatchJob",outcome="done"}"#.to_owned(),
+                1.0,
+            ),
+            (
+                r#"millrace_operator_visit_duration_seconds_count{kind="BatchJob"}"#.to_owned(),
+                2.0,
+            ),
+            (
+                r#"millrace_jobs{namespace="tenant",reason="Running"}"#.to_owned(),
+                2.0,
+            ),
+            (
+                r#"millrace_jobs{namespace="tenant",reason="Unvisited"}"#.to_owned(),
+                1.0,
+            ),
+            (format!("millrace_service_backlog_shards{{{service}}}"), 5.0),
+            (format!("millrace_service_replicas{{{service}}}"), 3.0),
+            (format!("millrace_service_ready_replicas{{{service}}}"), 2.0),
+        ] {
+            assert_eq!(
+                scraped.get(name.as_str()),
+                Some(&expected),
+                "{name}\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_does_not_lead_says_nothing_of_objects() {
+        let now = Now {
+            leads: false,
+            leases_available: true,
+            objects: None,
+        };
+        let text = render(&VisitMetrics::default(), now);
+        assert_eq!(scraped(&text)["millrace_operator_leader"], 0.0);
+        assert!(!text.contains("millrace_jobs"), "{text}");
+    }
+
+    #[test]
+    fn the_backlog_of_a_service_is_that_of_its_jobs_at_work() {
+        let expected = Backlog {
+            shards: 5,
+            replicas: 3,
+        };
+        assert_eq!(objects().backlog("tenant", "embed"), Some(expected));
+        assert_eq!(objects().backlog("tenant", "other"), None);
+        assert_eq!(objects().backlog("other", "embed"), None);
+    }
+}

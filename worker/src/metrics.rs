@@ -1,0 +1,114 @@
+//! What the worker of a service counts, in OpenMetrics' text format. No label names a job, a shard
+//! or a pod.
+
+use millrace_protocol::tally::{Rows, Tally};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Content type of the text.
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What became of a shard in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardOutcome {
+    /// It has a commit, ours or another's.
+    Committed,
+    /// An attempt at it failed for a fault of its own.
+    Failed,
+    /// It was given back, or its lease was lost; nothing is charged to it.
+    Released,
+}
+
+impl ShardOutcome {
+    /// The word for labels and spans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ShardOutcome::Committed => "committed",
+            ShardOutcome::Failed => "failed",
+            ShardOutcome::Released => "released",
+        }
+    }
+}
+
+/// The counts of one worker over all its jobs; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    rows: Family<OutcomeLabel, Counter>,
+    tokens: Counter,
+    shards: Family<OutcomeLabel, Counter>,
+    shards_in_hand: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+impl Metrics {
+    /// Notes rows that were answered, and what they cost.
+    pub fn note_answered(&self, tally: Tally) {
+        let Tally { rows, tokens } = tally;
+        let Rows {
+            succeeded,
+            failed,
+            skipped,
+        } = rows;
+        for (outcome, rows) in [
+            ("succeeded", succeeded),
+            ("failed", failed),
+            ("skipped", skipped),
+        ] {
+            self.rows
+                .get_or_create(&OutcomeLabel { outcome })
+                .inc_by(rows);
+        }
+        self.tokens.inc_by(tokens);
+    }
+
+    /// A shard is in hand for as long as what this returns is kept.
+    pub fn take_in_hand(&self) -> InHand {
+        self.shards_in_hand.inc();
+        InHand(self.shards_in_hand.clone())
+    }
+
+    /// Notes a shard that is out of hand.
+    pub fn note_shard(&self, outcome: ShardOutcome) {
+        let outcome = outcome.as_str();
+        self.shards.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// All metrics as text.
+    pub fn render(&self) -> String {
+        let Self {
+            rows,
+            tokens,
+            shards,
+            shards_in_hand,
+        } = self.clone();
+        let mut registry = Registry::with_prefix("millrace_worker");
+        let help = "Rows answered, those of shards that were given back later included";
+        registry.register("rows", help, rows);
+        let help = "Tokens that went through models, by the same rows";
+        registry.register("tokens", help, tokens);
+        registry.register("shards", "Shards that went out of hand", shards);
+        let help = "Shards that are worked on";
+        registry.register("shards_in_hand", help, shards_in_hand);
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("writing to a string cannot fail");
+        text
+    }
+}
+
+/// A shard that counts as in hand.
+#[derive(Debug)]
+pub struct InHand(Gauge);
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
