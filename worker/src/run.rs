@@ -16,7 +16,7 @@ use crate::finish::{self, Finish, FinishError};
 use crate::job::CheckedJob;
 use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError, Stores};
-use crate::work::client::{Client, ClientError};
+use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
 use crate::work::{Ended, ShardContext, WorkError, Worker};
@@ -56,6 +56,9 @@ pub enum RunError {
     /// The lease store failed.
     #[error("the lease store failed")]
     Lease(#[from] LeaseError),
+    /// The server that is given cannot be the job's.
+    #[error("the server cannot be used")]
+    Address(#[from] AddressError),
     /// The inference-server did not answer.
     #[error("the inference-server could not be asked for its models")]
     Server(#[source] ClientError),
@@ -126,8 +129,8 @@ pub async fn resume(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunEr
 
 /// What working off a run needs besides its plan.
 pub struct WorkOptions {
-    /// The inference-server.
-    pub client: Client,
+    /// The server that answers rows.
+    pub server: ServerAddress,
     /// The lease store, shared by all workers of the run.
     pub leases: Arc<dyn LeaseStore>,
     /// How long a lease holds without renewal.
@@ -151,12 +154,13 @@ pub async fn worker(
         output,
     } = prepared;
     let WorkOptions {
-        client,
+        server,
         leases,
         lease_ttl,
         progress,
         stop: _,
     } = options;
+    let client = Client::new(server, job)?;
     let submit_options = SubmitOptions {
         retry: job.retry.clone(),
         chunks_in_flight_max: CHUNKS_IN_FLIGHT_MAX,
@@ -168,7 +172,7 @@ pub async fn worker(
         stores: stores.clone(),
         output: output.clone(),
         submitter: Submitter::new(client.clone(), job.steps.clone(), submit_options),
-        models: models(client).await.map_err(RunError::Server)?,
+        models: models(&client).await.map_err(RunError::Server)?,
         progress: progress.clone(),
     };
     Ok(Worker::new(Arc::new(context), leases.clone(), *lease_ttl))
@@ -200,6 +204,11 @@ async fn models(client: &Client) -> Result<BTreeMap<String, String>, ClientError
             tokio::time::sleep(FIRST_ROWS_DELAY).await;
             match client.models().await {
                 Err(ClientError::Gone(_) | ClientError::Away(_)) => continue,
+                Err(
+                    ClientError::Busy { retry_after } | ClientError::Unavailable { retry_after },
+                ) => {
+                    tokio::time::sleep(retry_after).await;
+                }
                 answered => return answered,
             }
         }

@@ -12,13 +12,14 @@ use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::run::{self, Prepared, RunEnd, WorkOptions};
 use millrace_worker::store::Stores;
+use millrace_worker::work::client::ServerUrl;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::display::{Display, OutputMode};
 use crate::exit;
-use crate::local_server::{self, LocalServer};
+use crate::local_server::{self, LocalServer, Origin};
 use crate::report;
 
 /// In one process nobody else can take a lease, so it only has to outlive a pause of the machine.
@@ -41,6 +42,10 @@ pub struct RunArgs {
     /// Binary of the inference-server; by default the one beside this program.
     #[arg(long, env = "MILLRACE_INFERENCE_SERVER", value_name = "PATH")]
     inference_server: Option<PathBuf>,
+    /// Server that answers the rows of a service with spec.runtime, such as http://127.0.0.1:8000.
+    /// It must run already.
+    #[arg(long, env = "MILLRACE_SERVER_URL", value_name = "URL")]
+    server_url: Option<ServerUrl>,
 }
 
 /// Runs the command.
@@ -50,29 +55,38 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         dry_run,
         output,
         inference_server,
+        server_url,
     } = args;
     let loaded = match manifests::load(&file) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(exit::bad_manifest(&error)),
     };
     let stores = Stores::from_env();
+    let misfit = local_server::misfit(&loaded.service, server_url.as_ref());
     if dry_run {
-        let server = local_server::program(inference_server);
+        let server = match misfit {
+            Some(misfit) => Err(anyhow::Error::msg(misfit)),
+            None => local_server::origin(server_url, inference_server),
+        };
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;
     }
     if loaded.batch_job.spec.suspend {
         eprintln!("error: spec.suspend is true: set it to false, and the job runs");
         return Ok(exit::BAD_MANIFEST.into());
     }
+    if let Some(misfit) = misfit {
+        eprintln!("error: {misfit}");
+        return Ok(exit::BAD_MANIFEST.into());
+    }
     if let Some(manifest) = run::finished(&stores, &loaded.job).await? {
         return report::finished(&stores, &loaded, &manifest, output, None).await;
     }
     memory::give_back_large_blocks();
-    let program = local_server::program(inference_server)?;
+    let origin = local_server::origin(server_url, inference_server)?;
     let started = Instant::now();
     let prepared = run::prepare(&stores, &loaded.job).await?;
     let display = Display::new(output, &loaded.job, &prepared);
-    let worked = work(&stores, &loaded, prepared, &program, &display).await;
+    let worked = work(&stores, &loaded, prepared, &origin, &display).await;
     display.clear();
     match worked? {
         RunEnd::Finished(manifest) => {
@@ -90,10 +104,10 @@ async fn work(
     stores: &Stores,
     loaded: &Loaded,
     prepared: Prepared,
-    program: &std::path::Path,
+    origin: &Origin,
     display: &Display,
 ) -> anyhow::Result<RunEnd> {
-    let server = LocalServer::start(program, &loaded.service, &loaded.base)?;
+    let server = LocalServer::start(origin, &loaded.service, &loaded.base)?;
     let job = &loaded.job;
     let lease_options = LeaseOptions {
         lease_ttl: LEASE_TTL,
@@ -102,7 +116,7 @@ async fn work(
     let progress = Arc::new(Progress::default());
     let stop = CancellationToken::new();
     let options = WorkOptions {
-        client: server.client(),
+        server: server.address(),
         leases: Arc::new(MemoryLeaseStore::new(lease_options)),
         lease_ttl: LEASE_TTL,
         progress: progress.clone(),

@@ -49,7 +49,7 @@ pub struct Runtime {
     /// Path that answers 200 once the server is ready. By default `/health`, for protocol OIP
     /// `/v2/health/ready`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256), regex(pattern = r"^/[!-~]*$"))]
+    #[schemars(length(max = 256), regex(pattern = r"^/[A-Za-z0-9._~/?&=%-]*$"))]
     pub ready_path: Option<String>,
 
     /// Most texts in one request. By default what the server says of itself where it does (TEI),
@@ -62,6 +62,17 @@ pub struct Runtime {
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub models: Vec<RuntimeModel>,
+}
+
+impl Runtime {
+    /// Path that answers 200 once the server is ready.
+    pub fn ready_path(&self) -> &str {
+        let default = match self.protocol {
+            Protocol::OpenAi | Protocol::Tei => "/health",
+            Protocol::Oip => "/v2/health/ready",
+        };
+        self.ready_path.as_deref().unwrap_or(default)
+    }
 }
 
 /// An environment variable.
@@ -116,6 +127,13 @@ pub struct RuntimeModel {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 10_000), inner(length(min = 1, max = 256)))]
     pub labels: Option<Vec<String>>,
+}
+
+impl RuntimeModel {
+    /// Name by which the server knows the model.
+    pub fn served_name(&self) -> &str {
+        self.served_name.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// What a model of such a server does.

@@ -40,6 +40,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
             name: "step".into(),
             model: "model".into(),
         }],
+        runtime: None,
         input: Input {
             uris: uris.iter().map(uri).collect(),
             format: None,

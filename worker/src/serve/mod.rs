@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::http::{Door, listen};
 use self::jobs::Jobs;
-use crate::work::client::Client;
+use crate::work::client::ServerAddress;
 use crate::work::{Claimed, SHARDS_IN_HAND_MAX, chain};
 
 /// How often the registry is read.
@@ -37,8 +37,8 @@ pub struct ServeOptions {
     pub redis: RedisOptions,
     /// How long a lease holds without renewal.
     pub lease_ttl: Duration,
-    /// The inference-server.
-    pub client: Client,
+    /// The server that answers rows.
+    pub server: ServerAddress,
     /// Folder with one folder per mounted Secret.
     pub secrets: PathBuf,
     /// Cancelled to give everything back and end.

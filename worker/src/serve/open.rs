@@ -54,11 +54,11 @@ pub fn open(
         registry: _,
         redis,
         lease_ttl,
-        client,
+        server,
         secrets,
         stop,
     } = options;
-    let (redis, lease_ttl, client) = (redis.clone(), *lease_ttl, client.clone());
+    let (redis, lease_ttl, server) = (redis.clone(), *lease_ttl, server.clone());
     let (name, secrets, stop) = (name.to_owned(), secrets.clone(), stop.child_token());
     AbortOnDropHandle::new(tokio::spawn(async move {
         let job = manifests::load_str(&name, &manifests, PathBuf::from("/"))?.job;
@@ -68,7 +68,7 @@ pub fn open(
             deliveries_max: job.deliveries_max,
         };
         let work_options = WorkOptions {
-            client,
+            server,
             leases: Arc::new(RedisLeaseStore::new(
                 &redis,
                 &job.run_key(FIRST_RUN),
