@@ -54,8 +54,9 @@ pub struct Body<'a> {
     inputs: Inputs<'a>,
     /// Long texts are cut, as this project's own server cuts them.
     truncate: bool,
-    /// For servers of this protocol that have several models; others pass over it.
-    model: &'a str,
+    /// For servers of this protocol that have several models, where the manifest names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -76,7 +77,7 @@ pub fn body<'a>(model: &'a RuntimeModel, texts: &'a [String]) -> Body<'a> {
     Body {
         inputs,
         truncate: true,
-        model: model.served_name(),
+        model: model.served_name.as_deref(),
     }
 }
 
