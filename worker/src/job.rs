@@ -1,10 +1,12 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod runtime;
+
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use millrace_crds::batch_job::{self, BatchJobSpec, OutputCompression};
-use millrace_crds::inference_service::{Protocol, Runtime, RuntimeModel, Variable};
+use millrace_crds::inference_service::Runtime;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::RunKey;
 use millrace_protocol::plan::{Compression, Format, RunNumber};
@@ -307,7 +309,7 @@ fn spec_sha256(
         steps: Vec<(&'a str, &'a str)>,
         models: &'a [millrace_crds::inference_service::ModelSpec],
         #[serde(skip_serializing_if = "Option::is_none")]
-        runtime: Option<DecisiveRuntime<'a>>,
+        runtime: Option<runtime::Decisive<'a>>,
         uris: &'a [String],
         format: &'a Option<batch_job::InputFormat>,
         input_compression: &'a Option<batch_job::Compression>,
@@ -323,7 +325,7 @@ fn spec_sha256(
             .map(|step| (step.name.as_str(), step.model.as_str()))
             .collect(),
         models: &service.spec.models,
-        runtime: service.spec.runtime.as_ref().map(decisive_runtime),
+        runtime: service.spec.runtime.as_ref().map(runtime::decisive),
         uris,
         format,
         input_compression: compression,
@@ -335,40 +337,6 @@ fn spec_sha256(
     };
     let json = serde_json::to_vec(&decisive).expect("a spec serialises");
     data_encoding::HEXLOWER.encode(&Sha256::digest(&json))
-}
-
-/// What of a server that the user brings decides what a result line says.
-#[derive(Serialize)]
-struct DecisiveRuntime<'a> {
-    image: &'a str,
-    command: &'a [String],
-    args: &'a [String],
-    env: &'a [Variable],
-    protocol: Protocol,
-    models: &'a [RuntimeModel],
-}
-
-/// Where the server listens and how much it is asked at a time can change without another result.
-fn decisive_runtime(runtime: &Runtime) -> DecisiveRuntime<'_> {
-    let Runtime {
-        image,
-        command,
-        args,
-        env,
-        port: _,
-        protocol,
-        ready_path: _,
-        max_batch_size: _,
-        models,
-    } = runtime;
-    DecisiveRuntime {
-        image,
-        command,
-        args,
-        env,
-        protocol: *protocol,
-        models,
-    }
 }
 
 #[cfg(test)]
@@ -427,42 +395,6 @@ mod tests {
         let message = error.unwrap_err().to_string();
         assert!(message.contains("spec.steps[0].model"), "{message}");
         assert!(message.contains("embed, mood"), "{message}");
-    }
-
-    #[test]
-    fn the_models_of_a_runtime_are_steps_and_its_image_decides_the_spec_hash() {
-        let check_runtime = |steps: serde_json::Value, patch: serde_json::Value| {
-            let (mut job, mut service) = manifests(serde_json::json!({
-                "serviceRef": {"name": "service"},
-                "input": {"uris": ["a.jsonl"]}, "output": {"uri": "out"},
-            }));
-            job.spec.steps = serde_json::from_value(steps).unwrap();
-            let mut runtime = serde_json::json!({
-                "image": "tei:1", "port": 80, "protocol": "TEI",
-                "models": [{"name": "bge", "task": "Embedding"}],
-            });
-            for (key, value) in patch.as_object().unwrap() {
-                runtime[key] = value.clone();
-            }
-            service.spec.models.clear();
-            service.spec.runtime = Some(serde_json::from_value(runtime).unwrap());
-            check(&job, &service, Path::new("/"))
-        };
-        let hash = |patch| {
-            let job = check_runtime(serde_json::json!(null), patch).unwrap();
-            assert_eq!(models(&job.steps), ["bge"]);
-            job.spec_sha256
-        };
-        let plain = hash(serde_json::json!({}));
-        assert_eq!(plain, hash(serde_json::json!({"port": 8080})));
-        assert_ne!(plain, hash(serde_json::json!({"image": "tei:2"})));
-        assert_ne!(
-            plain,
-            hash(serde_json::json!({"args": ["--dtype=float16"]}))
-        );
-        let unknown = serde_json::json!([{"name": "a", "model": "m"}]);
-        let error = check_runtime(unknown, serde_json::json!({})).unwrap_err();
-        assert!(error.to_string().contains("it has bge"), "{error}");
     }
 
     #[test]

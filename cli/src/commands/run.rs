@@ -74,12 +74,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         eprintln!("error: spec.suspend is true: set it to false, and the job runs");
         return Ok(exit::BAD_MANIFEST.into());
     }
+    if let Some(manifest) = run::finished(&stores, &loaded.job).await? {
+        return report::finished(&stores, &loaded, &manifest, output, None).await;
+    }
     if let Some(misfit) = misfit {
         eprintln!("error: {misfit}");
         return Ok(exit::BAD_MANIFEST.into());
-    }
-    if let Some(manifest) = run::finished(&stores, &loaded.job).await? {
-        return report::finished(&stores, &loaded, &manifest, output, None).await;
     }
     memory::give_back_large_blocks();
     let origin = local_server::origin(server_url, inference_server)?;

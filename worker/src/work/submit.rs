@@ -185,10 +185,7 @@ impl Submitter {
         let mut pieces = Pieces::of(texts.len());
         let mut suspects: Vec<(Range<usize>, u32)> = vec![(0..texts.len(), 0)];
         while let Some((range, deaths)) = suspects.pop() {
-            self.client
-                .wait_ready(self.options.server_patience)
-                .await
-                .map_err(SubmitError::ServerAway)?;
+            self.ready().await?;
             match self.ask(&texts[range.clone()]).await? {
                 Delivery::Answered(answered) => pieces.put(range, answered),
                 Delivery::Died(_) | Delivery::Refused(_) if range.len() > 1 => {
@@ -216,25 +213,20 @@ impl Submitter {
         loop {
             match self.client.infer(&request).await {
                 Ok(reply) => return Ok(Delivery::Answered(self.outcomes(reply))),
-                Err(ClientError::Busy { retry_after }) => {
+                Err(
+                    full @ (ClientError::Busy { retry_after }
+                    | ClientError::Unavailable { retry_after }),
+                ) => {
                     tokio::time::sleep(retry_after).await;
+                    if matches!(full, ClientError::Unavailable { .. }) {
+                        self.ready().await?;
+                    }
                     if warned.elapsed() >= FULL_WARNING_INTERVAL {
                         warned = Instant::now();
                         tracing::warn!(rows = texts.len(), "the inference-server is still full");
                     }
                 }
-                Err(ClientError::Unavailable { retry_after }) => {
-                    tokio::time::sleep(retry_after).await;
-                    self.client
-                        .wait_ready(self.options.server_patience)
-                        .await
-                        .map_err(SubmitError::ServerAway)?;
-                }
-                Err(ClientError::Away(_)) => self
-                    .client
-                    .wait_ready(self.options.server_patience)
-                    .await
-                    .map_err(SubmitError::ServerAway)?,
+                Err(ClientError::Away(_)) => self.ready().await?,
                 Err(ClientError::Gone(_)) => {
                     return Ok(Delivery::Died(RowError::new(
                         RowErrorCode::ServerCrashed,
@@ -270,6 +262,11 @@ impl Submitter {
                 }
             }
         }
+    }
+
+    async fn ready(&self) -> Result<(), SubmitError> {
+        let ready = self.client.wait_ready(self.options.server_patience);
+        ready.await.map_err(SubmitError::ServerAway)
     }
 
     fn outcomes(&self, reply: RowsReply) -> Answered {

@@ -26,8 +26,11 @@ fn lengths(asked: &Asked) -> Value {
     json!({"object": "list", "data": data.collect::<Vec<_>>()})
 }
 
+/// What a server says where a row is not to its liking.
+type Poison = fn(&Asked) -> Say;
+
 /// A server that says something else to every request that holds the word `hemlock`.
-async fn poisoned(say: impl Fn(&Asked) -> Say + Send + Sync + 'static) -> StandIn {
+async fn poisoned(say: Poison) -> StandIn {
     StandIn::start(move |asked, _| {
         match inputs(asked).iter().any(|text| text.contains("hemlock")) {
             true => say(asked),
@@ -39,36 +42,36 @@ async fn poisoned(say: impl Fn(&Asked) -> Say + Send + Sync + 'static) -> StandI
 
 #[tokio::test]
 async fn a_row_whose_answer_cannot_be_used_fails_alone() {
-    let scripts: Vec<(Box<dyn Fn(&Asked) -> Say + Send + Sync>, RowErrorCode)> = vec![
+    let scripts: [(Poison, RowErrorCode); 6] = [
         (
-            Box::new(|_| Say::Text("<html>hemlock</html>".to_owned())),
+            |_| Say::Text("<html>hemlock</html>".to_owned()),
             RowErrorCode::ModelFailed,
         ),
         (
-            Box::new(|asked| {
+            |asked| {
                 let mut answer = lengths(asked);
                 answer["data"].as_array_mut().unwrap().pop();
                 Say::Json(answer)
-            }),
+            },
             RowErrorCode::ModelFailed,
         ),
         (
-            Box::new(|asked| {
+            |asked| {
                 let numbers = vec!["{\"embedding\": [NaN]}"; inputs(asked).len()];
                 Say::Text(format!("{{\"data\": [{}]}}", numbers.join(",")))
-            }),
+            },
             RowErrorCode::NotFinite,
         ),
         (
-            Box::new(|_| Say::Status(400, json!({"error": "I do not like hemlock"}))),
+            |_| Say::Status(400, json!({"error": "I do not like hemlock"})),
             RowErrorCode::Refused,
         ),
         (
-            Box::new(|_| Say::Status(422, json!({"detail": [{"input": "hemlock"}]}))),
+            |_| Say::Status(422, json!({"detail": [{"input": "hemlock"}]})),
             RowErrorCode::Refused,
         ),
         (
-            Box::new(|_| Say::Status(500, json!("hemlock"))),
+            |_| Say::Status(500, json!("hemlock")),
             RowErrorCode::ModelFailed,
         ),
     ];

@@ -87,12 +87,12 @@ pub fn texts(count: usize) -> Vec<String> {
 
 /// The one prediction of each row, or the code that it ended with.
 pub fn brief(answered: &Answered) -> Vec<Result<&Prediction, RowErrorCode>> {
-    let brief = |outcome| match outcome {
-        Ok(predictions) => Ok(one(predictions)),
-        Err(RowError { code, .. }) => Err(*code),
-    };
     let outcomes = answered.outcomes.iter().map(Result::as_ref);
-    outcomes.map(brief).collect()
+    outcomes
+        .map(|outcome: Result<&Vec<Prediction>, &RowError>| {
+            outcome.map(one).map_err(|error| error.code)
+        })
+        .collect()
 }
 
 fn one(predictions: &Vec<Prediction>) -> &Prediction {

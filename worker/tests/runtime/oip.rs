@@ -116,8 +116,8 @@ async fn scores_get_the_names_that_the_manifest_gives_them() {
     let mut model = ranker("SequenceClassification");
     model["labels"] = json!(["bytes", "words"]);
     let with_labels = client(server.url(), &runtime("OIP", model.clone()));
-    let answered = submitter(with_labels).submit(vec!["a b c".to_owned()]);
-    let answered = answered.await.unwrap();
+    let submitter = submitter(with_labels);
+    let answered = submitter.submit(vec!["a b c".to_owned()]).await.unwrap();
     let score = |label: &str, score| LabelScore {
         label: label.to_owned(),
         score,

@@ -189,7 +189,7 @@ async fn a_row_that_kills_the_server_is_found_alone() {
 
 #[tokio::test]
 async fn a_server_that_is_killed_and_comes_back_costs_no_row() {
-    let mut server = Real::start("micros-per-token=2000", &[]);
+    let mut server = Real::start("micros-per-token=10000", &[]);
     let submitter = Arc::new(server.submitter("TEI", embedding("embed")).await);
     let asking = {
         let submitter = submitter.clone();
