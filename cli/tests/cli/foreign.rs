@@ -53,6 +53,7 @@ impl Server {
             .arg("--service")
             .arg(&service)
             .args(["--listen", &address, "--fake-backend"])
+            .env("MILLRACE_LOG", "error")
             .stdin(Stdio::null())
             .spawn();
         Self {

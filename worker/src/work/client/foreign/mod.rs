@@ -127,7 +127,7 @@ impl Foreign {
 
     /// Returns once the server says that it is ready.
     pub async fn until_ready(&self) {
-        let Server { http, runtime, .. } = self.server.as_ref();
+        let (http, runtime) = (&self.server.http, &self.server.runtime);
         loop {
             let answer = http.get_path(runtime.ready_path()).await;
             if answer.is_ok_and(|answer| answer.status == StatusCode::OK) {
@@ -147,7 +147,7 @@ impl Foreign {
             probed.map_err(|error| match error {
                 ClientError::Rejected { error, words } => ClientError::Unsuited {
                     model: model.spec.name.clone(),
-                    message: format!("{} {words}", error.message).trim_end().to_owned(),
+                    message: format!("asked for {PROBE:?}, {} {words}", error.message),
                 },
                 error => error,
             })?;
@@ -161,7 +161,7 @@ impl Foreign {
 
     /// Asks one model.
     async fn ask(&self, model: &Model, texts: &[String]) -> Result<Answered, ClientError> {
-        let Server { http, runtime, .. } = self.server.as_ref();
+        let (http, runtime) = (&self.server.http, &self.server.runtime);
         let (spec, asked) = (&model.spec, texts.len());
         let read = match runtime.protocol {
             Protocol::OpenAi => {
@@ -189,7 +189,7 @@ impl Foreign {
     }
 
     async fn about<'a>(&self, model: &'a Model) -> Result<&'a About, ClientError> {
-        let Server { http, runtime, .. } = self.server.as_ref();
+        let (http, runtime) = (&self.server.http, &self.server.runtime);
         let asking = || async {
             match runtime.protocol {
                 Protocol::OpenAi => openai::about(http, &model.spec).await,
