@@ -1,4 +1,5 @@
-//! The inference-server of a local run: a supervised child on a Unix socket in a private folder.
+//! The server of a local run: this project's own as a supervised child on a Unix socket in a private
+//! folder, or a foreign one that runs already and is left alone.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -6,24 +7,47 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use millrace_crds::InferenceService;
 use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
-use millrace_worker::work::client::Client;
+use millrace_worker::work::client::{ServerAddress, ServerUrl};
 use tempfile::TempDir;
 
 /// Deaths before it was ever ready after which the server is given up. A broken model says so by
 /// its exit code at the first one; the rest are accidents of a busy machine.
 const EARLY_DEATHS_MAX: u32 = 10;
 
-/// A running inference-server. Stopped when dropped, and killed by the kernel if this process dies.
+/// Which server answers the rows of a local run.
+pub enum Origin {
+    /// A child of this program.
+    Child(PathBuf),
+    /// One that somebody else started.
+    Running(ServerUrl),
+}
+
+/// A running server. A child is stopped when this is dropped, and killed by the kernel if this
+/// process dies.
 pub struct LocalServer {
+    address: ServerAddress,
+    child: Option<Child>,
+}
+
+struct Child {
     handle: Handle,
-    client: Client,
     /// Holds socket and service file; removed last.
     _folder: TempDir,
 }
 
 impl LocalServer {
-    /// Starts the server for `service`, whose relative paths are taken from `base`.
-    pub fn start(program: &Path, service: &InferenceService, base: &Path) -> anyhow::Result<Self> {
+    /// Starts the server for `service`, whose relative paths are taken from `base`, or takes the one
+    /// that is there.
+    pub fn start(origin: &Origin, service: &InferenceService, base: &Path) -> anyhow::Result<Self> {
+        let program = match origin {
+            Origin::Child(program) => program,
+            Origin::Running(url) => {
+                return Ok(Self {
+                    address: ServerAddress::Url(url.clone()),
+                    child: None,
+                });
+            }
+        };
         let folder = tempfile::Builder::new().prefix("millrace-").tempdir()?;
         // Whoever can reach the socket can use the models, so the folder is ours alone.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700))?;
@@ -45,39 +69,48 @@ impl LocalServer {
             // The server's milestones would tear the progress bar.
             spec.env.push(("MILLRACE_LOG".into(), "warn".into()));
         }
-        let address = Address::Unix(socket.clone());
         spec.probe = Some(Probe {
-            address,
+            address: Address::Unix(socket.clone()),
             path: "/ready".to_owned(),
         });
         let handle =
             Supervisor::start(spec).context("the inference-server cannot be supervised")?;
         Ok(Self {
-            handle,
-            client: Client::new(socket),
-            _folder: folder,
+            address: ServerAddress::Socket(socket),
+            child: Some(Child {
+                handle,
+                _folder: folder,
+            }),
         })
     }
 
-    /// The way to the server.
-    pub fn client(&self) -> Client {
-        self.client.clone()
+    /// Where the server listens.
+    pub fn address(&self) -> ServerAddress {
+        self.address.clone()
     }
 
-    /// Waits until the server was ready for the first time. From then on it is started again
-    /// whatever it dies of, so that a row that kills it can be found.
+    /// Waits until a child was ready for the first time. From then on it is started again whatever
+    /// it dies of, so that a row that kills it can be found.
     pub async fn ready(&self) -> anyhow::Result<()> {
-        Ok(self.handle.ready().await?)
+        match &self.child {
+            Some(child) => Ok(child.handle.ready().await?),
+            None => Ok(()),
+        }
     }
 
-    /// Waits until the server is given up and says why.
+    /// Waits until a child is given up and says why.
     pub async fn failed(&self) -> anyhow::Error {
-        anyhow::Error::new(self.handle.failed().await)
+        match &self.child {
+            Some(child) => anyhow::Error::new(child.handle.failed().await),
+            None => std::future::pending().await,
+        }
     }
 
-    /// Stops the server and waits for its end.
+    /// Stops a child and waits for its end.
     pub async fn stop(self) {
-        self.handle.stop().await;
+        if let Some(child) = self.child {
+            child.handle.stop().await;
+        }
     }
 }
 
@@ -92,8 +125,31 @@ fn absolute_sources(service: &InferenceService, base: &Path) -> InferenceService
     service
 }
 
+/// Why no server can be had for the service in this way.
+pub fn misfit(service: &InferenceService, url: Option<&ServerUrl>) -> Option<&'static str> {
+    match (&service.spec.runtime, url) {
+        (Some(_), None) => Some(
+            "spec.runtime: a local run does not start the image of a service; start it yourself, and \
+             name it with --server-url http://127.0.0.1:PORT",
+        ),
+        (None, Some(_)) => Some(
+            "--server-url: the service has models of its own, for which a server is started; leave \
+             the option out",
+        ),
+        (Some(_), Some(_)) | (None, None) => None,
+    }
+}
+
+/// The server that is named, or the one to start.
+pub fn origin(url: Option<ServerUrl>, named: Option<PathBuf>) -> anyhow::Result<Origin> {
+    match url {
+        Some(url) => Ok(Origin::Running(url)),
+        None => Ok(Origin::Child(program(named)?)),
+    }
+}
+
 /// The server's binary: what the user names, else the one beside this program.
-pub fn program(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+fn program(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(named) = named {
         anyhow::ensure!(
             named.exists(),

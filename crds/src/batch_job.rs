@@ -38,7 +38,7 @@ use crate::inference_service::InferenceServiceSpec;
         .message("give either serviceRef, the name of an InferenceService, or serviceTemplate, a service of the job's own"),
     validation = Rule::new("has(self.serviceRef) == has(oldSelf.serviceRef) && (!has(self.serviceRef) || self.serviceRef == oldSelf.serviceRef)")
         .message("serviceRef cannot be changed; create a new BatchJob instead"),
-    validation = Rule::new("!has(self.serviceTemplate) || !has(oldSelf.serviceTemplate) || self.serviceTemplate.models == oldSelf.serviceTemplate.models")
+    validation = Rule::new("!has(self.serviceTemplate) || !has(oldSelf.serviceTemplate) || (has(self.serviceTemplate.models) == has(oldSelf.serviceTemplate.models) && (!has(self.serviceTemplate.models) || self.serviceTemplate.models == oldSelf.serviceTemplate.models))")
         .message("serviceTemplate.models cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.steps) == has(oldSelf.steps) && (!has(self.steps) || self.steps == oldSelf.steps)")
         .message("steps cannot be changed; create a new BatchJob instead"),

@@ -1,5 +1,7 @@
 //! `InferenceService`: models that run together in one server.
 
+mod runtime;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -9,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
+pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
 
 /// One or more models served together: online over HTTP, and to the BatchJobs that name it.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,13 +32,26 @@ use crate::SecretRef;
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    // A list of what can answer rows, so that a further way is a further entry.
+    validation = Rule::new("[has(self.models), has(self.runtime)].exists_one(given, given)")
+        .message("give exactly one of models, which this project's own server runs, and runtime, a server image of your own"),
+)]
 pub struct InferenceServiceSpec {
-    /// The models of this service. Several models give a combined analysis of each row.
+    /// The models of this service, run by this project's own server. Several models give a combined
+    /// analysis of each row.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub models: Vec<ModelSpec>,
 
-    /// How requests are gathered into batches.
+    /// A server image of one's own in the place of `models`, such as vLLM,
+    /// text-embeddings-inference or Triton. A local run does not start it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
+
+    /// How requests are gathered into batches. Means nothing with `runtime`, whose server has
+    /// settings of its own.
     #[serde(default)]
     pub batching: Batching,
 
@@ -53,6 +69,15 @@ pub struct InferenceServiceSpec {
     /// Where the pods run and what they get. Means nothing for a local run.
     #[serde(default)]
     pub template: PodTemplate,
+}
+
+impl InferenceServiceSpec {
+    /// The names by which steps can call models, whoever serves them.
+    pub fn model_names(&self) -> impl Iterator<Item = &str> {
+        let own = self.models.iter().map(|model| model.name.as_str());
+        let brought = self.runtime.iter().flat_map(|runtime| &runtime.models);
+        own.chain(brought.map(|model| model.name.as_str()))
+    }
 }
 
 /// How many pods serve.

@@ -21,6 +21,12 @@ pub enum ServiceFileError {
         /// Services in it.
         found: usize,
     },
+    /// The service has no models for this server.
+    #[error("{} brings a server of its own (spec.runtime); this one has nothing to serve", path.display())]
+    Runtime {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file's own folder is unknown.
     #[error("{} has no absolute path", path.display())]
     NoFolder {
@@ -58,6 +64,10 @@ pub fn read(path: &Path) -> Result<InferenceServiceSpec, ServiceFileError> {
             found,
         });
     };
+    if spec.runtime.is_some() {
+        let path = path.to_owned();
+        return Err(ServiceFileError::Runtime { path });
+    }
     for model in &mut spec.models {
         absolute_uri(&mut model.source.uri, folder.unwrap_or(Path::new("/")));
     }
@@ -110,6 +120,14 @@ mod tests {
             let source = std::error::Error::source(&error).unwrap();
             assert!(source.to_string().contains("service.yaml"), "{source}");
         }
+    }
+
+    #[test]
+    fn a_service_that_brings_its_own_server_is_refused() {
+        let runtime = "image: a, port: 80, protocol: TEI, models: [{name: m, task: Embedding}]";
+        let yaml = service("").replace("models: []", &format!("runtime: {{{runtime}}}"));
+        let refused = check(&yaml);
+        assert!(matches!(refused, Err(ServiceFileError::Runtime { .. })));
     }
 
     #[test]

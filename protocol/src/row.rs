@@ -135,6 +135,8 @@ pub enum RowErrorCode {
     OutOfMemory,
     /// The model failed on this row alone.
     ModelFailed,
+    /// A server that the user brings takes everything but this row.
+    Refused,
     /// The inference-server died on this row alone, more than once.
     ServerCrashed,
     /// The row was not answered in time.
@@ -156,6 +158,7 @@ impl RowErrorCode {
             | RowErrorCode::TextTooLong
             | RowErrorCode::TokenizeFailed
             | RowErrorCode::NotFinite
+            | RowErrorCode::Refused
             | RowErrorCode::ServerCrashed => false,
         }
     }
@@ -175,6 +178,7 @@ impl RowErrorCode {
             RowErrorCode::NotFinite => "not_finite",
             RowErrorCode::OutOfMemory => "out_of_memory",
             RowErrorCode::ModelFailed => "model_failed",
+            RowErrorCode::Refused => "refused",
             RowErrorCode::ServerCrashed => "server_crashed",
             RowErrorCode::Timeout => "timeout",
         }

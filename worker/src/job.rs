@@ -1,10 +1,13 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod runtime;
+
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_crds::batch_job::{self, BatchJobSpec, JobService, OutputCompression};
+use millrace_crds::inference_service::Runtime;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::RunKey;
 use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
@@ -29,6 +32,8 @@ pub struct CheckedJob {
     pub run: RunNumber,
     /// What to do with each row, never empty.
     pub steps: Vec<Step>,
+    /// The server that the user brings, if this project's own does not answer.
+    pub runtime: Option<Runtime>,
     /// The dataset.
     pub input: Input,
     /// Where results go.
@@ -222,6 +227,7 @@ pub fn check(
         run: FIRST_RUN + rerun_failed,
         spec_sha256: spec_sha256(&steps, input, &checked_input.uris, output, service),
         steps,
+        runtime: service.spec.runtime.clone(),
         input: checked_input,
         output: Output {
             uri: absolute(&output.uri, base).trim_end_matches('/').to_owned(),
@@ -242,12 +248,7 @@ fn check_steps(
     steps: Option<&[batch_job::Step]>,
     service: &InferenceService,
 ) -> Result<Vec<Step>, JobError> {
-    let models: Vec<&str> = service
-        .spec
-        .models
-        .iter()
-        .map(|model| model.name.as_str())
-        .collect();
+    let models: Vec<&str> = service.spec.model_names().collect();
     let Some(steps) = steps else {
         let step = |model: &&str| Step {
             name: (*model).to_owned(),
@@ -356,6 +357,8 @@ fn spec_sha256(
     struct Decisive<'a> {
         steps: Vec<(&'a str, &'a str)>,
         models: &'a [millrace_crds::inference_service::ModelSpec],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        runtime: Option<runtime::Decisive<'a>>,
         uris: &'a [String],
         #[serde(skip_serializing_if = "Option::is_none")]
         inline: &'a Option<Vec<String>>,
@@ -373,6 +376,7 @@ fn spec_sha256(
             .map(|step| (step.name.as_str(), step.model.as_str()))
             .collect(),
         models: &service.spec.models,
+        runtime: service.spec.runtime.as_ref().map(runtime::decisive),
         uris,
         inline,
         format,

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use millrace_protocol::report::Report;
 use millrace_telemetry::TelemetryOptions;
+use millrace_worker::work::client::{ServerAddress, ServerUrl};
 use millrace_worker::{memory, work};
 
 /// Exit code of `finish` when shards were given up.
@@ -83,12 +84,26 @@ struct Job {
     leases: Leases,
 }
 
-/// Where the inference-server is.
+/// Where the server that answers rows is.
 #[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
 struct Server {
     /// Unix socket of the inference-server.
     #[arg(long = "server", env = "MILLRACE_SERVER_SOCKET")]
-    socket: PathBuf,
+    socket: Option<PathBuf>,
+    /// Where the server of a service with `spec.runtime` listens, such as http://127.0.0.1:8000.
+    #[arg(long = "server-url", env = "MILLRACE_SERVER_URL")]
+    url: Option<ServerUrl>,
+}
+
+impl Server {
+    fn address(self) -> ServerAddress {
+        let Self { socket, url } = self;
+        let socket = socket.map(ServerAddress::Socket);
+        socket
+            .or(url.map(ServerAddress::Url))
+            .expect("the group of the two requires one")
+    }
 }
 
 /// What the worker of a service takes.

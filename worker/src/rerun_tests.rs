@@ -59,7 +59,7 @@ impl Scene {
     fn options(&self) -> WorkOptions {
         let options = LeaseOptions::default();
         WorkOptions {
-            client: self.server.client(),
+            server: self.server.address(),
             leases: Arc::new(MemoryLeaseStore::new(options)),
             lease_ttl: options.lease_ttl,
             progress: Arc::new(Progress::default()),

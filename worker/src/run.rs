@@ -17,7 +17,7 @@ use crate::job::CheckedJob;
 use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError, Stores};
 use crate::trace;
-use crate::work::client::{Client, ClientError};
+use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
 use crate::work::{Ended, ShardContext, WorkError, Worker};
@@ -58,6 +58,9 @@ pub enum RunError {
     /// The lease store failed.
     #[error("the lease store failed")]
     Lease(#[from] LeaseError),
+    /// The server that is given cannot be the job's.
+    #[error("the server cannot be used")]
+    Address(#[from] AddressError),
     /// The inference-server did not answer.
     #[error("the inference-server could not be asked for its models")]
     Server(#[source] ClientError),
@@ -154,8 +157,8 @@ pub async fn resume(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunEr
 
 /// What working off a run needs besides its plan.
 pub struct WorkOptions {
-    /// The inference-server.
-    pub client: Client,
+    /// The server that answers rows.
+    pub server: ServerAddress,
     /// The lease store, shared by all workers of the run.
     pub leases: Arc<dyn LeaseStore>,
     /// How long a lease holds without renewal.
@@ -179,12 +182,13 @@ pub async fn worker(
         output,
     } = prepared;
     let WorkOptions {
-        client,
+        server,
         leases,
         lease_ttl,
         progress,
         stop: _,
     } = options;
+    let client = Client::new(server, job)?;
     let submit_options = SubmitOptions {
         retry: job.retry.clone(),
         chunks_in_flight_max: CHUNKS_IN_FLIGHT_MAX,
@@ -196,7 +200,7 @@ pub async fn worker(
         stores: stores.with_inline_rows(&job.input),
         output: output.clone(),
         submitter: Submitter::new(client.clone(), job.steps.clone(), submit_options),
-        models: models(client).await.map_err(RunError::Server)?,
+        models: models(&client).await.map_err(RunError::Server)?,
         progress: progress.clone(),
     };
     Ok(Worker::new(Arc::new(context), leases.clone(), *lease_ttl))
@@ -228,6 +232,11 @@ async fn models(client: &Client) -> Result<BTreeMap<String, String>, ClientError
             tokio::time::sleep(FIRST_ROWS_DELAY).await;
             match client.models().await {
                 Err(ClientError::Gone(_) | ClientError::Away(_)) => continue,
+                Err(
+                    ClientError::Busy { retry_after } | ClientError::Unavailable { retry_after },
+                ) => {
+                    tokio::time::sleep(retry_after).await;
+                }
                 answered => return answered,
             }
         }

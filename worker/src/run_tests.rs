@@ -21,7 +21,7 @@ impl Scene {
         let server = FakeServer::start(|_, _| Say::Vectors);
         let options = LeaseOptions::default();
         let options = WorkOptions {
-            client: server.client(),
+            server: server.address(),
             leases: Arc::new(MemoryLeaseStore::new(options)),
             lease_ttl: options.lease_ttl,
             progress: Arc::new(Progress::default()),

@@ -17,7 +17,6 @@ use millrace_worker::job::CheckedJob;
 use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::serve::{self, Door, ServeOptions};
 use millrace_worker::store::Stores;
-use millrace_worker::work::client::Client;
 use millrace_worker::work::progress::Progress;
 use millrace_worker::{manifests, models, output};
 
@@ -95,7 +94,7 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
     } = open(job)?;
     let prepared = run::resume(&stores, &job).await?;
     let options = WorkOptions {
-        client: Client::new(server.socket),
+        server: server.address(),
         leases,
         lease_ttl,
         progress: Arc::new(Progress::default()),
@@ -189,7 +188,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         registry,
         redis,
         lease_ttl: Duration::from_millis(lease_ttl_ms),
-        client: Client::new(server.socket),
+        server: server.address(),
         pod,
         secrets,
         metrics: door.metrics.clone(),

@@ -63,6 +63,7 @@ fn job(keys: &[&str]) -> CheckedJob {
             name: "step".into(),
             model: "model".into(),
         }],
+        runtime: None,
         input: Input {
             uris: keys.iter().map(|key| uri(key)).collect(),
             inline: None,

@@ -1,6 +1,5 @@
 //! `millrace run --dry-run`: plans and reads the whole input, and writes nothing.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -15,11 +14,12 @@ use millrace_worker::manifests::Loaded;
 use millrace_worker::plan::{self, Preflight, TokenCounter};
 use millrace_worker::read;
 use millrace_worker::store::Stores;
+use millrace_worker::work::client::Client;
 use serde::Serialize;
 
 use crate::display::OutputMode;
 use crate::local_models;
-use crate::local_server::LocalServer;
+use crate::local_server::{LocalServer, Origin};
 use crate::output;
 
 /// Rows that are computed for the estimate of time.
@@ -45,12 +45,12 @@ struct DryRun {
     estimated_seconds: Option<u64>,
 }
 
-/// Plans, reads and reports. `server` is started for a moment to measure a few rows.
+/// Plans, reads and reports. `server` is started for a moment, or asked, to measure a few rows.
 pub async fn dry_run(
     stores: &Stores,
     loaded: &Loaded,
     mode: OutputMode,
-    server: anyhow::Result<std::path::PathBuf>,
+    server: anyhow::Result<Origin>,
 ) -> anyhow::Result<ExitCode> {
     let job = &loaded.job;
     let started = Instant::now();
@@ -61,7 +61,7 @@ pub async fn dry_run(
     let preflight = plan::preflight(stores, job, &plan, counter).await?;
     let read = started.elapsed();
     let rows_per_second = match server {
-        Ok(program) => measured(stores, loaded, &plan, &program, mode).await,
+        Ok(origin) => measured(stores, loaded, &plan, &origin, mode).await,
         Err(_) => None,
     };
     let found = DryRun {
@@ -81,6 +81,10 @@ pub async fn dry_run(
 }
 
 fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
+    // Nobody but the server that the user brings knows its models' tokenisers.
+    if loaded.job.runtime.is_some() {
+        return None;
+    }
     match plan::token_counter(&loaded.service, &loaded.job.steps, &default_model_cache()) {
         Ok(counter) => Some(counter),
         Err(error) => {
@@ -101,10 +105,10 @@ async fn measured(
     stores: &Stores,
     loaded: &Loaded,
     plan: &Plan,
-    program: &Path,
+    origin: &Origin,
     mode: OutputMode,
 ) -> Option<f64> {
-    match measure(stores, loaded, plan, program).await {
+    match measure(stores, loaded, plan, origin).await {
         Ok(rate) => rate,
         Err(error) => {
             if mode == OutputMode::Text {
@@ -119,7 +123,7 @@ async fn measure(
     stores: &Stores,
     loaded: &Loaded,
     plan: &Plan,
-    program: &Path,
+    origin: &Origin,
 ) -> anyhow::Result<Option<f64>> {
     let job = &loaded.job;
     let Some(shard) = plan.shards.get(plan.shards.len() / 2) else {
@@ -140,15 +144,18 @@ async fn measure(
     if texts.is_empty() {
         return Ok(None);
     }
-    let request = RowsRequest {
+    let mut request = RowsRequest {
         models: job::models(&job.steps),
         texts,
     };
     let service = local_models::fetched(stores, &loaded.service).await?;
-    let server = LocalServer::start(program, &service, &loaded.base)?;
-    let client = server.client();
+    let server = LocalServer::start(origin, &service, &loaded.base)?;
+    let client = Client::new(&server.address(), job)?;
     let measuring = async {
         client.wait_ready(SERVER_PATIENCE).await?;
+        // Only a server that was asked for its models says how much it takes at a time.
+        client.models().await?;
+        request.texts.truncate(client.batch_rows_max());
         // The first pass finds kernels and fills allocators; the second one is the rate.
         client.infer(&request).await?;
         let started = Instant::now();

@@ -14,6 +14,7 @@ use millrace_worker::memory;
 use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::store::Stores;
 use millrace_worker::trace;
+use millrace_worker::work::client::ServerUrl;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::display::{Display, OutputMode};
 use crate::exit;
 use crate::local_models;
-use crate::local_server::{self, LocalServer};
+use crate::local_server::{self, LocalServer, Origin};
 use crate::report;
 
 /// In one process nobody else can take a lease, so it only has to outlive a pause of the machine.
@@ -44,6 +45,10 @@ pub struct RunArgs {
     /// Binary of the inference-server; by default the one beside this program.
     #[arg(long, env = "MILLRACE_INFERENCE_SERVER", value_name = "PATH")]
     inference_server: Option<PathBuf>,
+    /// Server that answers the rows of a service with spec.runtime, such as http://127.0.0.1:8000.
+    /// It must run already.
+    #[arg(long, env = "MILLRACE_SERVER_URL", value_name = "URL")]
+    server_url: Option<ServerUrl>,
 }
 
 /// Runs the command.
@@ -53,14 +58,19 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         dry_run,
         output,
         inference_server,
+        server_url,
     } = args;
     let loaded = match manifests::load(&file) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(exit::bad_manifest(&error)),
     };
     let stores = Stores::from_env();
+    let misfit = local_server::misfit(&loaded.service, server_url.as_ref());
     if dry_run {
-        let server = local_server::program(inference_server);
+        let server = match misfit {
+            Some(misfit) => Err(anyhow::Error::msg(misfit)),
+            None => local_server::origin(server_url, inference_server),
+        };
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;
     }
     if let Some(refused) = refused(&loaded.batch_job.spec) {
@@ -73,14 +83,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
         Found::Next(run) => run,
     };
+    if let Some(misfit) = misfit {
+        eprintln!("error: {misfit}");
+        return Ok(exit::BAD_MANIFEST.into());
+    }
     memory::give_back_large_blocks();
-    let program = local_server::program(inference_server)?;
+    let origin = local_server::origin(server_url, inference_server)?;
     let (started, started_at) = (Instant::now(), SystemTime::now());
     loop {
         let job = loaded.job.at_run(next);
         let prepared = run::prepare(&stores, &job).await?;
         let display = Display::new(output, &job, &prepared);
-        let worked = work(&stores, &loaded, &job, prepared, &program, &display).await;
+        let worked = work(&stores, &loaded, &job, prepared, &origin, &display).await;
         display.clear();
         match worked? {
             RunEnd::Finished(manifest) => {
@@ -113,11 +127,11 @@ async fn work(
     loaded: &Loaded,
     job: &CheckedJob,
     prepared: Prepared,
-    program: &std::path::Path,
+    origin: &Origin,
     display: &Display,
 ) -> anyhow::Result<RunEnd> {
     let service = local_models::fetched(stores, &loaded.service).await?;
-    let server = LocalServer::start(program, &service, &loaded.base)?;
+    let server = LocalServer::start(origin, &service, &loaded.base)?;
     let lease_options = LeaseOptions {
         lease_ttl: LEASE_TTL,
         deliveries_max: job.deliveries_max,
@@ -125,7 +139,7 @@ async fn work(
     let progress = Arc::new(Progress::default());
     let stop = CancellationToken::new();
     let options = WorkOptions {
-        client: server.client(),
+        server: server.address(),
         leases: Arc::new(MemoryLeaseStore::new(lease_options)),
         lease_ttl: LEASE_TTL,
         progress: progress.clone(),

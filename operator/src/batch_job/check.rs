@@ -36,7 +36,7 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
         return refused("ServiceNotFound", message);
     };
     for (index, step) in spec.steps.iter().flatten().enumerate() {
-        let models = || service.spec.models.iter().map(|model| model.name.as_str());
+        let models = || service.spec.model_names();
         if !models().any(|model| model == step.model) {
             let known = models().collect::<Vec<_>>().join(", ");
             let message = format!(

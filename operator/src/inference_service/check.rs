@@ -2,6 +2,8 @@
 
 use millrace_crds::InferenceService;
 
+use super::build::WORKER_PORT;
+
 /// Why a service does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
@@ -29,5 +31,40 @@ pub fn check(service: &InferenceService) -> Result<Checked, Refused> {
             });
         }
     }
+    if let Some(runtime) = &service.spec.runtime
+        && runtime.port == WORKER_PORT
+    {
+        return Err(Refused {
+            reason: "PortInUse",
+            message: format!(
+                "spec.runtime.port: the worker in the same pod listens on {WORKER_PORT}; let the \
+                 server listen on another port"
+            ),
+        });
+    }
     Ok(Checked(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_foreign_server_cannot_take_the_workers_port() {
+        let on = |port: u16| {
+            let service = serde_json::from_value(json!({
+                "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+                "metadata": {"name": "service"},
+                "spec": {"runtime": {
+                    "image": "a", "port": port, "protocol": "TEI",
+                    "models": [{"name": "m", "task": "Embedding"}],
+                }},
+            }));
+            check(&service.unwrap()).map(|_| ())
+        };
+        assert_eq!(on(8080), Ok(()));
+        assert_eq!(on(WORKER_PORT).unwrap_err().reason, "PortInUse");
+    }
 }

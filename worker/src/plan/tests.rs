@@ -41,6 +41,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
             name: "step".into(),
             model: "model".into(),
         }],
+        runtime: None,
         input: Input {
             uris: uris.iter().map(uri).collect(),
             inline: None,

@@ -21,7 +21,7 @@ pub use self::http::{Door, listen};
 use self::jobs::Jobs;
 use self::rate::Rate;
 use crate::metrics::Metrics;
-use crate::work::client::Client;
+use crate::work::client::ServerAddress;
 use crate::work::{Claimed, SHARDS_IN_HAND_MAX, chain};
 
 /// How often the registry is read.
@@ -41,8 +41,8 @@ pub struct ServeOptions {
     pub redis: RedisOptions,
     /// How long a lease holds without renewal.
     pub lease_ttl: Duration,
-    /// The inference-server.
-    pub client: Client,
+    /// The server that answers rows.
+    pub server: ServerAddress,
     /// Name of this worker's pod.
     pub pod: String,
     /// Folder with one folder per mounted Secret.

@@ -53,13 +53,13 @@ pub fn open(
         registry: _,
         redis,
         lease_ttl,
-        client,
+        server,
         pod: _,
         secrets,
         metrics,
         stop,
     } = options;
-    let (redis, lease_ttl, client) = (redis.clone(), *lease_ttl, client.clone());
+    let (redis, lease_ttl, server) = (redis.clone(), *lease_ttl, server.clone());
     let progress = Arc::new(Progress::counted_in(metrics.clone()));
     let (name, secrets, stop) = (name.to_owned(), secrets.clone(), stop.child_token());
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -70,7 +70,7 @@ pub fn open(
             deliveries_max: job.deliveries_max,
         };
         let work_options = WorkOptions {
-            client,
+            server,
             leases: Arc::new(RedisLeaseStore::new(&redis, &job.run_key(), lease_options)?),
             lease_ttl,
             progress,

@@ -1,7 +1,10 @@
-//! The worker's side of the Unix socket: sends rows to the local inference-server.
+//! The worker's way to the server that answers rows: this project's own behind a Unix socket, or a
+//! foreign one, which the user brings.
 //!
 //! Knows nothing of shards or leases, and never retries: it tells apart what a caller must treat
 //! differently and leaves the rest to it.
+
+mod foreign;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,10 +13,15 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use millrace_protocol::row::RowError;
 use millrace_protocol::wire::{ROWS_CONTENT_TYPE, ROWS_PATH, RowsReply, RowsRequest};
 use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
+
+use self::foreign::Foreign;
+pub use self::foreign::{ServerUrl, ServerUrlError};
+use crate::job::CheckedJob;
 
 /// Longest a request may take; a batch of the longest rows takes far less on the slowest device.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
@@ -33,9 +41,33 @@ pub enum ClientError {
         /// How long the server asked to wait.
         retry_after: Duration,
     },
+    /// The server is up and says that it cannot answer now; ask again after the given time, if it is
+    /// ready then.
+    #[error("the inference-server cannot answer for now")]
+    Unavailable {
+        /// How long the server asked to wait.
+        retry_after: Duration,
+    },
     /// The server takes no request as large as this one; smaller ones may do.
     #[error("the inference-server takes no request of this size: {0}")]
     TooLarge(String),
+    /// A foreign server did not answer these texts together, and some of them may be to blame;
+    /// smaller requests may do.
+    #[error("the server did not answer these rows together: {error}")]
+    Rejected {
+        /// What a row ends with that is asked alone.
+        error: RowError,
+        /// The server's own words, which may repeat a row: they go into no error line.
+        words: String,
+    },
+    /// A foreign server does not do what the service says of it.
+    #[error("the server is not what spec.runtime says, model {model}: {message}")]
+    Unsuited {
+        /// Name of the model.
+        model: String,
+        /// What it does not do.
+        message: String,
+    },
     /// The request did not reach the server whole within its patience; nothing was computed.
     #[error("the request reached the inference-server too slowly")]
     TooSlow,
@@ -72,14 +104,95 @@ struct Info {
     models: Vec<ModelInfo>,
 }
 
-/// A cheap handle on the inference-server behind a Unix socket. One connection per request: on a
-/// Unix socket that costs microseconds, and no request ever meets a connection that died idle.
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerAddress {
+    /// This project's own, on a Unix socket.
+    Socket(PathBuf),
+    /// A foreign one.
+    Url(ServerUrl),
+}
+
+/// Why the server at an address cannot be the job's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// A server of the user's own cannot be reached by a socket.
+    #[error("the service brings its own server (spec.runtime): name it with --server-url")]
+    NoUrl,
+    /// A URL means a server of the user's own.
+    #[error("--server-url is for a service with spec.runtime; this one has models")]
+    NoRuntime,
+}
+
+/// A cheap handle on a server.
 #[derive(Debug, Clone)]
-pub struct Client {
-    socket: PathBuf,
+pub enum Client {
+    /// Of this project's own.
+    Own(Own),
+    /// Of one that the user brings.
+    Foreign(Foreign),
 }
 
 impl Client {
+    /// A client of the server at `address`, which answers the rows of `job`.
+    pub fn new(address: &ServerAddress, job: &CheckedJob) -> Result<Self, AddressError> {
+        match (address, &job.runtime) {
+            (ServerAddress::Socket(socket), None) => Ok(Self::Own(Own::new(socket))),
+            (ServerAddress::Url(url), Some(runtime)) => {
+                Ok(Self::Foreign(Foreign::new(url, runtime, &job.steps)))
+            }
+            (ServerAddress::Socket(_), Some(_)) => Err(AddressError::NoUrl),
+            (ServerAddress::Url(_), None) => Err(AddressError::NoRuntime),
+        }
+    }
+
+    /// Runs texts through models.
+    pub async fn infer(&self, request: &RowsRequest) -> Result<RowsReply, ClientError> {
+        match self {
+            Self::Own(own) => own.infer(request).await,
+            Self::Foreign(foreign) => foreign.infer(request).await,
+        }
+    }
+
+    /// Most texts that one request should hold.
+    pub fn batch_rows_max(&self) -> usize {
+        match self {
+            // It cuts batches itself, and the worker's chunks are far below what it takes.
+            Self::Own(_) => usize::MAX,
+            Self::Foreign(foreign) => foreign.batch_rows_max(),
+        }
+    }
+
+    /// Waits until the server is ready, for at most `patience`.
+    pub async fn wait_ready(&self, patience: Duration) -> Result<(), ClientError> {
+        let ready = async {
+            match self {
+                Self::Own(own) => own.until_ready().await,
+                Self::Foreign(foreign) => foreign.until_ready().await,
+            }
+        };
+        tokio::time::timeout(patience, ready)
+            .await
+            .map_err(|_| ClientError::Away(format!("it was not ready within {patience:?}")))
+    }
+
+    /// The models that the server has loaded, as far as the job needs them of a foreign one.
+    pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+        match self {
+            Self::Own(own) => own.models().await,
+            Self::Foreign(foreign) => foreign.models().await,
+        }
+    }
+}
+
+/// A cheap handle on the inference-server behind a Unix socket. One connection per request: on a
+/// Unix socket that costs microseconds, and no request ever meets a connection that died idle.
+#[derive(Debug, Clone)]
+pub struct Own {
+    socket: PathBuf,
+}
+
+impl Own {
     /// A client of the server that listens on `socket`.
     pub fn new(socket: impl AsRef<Path>) -> Self {
         Self {
@@ -87,8 +200,7 @@ impl Client {
         }
     }
 
-    /// Runs texts through models.
-    pub async fn infer(&self, request: &RowsRequest) -> Result<RowsReply, ClientError> {
+    async fn infer(&self, request: &RowsRequest) -> Result<RowsReply, ClientError> {
         let body = rmp_serde::to_vec_named(request).expect("rows always serialise");
         let (status, retry_after, body) = self.send(Method::POST, ROWS_PATH, body).await?;
         match status {
@@ -101,24 +213,17 @@ impl Client {
         }
     }
 
-    /// Waits until the server is ready, for at most `patience`.
-    pub async fn wait_ready(&self, patience: Duration) -> Result<(), ClientError> {
-        let ready = async {
-            loop {
-                let answer = self.send(Method::GET, "/ready", Vec::new()).await;
-                if matches!(answer, Ok((StatusCode::OK, _, _))) {
-                    return;
-                }
-                tokio::time::sleep(READY_POLL).await;
+    async fn until_ready(&self) {
+        loop {
+            let answer = self.send(Method::GET, "/ready", Vec::new()).await;
+            if matches!(answer, Ok((StatusCode::OK, _, _))) {
+                return;
             }
-        };
-        tokio::time::timeout(patience, ready)
-            .await
-            .map_err(|_| ClientError::Away(format!("it was not ready within {patience:?}")))
+            tokio::time::sleep(READY_POLL).await;
+        }
     }
 
-    /// The models that the server has loaded.
-    pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+    async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
         let (status, _, body) = self.send(Method::GET, "/info", Vec::new()).await?;
         if status != StatusCode::OK {
             return Err(refused(status, &body));
@@ -168,7 +273,8 @@ impl Client {
             .send_request(request)
             .await
             .map_err(|error| gone(&error))?;
-        let retry_after = retry_after(reply.headers());
+        // A queue on the same machine empties within milliseconds.
+        let retry_after = retry_after(reply.headers(), Duration::from_millis(20));
         let status = reply.status();
         let body = Limited::new(reply.into_body(), REPLY_BYTES_MAX)
             .collect()
@@ -202,16 +308,13 @@ fn decode_reply(request: &RowsRequest, body: &[u8]) -> Result<RowsReply, ClientE
     }
 }
 
-fn retry_after(headers: &http::HeaderMap) -> Duration {
+/// What the server asks to wait; `soon` where it does not say in seconds.
+fn retry_after(headers: &http::HeaderMap, soon: Duration) -> Duration {
     let seconds = headers
         .get(header::RETRY_AFTER)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse::<u64>().ok());
-    // A queue on the same machine empties within milliseconds, so a missing or zero header means
-    // soon rather than at once.
-    seconds.map_or(Duration::from_millis(20), |s| {
-        Duration::from_secs(s.min(60))
-    })
+    seconds.map_or(soon, |s| Duration::from_secs(s.min(60)).max(soon))
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {

@@ -74,8 +74,8 @@ enum Delivery {
     Answered(Answered),
     /// The server died under it.
     Died(RowError),
-    /// The server takes no request of its size.
-    TooLarge(RowError),
+    /// The server takes no request with all its rows.
+    Refused(RowError),
 }
 
 /// The outcomes of a chunk that is delivered in pieces.
@@ -158,8 +158,9 @@ impl Submitter {
             .await
             .expect("the semaphore is never closed");
         let mut pieces = Pieces::of(texts.len());
-        let whole = 0..texts.len();
-        let mut open = vec![whole];
+        // The last one first: what is pushed last is popped first.
+        let mut open = batches(texts.len(), self.client.batch_rows_max());
+        open.reverse();
         while let Some(range) = open.pop() {
             let delivery = {
                 let _in_company = self.suspicion.read().await;
@@ -167,8 +168,8 @@ impl Submitter {
             };
             match delivery {
                 Delivery::Answered(answered) => pieces.put(range, answered),
-                Delivery::TooLarge(_) if range.len() > 1 => open.extend(halves(&range)),
-                Delivery::TooLarge(error) => pieces.fail(range.start, error),
+                Delivery::Refused(_) if range.len() > 1 => open.extend(halves(&range)),
+                Delivery::Refused(error) => pieces.fail(range.start, error),
                 Delivery::Died(_) => {
                     let _alone = self.suspicion.write().await;
                     let answered = self.isolate(&texts[range.clone()]).await?;
@@ -184,20 +185,17 @@ impl Submitter {
         let mut pieces = Pieces::of(texts.len());
         let mut suspects: Vec<(Range<usize>, u32)> = vec![(0..texts.len(), 0)];
         while let Some((range, deaths)) = suspects.pop() {
-            self.client
-                .wait_ready(self.options.server_patience)
-                .await
-                .map_err(SubmitError::ServerAway)?;
+            self.ready().await?;
             match self.ask(&texts[range.clone()]).await? {
                 Delivery::Answered(answered) => pieces.put(range, answered),
-                Delivery::Died(_) | Delivery::TooLarge(_) if range.len() > 1 => {
+                Delivery::Died(_) | Delivery::Refused(_) if range.len() > 1 => {
                     tracing::warn!(rows = range.len(), "a suspect chunk is halved");
                     suspects.extend(halves(&range).map(|half| (half, 0)));
                 }
                 Delivery::Died(_) if deaths + 1 < LONE_DEATHS_MAX => {
                     suspects.push((range, deaths + 1));
                 }
-                Delivery::Died(error) | Delivery::TooLarge(error) => {
+                Delivery::Died(error) | Delivery::Refused(error) => {
                     pieces.fail(range.start, error);
                 }
             }
@@ -215,18 +213,20 @@ impl Submitter {
         loop {
             match self.client.infer(&request).await {
                 Ok(reply) => return Ok(Delivery::Answered(self.outcomes(reply))),
-                Err(ClientError::Busy { retry_after }) => {
+                Err(
+                    full @ (ClientError::Busy { retry_after }
+                    | ClientError::Unavailable { retry_after }),
+                ) => {
                     tokio::time::sleep(retry_after).await;
+                    if matches!(full, ClientError::Unavailable { .. }) {
+                        self.ready().await?;
+                    }
                     if warned.elapsed() >= FULL_WARNING_INTERVAL {
                         warned = Instant::now();
                         tracing::warn!(rows = texts.len(), "the inference-server is still full");
                     }
                 }
-                Err(ClientError::Away(_)) => self
-                    .client
-                    .wait_ready(self.options.server_patience)
-                    .await
-                    .map_err(SubmitError::ServerAway)?,
+                Err(ClientError::Away(_)) => self.ready().await?,
                 Err(ClientError::Gone(_)) => {
                     return Ok(Delivery::Died(RowError::new(
                         RowErrorCode::ServerCrashed,
@@ -240,10 +240,13 @@ impl Submitter {
                     )));
                 }
                 Err(ClientError::TooLarge(words)) => {
-                    return Ok(Delivery::TooLarge(RowError::new(
+                    return Ok(Delivery::Refused(RowError::new(
                         RowErrorCode::TextTooLong,
                         format!("the inference-server does not take this row even alone: {words}"),
                     )));
+                }
+                Err(ClientError::Rejected { error, words: _ }) => {
+                    return Ok(Delivery::Refused(error));
                 }
                 Err(ClientError::TooSlow) => {
                     let late = RowError::new(
@@ -254,11 +257,16 @@ impl Submitter {
                     let tokens = 0;
                     return Ok(Delivery::Answered(Answered { outcomes, tokens }));
                 }
-                Err(refused @ ClientError::Refused { .. }) => {
+                Err(refused @ (ClientError::Refused { .. } | ClientError::Unsuited { .. })) => {
                     return Err(SubmitError::Refused(refused));
                 }
             }
         }
+    }
+
+    async fn ready(&self) -> Result<(), SubmitError> {
+        let ready = self.client.wait_ready(self.options.server_patience);
+        ready.await.map_err(SubmitError::ServerAway)
     }
 
     fn outcomes(&self, reply: RowsReply) -> Answered {
@@ -294,6 +302,14 @@ impl Submitter {
             })
             .collect()
     }
+}
+
+/// The rows in ranges of at most `rows_max`.
+fn batches(rows: usize, rows_max: usize) -> Vec<Range<usize>> {
+    let starts = (0..rows).step_by(rows_max.max(1));
+    starts
+        .map(|start| start..rows.min(start.saturating_add(rows_max)))
+        .collect()
 }
 
 /// The second half first: what is pushed last is popped first.

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::client::Client;
+use super::client::{Client, Own, ServerAddress};
 use super::progress::Progress;
 use super::submit::{SubmitOptions, Submitter};
 use super::{ShardContext, Worker};
@@ -79,7 +79,11 @@ impl FakeServer {
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::new(self.folder.path().join("socket"))
+        Client::Own(Own::new(self.folder.path().join("socket")))
+    }
+
+    pub(crate) fn address(&self) -> ServerAddress {
+        ServerAddress::Socket(self.folder.path().join("socket"))
     }
 
     /// What it was asked so far.

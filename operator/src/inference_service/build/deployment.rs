@@ -1,5 +1,5 @@
 //! The pods of a service: models are fetched, then the worker stands beside the server, and both
-//! talk over a Unix socket.
+//! talk over a Unix socket. A foreign server brings its own models and is spoken to over HTTP.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::config_map::{MODELS, SERVER_KEY, SERVICE_KEY};
-use super::{HTTP_PORT, WORKER_PORT, metadata, object, selector};
+use super::{HTTP_PORT, WORKER_PORT, metadata, object, runtime, selector};
 use crate::config::Options;
 use crate::names::{SERVICE_LABEL, child, inference, labels, leases_secret};
 use crate::pods;
@@ -40,11 +40,24 @@ pub fn deployment(
         .map(|secret| pods::credentials(&secret.name))
         .collect();
     let mounts_of_secrets: Vec<Value> = secrets.iter().map(|(_, mount)| mount.clone()).collect();
-    let mut volumes = vec![
-        json!({"name": "run", "emptyDir": {}}),
-        json!({"name": "models", "emptyDir": {}}),
-        json!({"name": "service", "configMap": {"name": child(&name, "service")}}),
-    ];
+    let worker = worker(service, options, &mounts_of_secrets);
+    let resources = json!(resources);
+    let (mut volumes, init_containers, server) = match &service.spec.runtime {
+        None => (
+            vec![
+                json!({"name": "run", "emptyDir": {}}),
+                json!({"name": "models", "emptyDir": {}}),
+                json!({"name": "service", "configMap": {"name": child(&name, "service")}}),
+            ],
+            vec![fetcher(service, options, &mounts_of_secrets), worker],
+            server(options, &resources),
+        ),
+        Some(runtime) => (
+            runtime::volumes(),
+            vec![worker],
+            runtime::server(runtime, &resources),
+        ),
+    };
     volumes.extend(secrets.into_iter().map(|(volume, _)| volume));
     let tolerations: Vec<Value> = tolerations.iter().map(toleration).collect();
     let pod = json!({
@@ -55,11 +68,8 @@ pub fn deployment(
         "tolerations": tolerations,
         "securityContext": pods::pod_security(),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "initContainers": [
-            fetcher(service, options, &mounts_of_secrets),
-            worker(service, options, &mounts_of_secrets),
-        ],
-        "containers": [server(options, &json!(resources))],
+        "initContainers": init_containers,
+        "containers": [server],
         "volumes": volumes,
     });
     // Servers read their manifest once, so other models make other pods.
@@ -114,13 +124,22 @@ fn fetcher(service: &InferenceService, options: &Options, secrets: &[Value]) -> 
 fn worker(service: &InferenceService, options: &Options, secrets: &[Value]) -> Value {
     let leases = leases_secret(&service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
-    variables
-        .push(json!({"name": "MILLRACE_SERVER_SOCKET", "value": format!("{RUN}/server.sock")}));
+    let mut mounts = Vec::new();
+    match &service.spec.runtime {
+        None => {
+            let socket = format!("{RUN}/server.sock");
+            variables.push(json!({"name": "MILLRACE_SERVER_SOCKET", "value": socket}));
+            mounts.push(json!({"name": "run", "mountPath": RUN}));
+        }
+        Some(runtime) => {
+            let url = format!("http://127.0.0.1:{}", runtime.port);
+            variables.push(json!({"name": "MILLRACE_SERVER_URL", "value": url}));
+        }
+    }
     variables.push(json!({"name": "MILLRACE_SERVICE_NAME", "value": service.name_any()}));
     variables.push(json!({"name": "MILLRACE_NAMESPACE", "value": service.namespace()}));
     variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
     variables.extend(pods::telemetry_variables(options));
-    let mut mounts = vec![json!({"name": "run", "mountPath": RUN})];
     mounts.extend_from_slice(secrets);
     json!({
         "name": "worker",
@@ -187,34 +206,58 @@ mod tests {
         ])
     }
 
-    fn made(options: &Options) -> Value {
-        let service = serde_json::from_value(json!({
+    fn service(answered_by: (&str, Value)) -> InferenceService {
+        let (field, value) = answered_by;
+        let mut service = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "service", "namespace": "tenant", "uid": "u"},
             "spec": {
-                "models": [{"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}}],
                 "secrets": [{"name": "store"}],
                 "template": {"resources": {"limits": {"nvidia.com/gpu": "1"}}},
             },
-        }));
-        json!(deployment(&service.unwrap(), Some(2), options))
+        });
+        service["spec"][field] = value;
+        serde_json::from_value(service).unwrap()
+    }
+
+    fn made() -> Value {
+        let model = json!({"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}});
+        deployed(&service(("models", json!([model]))))
+    }
+
+    /// A service whose server the user brings.
+    fn brought(more: Value) -> InferenceService {
+        let mut runtime = json!({
+            "image": "ghcr.io/acme/tei:1", "port": 3000, "protocol": "TEI",
+            "args": ["--model-id", "BAAI/bge-m3"], "env": [{"name": "A", "value": "b"}],
+            "models": [{"name": "bge", "task": "Embedding"}],
+        });
+        for (key, value) in more.as_object().unwrap() {
+            runtime[key] = value.clone();
+        }
+        service(("runtime", runtime))
+    }
+
+    fn deployed(service: &InferenceService) -> Value {
+        json!(deployment(service, Some(2), &options()))
     }
 
     #[test]
     fn pods_pass_the_restricted_standard_and_hold_no_token() {
-        let pod = &made(&options())["spec"]["template"]["spec"];
+        for made in [made(), deployed(&brought(json!({})))] {
+            assert_restricted(&made["spec"]["template"]["spec"]);
+        }
+    }
+
+    fn assert_restricted(pod: &Value) {
         assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(
             pod["securityContext"]["seccompProfile"]["type"],
             "RuntimeDefault"
         );
-        let containers = [
-            &pod["initContainers"][0],
-            &pod["initContainers"][1],
-            &pod["containers"][0],
-        ];
-        for container in containers {
+        let init = pod["initContainers"].as_array().unwrap();
+        for container in init.iter().chain(pod["containers"].as_array().unwrap()) {
             let security = &container["securityContext"];
             assert_eq!(security["allowPrivilegeEscalation"], false);
             assert_eq!(security["readOnlyRootFilesystem"], true);
@@ -224,7 +267,7 @@ mod tests {
 
     #[test]
     fn the_worker_is_a_sidecar_that_is_drained_before_the_server_ends() {
-        let pod = &made(&options())["spec"]["template"]["spec"];
+        let pod = &made()["spec"]["template"]["spec"];
         assert_eq!(pod["initContainers"][1]["restartPolicy"], "Always");
         let hook = &pod["containers"][0]["lifecycle"]["preStop"]["httpGet"];
         assert_eq!(hook["path"], "/drain");
@@ -239,12 +282,86 @@ mod tests {
         let mut options = options();
         let collector = "http://collector:4318".to_owned();
         options.telemetry = vec![("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), collector)];
-        let pod = &made(&options)["spec"]["template"]["spec"];
+        let model = json!({"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}});
+        let service = service(("models", json!([model])));
+        let made = json!(deployment(&service, Some(2), &options));
+        let pod = &made["spec"]["template"]["spec"];
         let expected =
             json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"});
         for container in [&pod["initContainers"][1], &pod["containers"][0]] {
             let variables = container["env"].as_array().unwrap();
             assert!(variables.contains(&expected), "{variables:?}");
         }
+    }
+
+    #[test]
+    fn a_foreign_server_stands_where_ours_does_and_brings_its_own_models() {
+        let made = deployed(&brought(json!({})));
+        let pod = &made["spec"]["template"]["spec"];
+        let init = pod["initContainers"].as_array().unwrap();
+        assert_eq!(init.len(), 1, "no models are fetched");
+        assert_eq!(init[0]["restartPolicy"], "Always");
+        let variables = init[0]["env"].as_array().unwrap();
+        let url = json!({"name": "MILLRACE_SERVER_URL", "value": "http://127.0.0.1:3000"});
+        assert!(variables.contains(&url), "{variables:#?}");
+        let named = |name| variables.iter().any(|variable| variable["name"] == name);
+        assert!(!named("MILLRACE_SERVER_SOCKET"));
+
+        let server = &pod["containers"][0];
+        assert_eq!(server["image"], "ghcr.io/acme/tei:1");
+        assert_eq!(server["args"], json!(["--model-id", "BAAI/bge-m3"]));
+        assert_eq!(server["command"], json!([]), "the image's own");
+        assert_eq!(server["ports"][0]["containerPort"], 3000);
+        assert_eq!(server["lifecycle"]["preStop"]["httpGet"]["path"], "/drain");
+        let drained_at = &server["lifecycle"]["preStop"]["httpGet"]["port"];
+        assert_eq!(drained_at, &json!(WORKER_PORT));
+        assert_eq!(server["resources"]["limits"]["nvidia.com/gpu"], "1");
+    }
+
+    #[test]
+    fn a_foreign_server_is_ready_where_its_protocol_or_its_manifest_says() {
+        for (more, path) in [
+            (json!({}), "/health"),
+            (json!({"protocol": "OIP"}), "/v2/health/ready"),
+            (json!({"readyPath": "/ping"}), "/ping"),
+        ] {
+            let made = deployed(&brought(more));
+            let server = &made["spec"]["template"]["spec"]["containers"][0];
+            for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+                assert_eq!(server[probe]["httpGet"]["path"], path);
+                assert_eq!(server[probe]["httpGet"]["port"], 3000);
+            }
+        }
+    }
+
+    #[test]
+    fn a_foreign_server_can_write_to_its_home_and_to_tmp_alone() {
+        let made = deployed(&brought(json!({})));
+        let pod = &made["spec"]["template"]["spec"];
+        let server = &pod["containers"][0];
+        let home = json!({"name": "HOME", "value": "/home/server"});
+        let own = json!({"name": "A", "value": "b"});
+        assert_eq!(server["env"], json!([home, own]));
+        let places = server["volumeMounts"].as_array().unwrap().iter();
+        let places: Vec<_> = places.map(|mount| &mount["mountPath"]).collect();
+        assert_eq!(places, ["/tmp", "/home/server"]);
+        for mount in server["volumeMounts"].as_array().unwrap() {
+            let volume = json!({"name": mount["name"], "emptyDir": {}});
+            assert!(pod["volumes"].as_array().unwrap().contains(&volume));
+        }
+        let env = json!([{"name": "HOME", "value": "/tmp"}]);
+        let made = deployed(&brought(json!({"env": env})));
+        let server = &made["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(server["env"], env, "the user's own word counts");
+    }
+
+    #[test]
+    fn requests_reach_a_foreign_server_at_its_own_port() {
+        let service = brought(json!({}));
+        let made = json!(super::super::kube_service(&service));
+        assert_eq!(made["spec"]["ports"][0]["targetPort"], 3000);
+        let policy = json!(super::super::network_policy(&service));
+        let open = &policy["spec"]["ingress"][0]["ports"];
+        assert_eq!(open[0]["port"], 3000);
     }
 }

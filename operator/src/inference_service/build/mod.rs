@@ -3,6 +3,7 @@
 mod config_map;
 mod deployment;
 mod network;
+mod runtime;
 mod secret;
 
 use kube::ResourceExt;
@@ -22,6 +23,12 @@ pub const HTTP_PORT: u16 = 8080;
 
 /// Port of the worker: probes and `/drain`.
 pub const WORKER_PORT: u16 = 8081;
+
+/// Port on which the pods answer online requests.
+fn serving_port(service: &InferenceService) -> u16 {
+    let runtime = service.spec.runtime.as_ref();
+    runtime.map_or(HTTP_PORT, |runtime| runtime.port)
+}
 
 fn metadata(service: &InferenceService, name: &str) -> Value {
     json!({

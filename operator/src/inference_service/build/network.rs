@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::names::inference;
 
-use super::{HTTP_PORT, WORKER_PORT, metadata, object, selector};
+use super::{WORKER_PORT, metadata, object, selector, serving_port};
 
 /// The Service for online requests.
 pub fn service(service: &InferenceService) -> Service {
@@ -19,7 +19,7 @@ pub fn service(service: &InferenceService) -> Service {
         "metadata": metadata(service, &inference(&service.name_any())),
         "spec": {
             "selector": selector(service),
-            "ports": [{"name": "http", "port": 80, "targetPort": HTTP_PORT}],
+            "ports": [{"name": "http", "port": 80, "targetPort": serving_port(service)}],
         },
     }))
 }
@@ -46,7 +46,7 @@ pub fn network_policy(service: &InferenceService) -> NetworkPolicy {
             "policyTypes": ["Ingress"],
             "ingress": [{
                 "from": [{"podSelector": {}}],
-                "ports": [{"port": HTTP_PORT}, {"port": WORKER_PORT}],
+                "ports": [{"port": serving_port(service)}, {"port": WORKER_PORT}],
             }],
         },
     }))
