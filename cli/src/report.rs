@@ -163,6 +163,9 @@ fn status(
         // A file has no generation.
         observed_generation: None,
         start_time: None,
+        run: None,
+        workers: None,
+        eta: None,
         progress: Some(format!("{percent}%")),
         rows: Some(RowCounts {
             succeeded,

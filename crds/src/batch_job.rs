@@ -70,6 +70,15 @@ pub struct BatchJobSpec {
     #[serde(default)]
     pub suspend: bool,
 
+    /// Whether the job ends before its time: workers give their shards back, and what is done stays.
+    /// It cannot be undone.
+    #[serde(default)]
+    pub cancel: bool,
+
+    /// Raised by one to run the failed rows and shards of a finished job once more.
+    #[serde(default)]
+    pub rerun_failed: u32,
+
     /// Jobs of a service with a higher priority are worked off first; those with the same share its
     /// workers. Means nothing for a local run, which has one job.
     #[serde(default)]
@@ -314,6 +323,15 @@ pub struct BatchJobStatus {
     /// When the plan was there and work could begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
+    /// Number of the run that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u32>,
+    /// Pods that work on the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u32>,
+    /// When the job will end at the present rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta: Option<Time>,
     /// Finished shards in percent, such as `42%`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,

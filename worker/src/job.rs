@@ -154,6 +154,8 @@ pub fn check(
         retry,
         // Who works on the job, and with whose rights, is decided outside of the run.
         suspend: _,
+        cancel: _,
+        rerun_failed: _,
         priority: _,
         credentials: _,
         backoff_limit_per_index,
