@@ -1,5 +1,6 @@
 //! The real `millrace` binary: what it prints, where, and how it exits.
 
+mod cluster;
 mod help;
 mod lint;
 mod read;
