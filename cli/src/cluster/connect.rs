@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Args;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -49,9 +49,13 @@ pub struct Connection {
 impl ClusterArgs {
     /// Finds the cluster.
     pub async fn connect(&self) -> anyhow::Result<Connection> {
-        let mut config = self.config().await.context(
-            "no cluster can be found: name one with --kubeconfig and --context, or set KUBECONFIG",
-        )?;
+        // Only what stands on top is said: it repeats what is below.
+        let mut config = self.config().await.map_err(|error| {
+            anyhow!(
+                "no cluster can be found: name one with --kubeconfig and --context, or set KUBECONFIG \
+                 ({error})"
+            )
+        })?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         let server = config.cluster_url.to_string();
         let namespace = self

@@ -73,24 +73,28 @@ async fn watch(
     mut changes: impl Stream<Item = watcher::Result<Option<BatchJob>>> + Unpin,
     sink: &mut Sink,
 ) -> anyhow::Result<Watched> {
-    let mut over: Option<(Box<BatchJob>, End)> = None;
+    // The end that an earlier spec came to, and until when it is doubted.
+    let mut doubted: Option<(Box<BatchJob>, End, Instant)> = None;
+    let mut unseen_until = Some(Instant::now() + UNSEEN);
     let mut is_away = false;
-    let mut is_unseen = true;
-    let begun = Instant::now();
     loop {
-        let patience = match (&over, is_unseen) {
-            (Some(_), _) => DOUBT,
-            (None, true) => UNSEEN.saturating_sub(begun.elapsed()),
-            (None, false) => Duration::MAX,
+        let now = Instant::now();
+        let doubted_until = doubted.as_ref().map(|(_, _, until)| *until);
+        let wakes = [doubted_until, unseen_until, sink.due_at(now)];
+        let change = match wakes.into_iter().flatten().min() {
+            Some(at) => tokio::time::timeout_at(at.into(), changes.next())
+                .await
+                .ok(),
+            None => Some(changes.next().await),
         };
-        let Ok(change) = tokio::time::timeout(patience, changes.next()).await else {
-            if let Some((job, end)) = over {
+        let now = Instant::now();
+        sink.due(now);
+        let Some(change) = change else {
+            if let Some((job, end, _)) = doubted.take_if(|(_, _, until)| *until <= now) {
                 return Ok(Watched::Over(job, end));
             }
-            is_unseen = false;
-            let job = connection.job(name).await?;
-            if succeeded(&job).is_none() {
-                sink.tell(&hints::for_job(&job, &connection.invocation).unwrap_or_default());
+            if unseen_until.take_if(|until| *until <= now).is_some() {
+                tell_if_unseen(connection, name, sink).await?;
             }
             continue;
         };
@@ -110,14 +114,23 @@ async fn watch(
             None => anyhow::bail!("the API server ended the watch of batchjob/{name}"),
         };
         is_away = false;
-        is_unseen = is_unseen && succeeded(&job).is_none();
+        unseen_until = unseen_until.filter(|_| succeeded(&job).is_none());
         sink.draw(&job)?;
-        over = match end(&job) {
+        doubted = match end(&job) {
             Some(end) if is_of_this_spec(&job) => return Ok(Watched::Over(Box::new(job), end)),
-            Some(end) => Some((Box::new(job), end)),
+            Some(end) => Some((Box::new(job), end, now + DOUBT)),
             None => None,
         };
     }
+}
+
+/// A job that no operator looks at is followed for ever, so a person is told where to look.
+async fn tell_if_unseen(connection: &Connection, name: &str, sink: &Sink) -> anyhow::Result<()> {
+    let job = connection.job(name).await?;
+    if succeeded(&job).is_none() {
+        sink.tell(&hints::for_job(&job, &connection.invocation).unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// What was said of an outage, or an error that no waiting mends.
@@ -175,6 +188,23 @@ impl Sink {
             }
         }
         Ok(())
+    }
+
+    /// When a line that was kept is due.
+    fn due_at(&self, now: Instant) -> Option<Instant> {
+        match self {
+            Sink::Lines(ticker) => ticker.due_at(now),
+            Sink::Bar(_) | Sink::Documents(_) => None,
+        }
+    }
+
+    /// Says the line that was kept, if it is due.
+    fn due(&mut self, now: Instant) {
+        if let Sink::Lines(ticker) = self
+            && let Some(text) = ticker.due(now)
+        {
+            eprintln!("{text}");
+        }
     }
 
     /// Says something beside the state.

@@ -30,16 +30,15 @@ pub fn line(job: &BatchJob, now: Timestamp) -> Line {
     let nothing = BatchJobStatus::default();
     let status = job.status.as_ref().unwrap_or(&nothing);
     let condition = succeeded(job);
-    let reason = condition.map_or("Unseen", |it| it.reason.as_str());
+    let reason = condition.map_or("", |it| it.reason.as_str());
     let mut parts = vec![match condition {
+        None => "no operator has looked at it yet".to_owned(),
         // The counters say it better.
-        Some(condition) if condition.reason != "Running" => {
-            format!(
-                "{reason}: {}",
-                clipped(&condition.message, MESSAGE_CHARS_MAX)
-            )
+        Some(_) if reason == "Running" => reason.to_owned(),
+        Some(condition) => {
+            let message = clipped(&condition.message, MESSAGE_CHARS_MAX);
+            format!("{reason}: {message}")
         }
-        _ => reason.to_owned(),
     }];
     let mut shards = (0, 0);
     if let Some(counts) = status.shards {
@@ -66,25 +65,41 @@ pub fn line(job: &BatchJob, now: Timestamp) -> Line {
     }
 }
 
-/// Decides which lines a pipe gets: one per change, and no flood while only counters move.
+/// Decides which lines a pipe gets: one per change, and no flood while only counters move. A line
+/// that came too soon is kept until it is due: it may be the last one for long.
 #[derive(Debug, Default)]
 pub struct Ticker {
+    /// What was printed last, and when.
     last: Option<(Instant, Line)>,
+    kept: Option<Line>,
 }
 
 impl Ticker {
     /// The text to print now, if any.
     pub fn next(&mut self, now: Instant, line: Line) -> Option<String> {
-        let is_news = match &self.last {
-            None => true,
-            Some((_, last)) if last.reason != line.reason => true,
-            Some((at, last)) => last.text != line.text && now - *at >= LINE_INTERVAL,
-        };
-        is_news.then(|| {
-            let text = line.text.clone();
-            self.last = Some((now, line));
-            text
-        })
+        self.kept = Some(line);
+        self.due(now)
+    }
+
+    /// The text of the line that was kept, once it is due.
+    pub fn due(&mut self, now: Instant) -> Option<String> {
+        if self.due_at(now)? > now {
+            return None;
+        }
+        let line = self.kept.take()?;
+        let text = line.text.clone();
+        self.last = Some((now, line));
+        Some(text)
+    }
+
+    /// When the line that was kept is due; nothing if there is nothing new to say.
+    pub fn due_at(&self, now: Instant) -> Option<Instant> {
+        let kept = self.kept.as_ref()?;
+        match &self.last {
+            Some((_, last)) if last.text == kept.text => None,
+            Some((at, last)) if last.reason == kept.reason => Some(*at + LINE_INTERVAL),
+            _ => Some(now),
+        }
     }
 }
 
@@ -114,7 +129,15 @@ mod tests {
     fn a_job_that_no_operator_saw_is_told_as_such() {
         let mut job = job("Unknown", "Running");
         job.status = None;
-        assert_eq!(line(&job, now()).text, "Unseen");
+        assert_eq!(line(&job, now()).text, "no operator has looked at it yet");
+    }
+
+    fn said(reason: &str, text: &str) -> Line {
+        Line {
+            reason: reason.to_owned(),
+            text: text.to_owned(),
+            shards: (0, 0),
+        }
     }
 
     #[test]
@@ -122,14 +145,8 @@ mod tests {
         let mut ticker = Ticker::default();
         let start = Instant::now();
         let mut at = |seconds, reason: &str, text: &str| {
-            let line = Line {
-                reason: reason.to_owned(),
-                text: text.to_owned(),
-                shards: (0, 0),
-            };
-            ticker
-                .next(start + Duration::from_secs(seconds), line)
-                .is_some()
+            let now = start + Duration::from_secs(seconds);
+            ticker.next(now, said(reason, text)).is_some()
         };
         assert!(at(0, "Planning", "a"));
         assert!(!at(1, "Planning", "b"), "a message that changes at once");
@@ -138,5 +155,20 @@ mod tests {
         assert!(at(7, "Running", "3"));
         assert!(!at(60, "Running", "3"), "nothing changed");
         assert!(at(61, "Completed", "4"));
+    }
+
+    #[test]
+    fn a_line_that_came_too_soon_is_told_once_it_is_due() {
+        let mut ticker = Ticker::default();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(ticker.next(start, said("Planning", "a")).is_some());
+        assert_eq!(ticker.due_at(start), None);
+        let waits = said("Planning", "its pod waits");
+        assert_eq!(ticker.next(after(1), waits), None);
+        assert_eq!(ticker.due_at(after(1)), Some(after(5)));
+        assert_eq!(ticker.due(after(4)), None);
+        assert_eq!(ticker.due(after(5)).as_deref(), Some("its pod waits"));
+        assert_eq!(ticker.due_at(after(6)), None);
     }
 }

@@ -42,10 +42,17 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let CheckArgs { pre, cluster } = args;
     let connection = cluster.connect().await?;
     let mut report = Report::default();
-    report.say("API server", Ok(Verdict::Good(connection.server.clone())));
-    // Everything else would only say again that the server cannot be reached.
     let version = connection.client.apiserver_version().await;
-    let version = version.map_err(|error| connection.explain(error, "ask for the version"))?;
+    let version = match version {
+        Ok(version) => version,
+        Err(error) => {
+            let error = connection.explain(error, "ask for the version");
+            report.say("API server", Err(error));
+            // Everything else would only say the same again.
+            return report.end();
+        }
+    };
+    report.say("API server", Ok(Verdict::Good(connection.server.clone())));
     let version = verdict::version(&version.major, &version.minor);
     report.say("Kubernetes", Ok(version));
     if pre {

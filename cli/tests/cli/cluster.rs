@@ -39,7 +39,6 @@ fn a_server_that_cannot_be_reached_is_named_with_the_way_to_another() {
         &["logs", "embed"],
         &["suspend", "embed"],
         &["results", "batchjob/embed"],
-        &["check"],
     ] {
         let (ended, server) = ask(folder.path(), arguments);
         let ended = ended.expect_code(1);
@@ -49,6 +48,17 @@ fn a_server_that_cannot_be_reached_is_named_with_the_way_to_another() {
         );
         assert!(ended.stderr.contains("refused"), "{ended:#?}");
     }
+}
+
+#[test]
+fn a_check_of_a_server_that_cannot_be_reached_fails_with_a_hint_and_asks_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ended, server) = ask(folder.path(), &["check"]);
+    let ended = ended.expect_code(1);
+    let lines = ended.lines();
+    assert_eq!(lines.len(), 2, "{ended:#?}");
+    assert!(lines[0].starts_with("✗ API server"), "{ended:#?}");
+    assert!(lines[1].contains(&server) && lines[1].contains("--context"));
 }
 
 #[test]
