@@ -21,6 +21,10 @@ use crate::output;
 /// How an administrator gives a person the rights to work with jobs.
 const ASK_FOR_RIGHTS: &str = "ask an administrator for these rights in the namespace";
 
+/// How millrace comes into a cluster.
+const INSTALL: &str = "install millrace: helm install millrace charts/millrace -n millrace-system \
+                       --create-namespace";
+
 /// Where the API server describes the kinds of this API to anybody who may speak to it.
 const OPENAPI: &str = "/openapi/v3/apis/millrace.dev/v1alpha1";
 
@@ -95,8 +99,13 @@ async fn after(connection: &Connection, report: &mut Report) {
         };
         report.say(kind.as_str(), verdict);
     }
-    report.say("operator", operator(connection).await);
-    report.say("leases", leases(connection).await);
+    let operator = operator(connection).await;
+    let is_there = operator.as_ref().is_ok_and(Option::is_some);
+    let missing = || Verdict::bad("no Deployment of it in any namespace", INSTALL);
+    report.say("operator", operator.map(|it| it.unwrap_or_else(missing)));
+    if is_there {
+        report.say("leases", leases(connection).await);
+    }
     let namespace = connection.namespace.as_str();
     for (group, resource, subresource, verbs) in [
         (
@@ -143,27 +152,19 @@ fn served(kind: Kind, openapi: Option<&Value>) -> Verdict {
     let schema = openapi.map(|openapi| &openapi["components"]["schemas"][&name]);
     match schema.filter(|schema| !schema.is_null()) {
         Some(schema) => verdict::fields(&verdict::missing_fields(&crd::schema(kind), schema)),
-        None => Verdict::bad(
-            "not served at v1alpha1",
-            "install millrace: helm install millrace charts/millrace -n millrace-system \
-             --create-namespace",
-        ),
+        None => Verdict::bad("not served at v1alpha1", INSTALL),
     }
 }
 
-/// The Deployments of the operator, in any namespace.
-async fn operator(connection: &Connection) -> anyhow::Result<Verdict> {
+/// The Deployment of the operator, in any namespace; nothing if there is none.
+async fn operator(connection: &Connection) -> anyhow::Result<Option<Verdict>> {
     let api: Api<Deployment> = Api::all(connection.client.clone());
     let found = match api.list(&of_component("operator")).await {
         Ok(found) => found.items,
-        Err(error) => return unseen(connection, error, "deployments"),
+        Err(error) => return unseen(connection, error, "deployments").map(Some),
     };
     let Some(deployment) = found.first() else {
-        return Ok(Verdict::bad(
-            "no Deployment of it in any namespace",
-            "install millrace: helm install millrace charts/millrace -n millrace-system \
-             --create-namespace",
-        ));
+        return Ok(None);
     };
     let status = deployment.status.clone().unwrap_or_default();
     let wanted = deployment.spec.replicas;
@@ -172,12 +173,8 @@ async fn operator(connection: &Connection) -> anyhow::Result<Verdict> {
         "see what it says: kubectl -n {namespace} logs -l app.kubernetes.io/component=operator"
     );
     let available = status.available_replicas.unwrap_or(0);
-    Ok(verdict::ready(
-        &place,
-        available,
-        wanted.unwrap_or(1),
-        &hint,
-    ))
+    let wanted = wanted.unwrap_or(1);
+    Ok(Some(verdict::ready(&place, available, wanted, &hint)))
 }
 
 /// The Redis that came with the chart, if one did.
