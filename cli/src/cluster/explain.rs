@@ -49,8 +49,8 @@ fn answered(status: &Status, server: &str, doing: &str) -> String {
              again, or choose another account with --context"
         ),
         403 => format!(
-            "cannot {doing}: this account has not the right to ({message}); ask for it, or choose \
-             another account with --context"
+            "cannot {doing}: this account lacks the right ({message}); ask for it, or choose another \
+             account with --context"
         ),
         // An unknown kind is answered without the details of an object.
         404 if status.details.is_none() || message.contains("could not find the requested") => {

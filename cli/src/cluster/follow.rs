@@ -13,7 +13,7 @@ use millrace_crds::BatchJob;
 
 use super::connect::Connection;
 use super::end::{End, end, is_of_this_spec, succeeded};
-use super::show::{Format, document};
+use super::show::{Format, bare, document};
 use super::ticker::{Ticker, line};
 use super::{explain, hints, summary};
 use crate::{exit, output};
@@ -182,9 +182,12 @@ impl Sink {
                 }
             }
             // One document per line, as programs read a stream.
-            Sink::Documents(Format::Json) => output::line(&serde_json::to_string(job)?)?,
+            Sink::Documents(Format::Json) => {
+                output::line(&serde_json::to_string(&bare(job.clone()))?)?;
+            }
             Sink::Documents(format) => {
-                output::line(&format!("---\n{}", document(job, *format)?.trim_end()))?;
+                let document = document(&bare(job.clone()), *format)?;
+                output::line(&format!("---\n{}", document.trim_end()))?;
             }
         }
         Ok(())

@@ -69,7 +69,7 @@ impl Connection {
         match api.list(params).await {
             Ok(list) => Ok(Ok(list.items)),
             Err(error) if explain::is_forbidden(&error) => Ok(Err(format!(
-                "this account has not the right to list {plural} in namespace {}",
+                "this account lacks the right to list {plural} in namespace {}",
                 self.namespace
             ))),
             Err(error) => {

@@ -6,6 +6,7 @@ use comfy_table::presets::NOTHING;
 use indicatif::HumanCount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use millrace_crds::BatchJob;
 use serde::Serialize;
 
 /// How a command that speaks of objects prints them.
@@ -32,6 +33,12 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
     }
     let lines = table.lines();
     lines.map(|line| line.trim_end().to_owned()).collect()
+}
+
+/// A job as it is printed for programs: without the book-keeping of who set which field.
+pub fn bare(mut job: BatchJob) -> BatchJob {
+    job.metadata.managed_fields = None;
+    job
 }
 
 /// An object as JSON or YAML, with a newline at its end.

@@ -32,7 +32,7 @@ pub fn line(job: &BatchJob, now: Timestamp) -> Line {
     let condition = succeeded(job);
     let reason = condition.map_or("", |it| it.reason.as_str());
     let mut parts = vec![match condition {
-        None => "no operator has looked at it yet".to_owned(),
+        None => "waiting for an operator to look at it".to_owned(),
         // The counters say it better.
         Some(_) if reason == "Running" => reason.to_owned(),
         Some(condition) => {
@@ -129,7 +129,10 @@ mod tests {
     fn a_job_that_no_operator_saw_is_told_as_such() {
         let mut job = job("Unknown", "Running");
         job.status = None;
-        assert_eq!(line(&job, now()).text, "no operator has looked at it yet");
+        assert_eq!(
+            line(&job, now()).text,
+            "waiting for an operator to look at it"
+        );
     }
 
     fn said(reason: &str, text: &str) -> Line {

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::cluster::connect::{ClusterArgs, Connection};
 use crate::cluster::end::{end, succeeded};
 use crate::cluster::jobs::{output_of, service_of};
-use crate::cluster::show::{Format, age, count, document, or_dash, span, table};
+use crate::cluster::show::{Format, age, bare, count, document, or_dash, span, table};
 use crate::output;
 
 /// Lists jobs.
@@ -39,7 +39,8 @@ pub async fn run(args: ListArgs) -> anyhow::Result<ExitCode> {
     let jobs = jobs(&connection, all_namespaces).await?;
     let is_table = matches!(format, Format::Text | Format::Wide);
     if !is_table {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": jobs});
+        let items: Vec<BatchJob> = jobs.into_iter().map(bare).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         output::line(document(&list, format)?.trim_end())?;
     } else if jobs.is_empty() {
         eprintln!("{}", none(&connection, all_namespaces));

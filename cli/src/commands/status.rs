@@ -10,7 +10,7 @@ use crate::cluster::end::end;
 use crate::cluster::follow::follow;
 use crate::cluster::gather::gather;
 use crate::cluster::jobs::job_name;
-use crate::cluster::show::{Format, document};
+use crate::cluster::show::{Format, bare, document};
 use crate::cluster::summary;
 use crate::output;
 
@@ -50,7 +50,7 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         let lines = summary::lines(&seen, wide, &connection.invocation, now);
         output::line(&lines.join("\n"))?;
     } else if !watch {
-        output::line(document(&job, format)?.trim_end())?;
+        output::line(document(&bare(job), format)?.trim_end())?;
     }
     if watch {
         return follow(&connection, &name, format).await;

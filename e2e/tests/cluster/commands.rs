@@ -162,20 +162,6 @@ fn a_job_is_suspended_and_resumed_by_name() {
 }
 
 #[test]
-fn a_job_that_cannot_be_planned_is_followed_to_its_failure() {
-    let Some(cluster) = turn() else { return };
-    let tenant = Tenant::new(&cluster, "fails");
-    tenant.service("");
-    // There is no rows.jsonl.
-    let ended = submit(&cluster, &tenant, "", &["--watch"]).expect_code(1);
-    assert!(ended.stdout.contains("PlanFailed"), "{ended:#?}");
-    assert!(
-        ended.stdout.contains("millrace logs embed --step plan"),
-        "{ended:#?}"
-    );
-}
-
-#[test]
 fn an_installed_cluster_passes_its_checks() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "checks");
