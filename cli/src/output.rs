@@ -6,6 +6,9 @@ use anyhow::Context;
 use millrace_worker::output::{self, Visible};
 use millrace_worker::store::{Location, Stores};
 
+use crate::cluster::connect::ClusterArgs;
+use crate::cluster::jobs::resolve_output;
+
 /// Bytes of lines that are gathered before they are written.
 const WRITE_BUFFER_BYTES: usize = 64 << 10;
 
@@ -18,10 +21,24 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens the output that a person names: a folder, or a URI. Says so on standard error if its
-    /// run is not finished.
-    pub async fn open(stores: &Stores, named: &str) -> anyhow::Result<Self> {
-        let location = stores.open(&absolute(named)?)?;
+    /// Opens the output that a person names: a folder, a URI, or `batchjob/NAME`, which the cluster
+    /// knows. Says so on standard error if its run is not finished.
+    pub async fn of(named: &str, cluster: &ClusterArgs) -> anyhow::Result<Self> {
+        let resolved = resolve_output(named.to_owned(), cluster).await?;
+        let opened = Self::open(&resolved).await;
+        if resolved == named {
+            return opened;
+        }
+        opened.with_context(|| {
+            format!(
+                "{named} writes to {resolved}, which is read from here, with AWS_ACCESS_KEY_ID, \
+                 AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL of this environment"
+            )
+        })
+    }
+
+    async fn open(named: &str) -> anyhow::Result<Self> {
+        let location = Stores::from_env().open(&absolute(named)?)?;
         let visible = output::visible(&location).await?;
         if !visible.finished {
             let shards = visible.parts.len();
@@ -94,7 +111,14 @@ impl Lines {
 
 /// Prints one line at once.
 pub fn line(line: &str) -> io::Result<()> {
+    line_is_read(line).map(drop)
+}
+
+/// Prints one line at once; false if its reader went away.
+pub fn line_is_read(line: &str) -> io::Result<bool> {
     let mut lines = Lines::new(None);
     lines.write(line)?;
-    lines.finish()
+    let flushed = lines.out.flush();
+    lines.note(flushed)?;
+    Ok(!lines.is_closed)
 }

@@ -17,6 +17,7 @@ use millrace_worker::output as worker_output;
 use millrace_worker::store::Stores;
 
 use crate::display::OutputMode;
+use crate::invocation::Invocation;
 use crate::{exit, output};
 
 /// Errors that are shown; the rest is one command away.
@@ -55,7 +56,8 @@ pub async fn finished(
 pub fn stopped(file: &Path, mode: OutputMode) {
     if mode == OutputMode::Text {
         eprintln!("stopped; what is committed is kept. The same command goes on:");
-        eprintln!("  millrace run -f {}", file.display());
+        let command = Invocation::new().command(&format!("run -f {}", file.display()));
+        eprintln!("  {command}");
     }
 }
 
@@ -110,9 +112,10 @@ fn summary(
         ));
     }
     lines.push("next:".to_owned());
-    lines.push(format!("  millrace results {output} --limit 3"));
+    let command = |words: String| format!("  {}", Invocation::new().command(&words));
+    lines.push(command(format!("results {output} --limit 3")));
     if failed > 0 {
-        lines.push(format!("  millrace errors {output}"));
+        lines.push(command(format!("errors {output}")));
     }
     lines.join("\n")
 }

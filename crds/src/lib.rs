@@ -8,6 +8,7 @@ pub mod check;
 pub mod crd;
 pub mod inference_service;
 pub mod manifest;
+pub mod names;
 mod secret_ref;
 
 pub use batch_job::{BatchJob, BatchJobSpec, BatchJobStatus};

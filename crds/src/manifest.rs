@@ -20,6 +20,16 @@ pub const FILE_BYTES_MAX: usize = 1 << 20;
 /// Most manifest files in one folder.
 pub const FOLDER_FILES_MAX: usize = 1000;
 
+/// A document that passed the check, with what was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// The object, with its defaults filled in.
+    pub manifest: Manifest,
+    /// The object as a person wrote it: what an API server is asked to apply, since a default that
+    /// is spelt out would undo what others changed since.
+    pub written: Value,
+}
+
 /// A kind of this API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -77,7 +87,8 @@ impl Manifest {
         metadata.name.as_deref().unwrap_or_default()
     }
 
-    fn namespace(&self) -> &str {
+    /// Namespace of the object; empty where it names none.
+    pub fn namespace(&self) -> &str {
         let metadata = match self {
             Manifest::BatchJob(job) => &job.metadata,
             Manifest::InferenceService(service) => &service.metadata,
@@ -89,6 +100,16 @@ impl Manifest {
 /// Reads a file, or the `*.yaml`, `*.yml` and `*.json` files of a folder in the order of their
 /// names (its subfolders are not read). At least one document is returned.
 pub fn read_path(path: &Path) -> Result<Vec<Manifest>, ManifestError> {
+    documents_of_path(path).map(manifests)
+}
+
+/// Reads text whose messages call it `origin`. At least one document is returned.
+pub fn read_str(origin: &str, text: &str) -> Result<Vec<Manifest>, ManifestError> {
+    documents_of_str(origin, text).map(manifests)
+}
+
+/// Reads as [`read_path`] does, and keeps what was written.
+pub fn documents_of_path(path: &Path) -> Result<Vec<Document>, ManifestError> {
     let mut reading = Reading::default();
     for file in files(path)? {
         let origin = file.display().to_string();
@@ -100,17 +121,22 @@ pub fn read_path(path: &Path) -> Result<Vec<Manifest>, ManifestError> {
     reading.finish(&path.display().to_string())
 }
 
-/// Reads text whose messages call it `origin`. At least one document is returned.
-pub fn read_str(origin: &str, text: &str) -> Result<Vec<Manifest>, ManifestError> {
+/// Reads as [`read_str`] does, and keeps what was written.
+pub fn documents_of_str(origin: &str, text: &str) -> Result<Vec<Document>, ManifestError> {
     let mut reading = Reading::default();
     reading.read(origin, text);
     reading.finish(origin)
 }
 
+fn manifests(documents: Vec<Document>) -> Vec<Manifest> {
+    let manifest = |document: Document| document.manifest;
+    documents.into_iter().map(manifest).collect()
+}
+
 /// What was read so far.
 #[derive(Default)]
 struct Reading {
-    manifests: Vec<Manifest>,
+    documents: Vec<Document>,
     problems: Vec<ManifestProblem>,
     /// Where each kind, namespace and name was seen first.
     seen: BTreeMap<(Kind, String, String), String>,
@@ -128,14 +154,21 @@ impl Reading {
                 number: index + 1,
                 label: label(&document),
             };
-            match read_document(&at, document) {
-                Ok(manifest) => self.take(&at, manifest),
+            match read_document(&at, &document) {
+                Ok(manifest) => self.take(
+                    &at,
+                    Document {
+                        manifest,
+                        written: document,
+                    },
+                ),
                 Err(problems) => self.problems.extend(problems),
             }
         }
     }
 
-    fn take(&mut self, at: &Place, manifest: Manifest) {
+    fn take(&mut self, at: &Place, document: Document) {
+        let manifest = &document.manifest;
         let key = (
             manifest.kind(),
             manifest.namespace().to_owned(),
@@ -147,17 +180,17 @@ impl Reading {
         }
         self.seen
             .insert(key, format!("{}, document {}", at.origin, at.number));
-        self.manifests.push(manifest);
+        self.documents.push(document);
     }
 
-    fn finish(mut self, origin: &str) -> Result<Vec<Manifest>, ManifestError> {
-        if self.manifests.is_empty() && self.problems.is_empty() {
+    fn finish(mut self, origin: &str) -> Result<Vec<Document>, ManifestError> {
+        if self.documents.is_empty() && self.problems.is_empty() {
             let message = format!("holds no document; write a {}", known_kinds());
             self.problems
                 .push(ManifestProblem::of_file(origin, message));
         }
         if self.problems.is_empty() {
-            Ok(self.manifests)
+            Ok(self.documents)
         } else {
             Err(ManifestError::new(self.problems))
         }
@@ -183,9 +216,9 @@ impl Place<'_> {
     }
 }
 
-fn read_document(at: &Place, document: Value) -> Result<Manifest, Vec<ManifestProblem>> {
-    let kind = kind_of(at, &document).map_err(|problem| vec![problem])?;
-    let checked = check::check(kind, &document).map_err(|problems| {
+fn read_document(at: &Place, document: &Value) -> Result<Manifest, Vec<ManifestProblem>> {
+    let kind = kind_of(at, document).map_err(|problem| vec![problem])?;
+    let checked = check::check(kind, document).map_err(|problems| {
         let located = |check::Problem { path, message }| at.problem(&path, message);
         problems.into_iter().map(located).collect::<Vec<_>>()
     })?;

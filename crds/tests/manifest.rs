@@ -1,6 +1,8 @@
 //! What reading manifests gives, and how it refuses.
 
-use millrace_crds::manifest::{FILE_BYTES_MAX, Kind, read_path, read_str};
+use millrace_crds::manifest::{
+    FILE_BYTES_MAX, Kind, Manifest, documents_of_str, read_path, read_str,
+};
 
 const JOB: &str = "
 apiVersion: millrace.dev/v1alpha1
@@ -190,4 +192,14 @@ fn files_that_cannot_be_read_are_named() {
     assert!(message(&path).contains("is not UTF-8"));
     std::fs::remove_file(&path).unwrap();
     assert!(message(folder.path()).contains("holds no document"));
+}
+
+#[test]
+fn a_document_keeps_what_was_written_without_the_defaults() {
+    let documents = documents_of_str("text", JOB).unwrap();
+    let [document] = &documents[..] else {
+        panic!("{documents:?}");
+    };
+    assert_eq!(document.written["spec"].get("suspend"), None);
+    assert!(matches!(&document.manifest, Manifest::BatchJob(job) if !job.spec.suspend));
 }

@@ -7,8 +7,8 @@ use clap::Args;
 use futures::TryStreamExt;
 use millrace_protocol::result::ErrorLine;
 use millrace_worker::output as worker_output;
-use millrace_worker::store::Stores;
 
+use crate::cluster::connect::ClusterArgs;
 use crate::display::OutputMode;
 use crate::output::{Lines, Opened};
 
@@ -20,7 +20,8 @@ const CODE_WIDTH: usize = 15;
 /// While the run goes on, the rows of committed shards are printed.
 #[derive(Debug, Args)]
 pub struct ErrorsArgs {
-    /// The job's output: a folder or a URI such as s3://bucket/folder.
+    /// The job's output: a folder, a URI such as s3://bucket/folder, or batchjob/NAME, which is looked
+    /// up in the cluster.
     #[arg(value_name = "OUTPUT")]
     location: String,
     /// Most lines to print.
@@ -29,6 +30,8 @@ pub struct ErrorsArgs {
     /// As a table, or as JSON lines.
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputMode,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// Runs the command.
@@ -37,8 +40,9 @@ pub async fn run(args: ErrorsArgs) -> anyhow::Result<ExitCode> {
         location,
         limit,
         output,
+        cluster,
     } = args;
-    let Opened { location, visible } = Opened::open(&Stores::from_env(), &location).await?;
+    let Opened { location, visible } = Opened::of(&location, &cluster).await?;
     let mut errors = std::pin::pin!(worker_output::errors(&location, &visible.parts));
     let mut lines = Lines::new(limit);
     let mut by_code: BTreeMap<&str, u64> = BTreeMap::new();

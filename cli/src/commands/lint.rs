@@ -1,17 +1,15 @@
 //! `millrace lint`: checks manifests as the API server and a run would, without either.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
 use millrace_crds::batch_job::JobService;
-use millrace_crds::manifest::{self, Kind, Manifest, ManifestError};
+use millrace_crds::manifest::{Document, Kind, Manifest};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_worker::job;
 
-use crate::output;
+use crate::{manifests, output};
 
 /// Checks manifests: fields, bounds, rules, and whether jobs fit their services.
 ///
@@ -27,8 +25,10 @@ pub struct LintArgs {
 /// Runs the command.
 pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     let LintArgs { file } = args;
-    let problems = match read(&file)? {
-        Ok(manifests) => {
+    let problems = match manifests::read(&file)? {
+        Ok(documents) => {
+            let manifest = |document: Document| document.manifest;
+            let manifests: Vec<Manifest> = documents.into_iter().map(manifest).collect();
             let problems = misfits(&manifests);
             if problems.is_empty() {
                 output::line(&summary(&file, &manifests))?;
@@ -47,26 +47,9 @@ pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn read(file: &Path) -> anyhow::Result<Result<Vec<Manifest>, ManifestError>> {
-    if file != Path::new("-") {
-        return Ok(manifest::read_path(file));
-    }
-    let mut text = String::new();
-    let bytes_max = manifest::FILE_BYTES_MAX;
-    std::io::stdin()
-        .take(bytes_max as u64 + 1)
-        .read_to_string(&mut text)
-        .context("standard input cannot be read")?;
-    anyhow::ensure!(
-        text.len() <= bytes_max,
-        "standard input is longer than {bytes_max} bytes"
-    );
-    Ok(manifest::read_str("standard input", &text))
-}
-
 /// Jobs that do not fit the service they name. A service that is not among the manifests may well
 /// be in the cluster, so its absence is no problem.
-fn misfits(manifests: &[Manifest]) -> Vec<String> {
+pub fn misfits(manifests: &[Manifest]) -> Vec<String> {
     let mut problems = Vec::new();
     for manifest in manifests {
         let Manifest::BatchJob(batch_job) = manifest else {

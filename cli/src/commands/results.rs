@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 use futures::TryStreamExt;
 use millrace_worker::output as worker_output;
-use millrace_worker::store::Stores;
 
+use crate::cluster::connect::ClusterArgs;
 use crate::output::{Lines, Opened};
 
 /// Prints the results of a job, one JSON line per row, in input order.
@@ -14,18 +14,25 @@ use crate::output::{Lines, Opened};
 /// While the run goes on, the rows of committed shards are printed.
 #[derive(Debug, Args)]
 pub struct ResultsArgs {
-    /// The job's output: a folder or a URI such as s3://bucket/folder.
+    /// The job's output: a folder, a URI such as s3://bucket/folder, or batchjob/NAME, which is looked
+    /// up in the cluster.
     #[arg(value_name = "OUTPUT")]
     output: String,
     /// Most lines to print.
     #[arg(long, value_name = "LINES")]
     limit: Option<u64>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// Runs the command.
 pub async fn run(args: ResultsArgs) -> anyhow::Result<ExitCode> {
-    let ResultsArgs { output, limit } = args;
-    let Opened { location, visible } = Opened::open(&Stores::from_env(), &output).await?;
+    let ResultsArgs {
+        output,
+        limit,
+        cluster,
+    } = args;
+    let Opened { location, visible } = Opened::of(&output, &cluster).await?;
     let mut results = std::pin::pin!(worker_output::results(&location, &visible.parts));
     let mut lines = Lines::new(limit);
     while lines.wants_more() {

@@ -1,6 +1,8 @@
 //! What the program says of itself.
 
-use crate::support::millrace;
+use std::process::Command;
+
+use crate::support::{Ended, millrace};
 
 #[test]
 fn the_help_names_every_exit_code() {
@@ -10,9 +12,39 @@ fn the_help_names_every_exit_code() {
     }
 }
 
+const COMMANDS: [&str; 14] = [
+    "run",
+    "lint",
+    "results",
+    "errors",
+    "submit",
+    "status",
+    "list",
+    "logs",
+    "suspend",
+    "resume",
+    "cancel",
+    "retry",
+    "check",
+    "completions",
+];
+
+#[test]
+fn every_command_is_known_to_these_tests() {
+    let help = millrace(&["--help"]).expect_code(0).stdout;
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let (commands, _) = commands.split_once("\n\n").unwrap();
+    let named: Vec<&str> = commands
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert_eq!(named, COMMANDS);
+}
+
 #[test]
 fn every_command_and_flag_is_described() {
-    for command in ["run", "lint", "results", "errors"] {
+    for command in COMMANDS {
         let help = millrace(&[command, "--help"]).expect_code(0).stdout;
         let flags = help
             .lines()
@@ -38,4 +70,36 @@ fn wrong_usage_exits_with_2() {
     millrace(&[]).expect_code(2);
     millrace(&["run"]).expect_code(2);
     millrace(&["lint", "--fast"]).expect_code(2);
+    millrace(&["status"]).expect_code(2);
+    millrace(&["status", "pod/embed"]).expect_code(2);
+    millrace(&["list", "-A", "-n", "tenant"]).expect_code(2);
+}
+
+#[test]
+fn a_retry_without_its_flag_is_told_why_it_needs_one() {
+    let ended = millrace(&["retry", "embed"]).expect_code(2);
+    assert!(ended.stderr.contains("--failed-only"), "{ended:?}");
+    assert!(ended.stderr.contains("never computed again"), "{ended:?}");
+}
+
+#[test]
+fn a_plugin_of_kubectl_says_how_kubectl_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugin = folder.path().join("kubectl-millrace");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_millrace"), &plugin).unwrap();
+    let usage = |arguments: &[&str]| {
+        let output = Command::new(&plugin).args(arguments).output().unwrap();
+        Ended::from(output).expect_code(0).stdout
+    };
+    assert!(usage(&["--help"]).contains("Usage: kubectl millrace <COMMAND>"));
+    assert!(usage(&["status", "--help"]).contains("Usage: kubectl millrace status"));
+    assert!(usage(&["completions", "bash"]).contains("kubectl-millrace"));
+}
+
+#[test]
+fn completions_are_there_for_the_usual_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = millrace(&["completions", shell]).expect_code(0).stdout;
+        assert!(script.contains("millrace") && script.contains("submit"));
+    }
 }

@@ -1,5 +1,6 @@
 //! The real `millrace` binary: what it prints, where, and how it exits.
 
+mod cluster;
 mod foreign;
 mod help;
 mod lint;

@@ -3,6 +3,7 @@
 //! They need root on Linux, or are skipped with one line that says so.
 
 mod cluster;
+mod commands;
 mod faults;
 mod jobs;
 mod tenant;

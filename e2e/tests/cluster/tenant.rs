@@ -16,6 +16,8 @@ const S3_PORT: u16 = 7070;
 pub struct Tenant<'a> {
     cluster: &'a Cluster,
     namespace: String,
+    /// Where the S3 server listens.
+    address: String,
     server: Child,
     folder: TempDir,
 }
@@ -46,6 +48,7 @@ impl<'a> Tenant<'a> {
         Self {
             cluster,
             namespace,
+            address,
             server,
             folder,
         }
@@ -54,6 +57,17 @@ impl<'a> Tenant<'a> {
     /// The namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// The variables by which the bucket is read from outside of the pods.
+    pub fn store_variables(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ACCESS_KEY_ID", "tenant".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "tenant-secret".to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ENDPOINT_URL", format!("http://{}", self.address)),
+            ("AWS_ALLOW_HTTP", "true".to_owned()),
+        ]
     }
 
     /// The folder that holds the bucket's objects as files.

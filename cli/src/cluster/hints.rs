@@ -1,0 +1,156 @@
+//! What to do about each known reason. Pure.
+
+use millrace_crds::BatchJob;
+
+use super::end::succeeded;
+use super::jobs::output_of;
+use crate::invocation::Invocation;
+use millrace_crds::names::service_of;
+
+/// What to do about the state a job is in, where a person has something to do.
+pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    let service = service_of(job);
+    let command = |words: &str| format!("`{}`", invocation.command(words));
+    let Some(condition) = succeeded(job) else {
+        return Some(format!(
+            "no operator has looked at this job yet; {} says why",
+            command("check")
+        ));
+    };
+    let hint = match condition.reason.as_str() {
+        "ServiceNotFound" => format!(
+            "create InferenceService {service:?} in the job's namespace; the job begins by itself"
+        ),
+        "UnknownModel" => format!(
+            "add the model to InferenceService {service:?}, and the job begins by itself; or correct \
+             spec.steps and create the job anew"
+        ),
+        "RelativePath" => {
+            "write s3://bucket/path in the field that the message names, and create the job anew"
+                .to_owned()
+        }
+        "SecretNotShared" => format!(
+            "list the Secret in spec.secrets of InferenceService {service:?}; the job begins by itself"
+        ),
+        "LeasesUnavailable" => format!(
+            "bring the Redis of the leases back, and the job goes on; {} looks at it",
+            command("check")
+        ),
+        "Suspended" => format!("{} lets it go on", command(&format!("resume {name}"))),
+        "ShardsFailed" => format!(
+            "failedShards in {}/manifest.json says why; once that is mended, {} runs the failed rows \
+             and shards again",
+            output_of(job).trim_end_matches('/'),
+            command(&format!("retry {name} --failed-only"))
+        ),
+        "PlanFailed" => format!(
+            "{} shows more; correct what the message names and create the job anew",
+            command(&format!("logs {name} --step plan"))
+        ),
+        "FinishFailed" => format!(
+            "{} shows more; correct what the message names and create the job anew: it goes on from \
+             what is committed",
+            command(&format!("logs {name} --step finish"))
+        ),
+        "Cancelled" => {
+            "what is committed stays; a job with the same input and output goes on from \
+             there"
+                .to_owned()
+        }
+        "DeadlineExceeded" => {
+            "what is committed stays; a job with the same input and output, and a \
+             later spec.activeDeadlineSeconds, goes on from there"
+                .to_owned()
+        }
+        _ => return None,
+    };
+    Some(hint)
+}
+
+/// What to do about a pod that is in this state.
+pub fn for_pod(state: &str) -> Option<&'static str> {
+    let hint = match state {
+        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => {
+            "the image cannot be had: look at images.* of the chart's values, and at the pull secrets"
+        }
+        "CreateContainerConfigError" => {
+            "a Secret or ConfigMap that the pod names is not there: the events name it"
+        }
+        "Unschedulable" => {
+            "no node has room for the pod: look at spec.template of the InferenceService (resources, \
+             nodeSelector, tolerations), and at the nodes"
+        }
+        "OOMKilled" => {
+            "the container took more memory than it may: raise spec.template.resources.limits.memory \
+             of the InferenceService"
+        }
+        "CrashLoopBackOff"
+        | "RunContainerError"
+        | "Error"
+        | "Init:CrashLoopBackOff"
+        | "Init:Error" => "a container ends again and again: its last lines say why, see the logs",
+        _ => return None,
+    };
+    Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::show::testing::job;
+
+    #[test]
+    fn every_bad_reason_of_a_job_has_a_hint() {
+        let bad = [
+            "ServiceNotFound",
+            "UnknownModel",
+            "RelativePath",
+            "SecretNotShared",
+            "LeasesUnavailable",
+            "Suspended",
+            "ShardsFailed",
+            "PlanFailed",
+            "FinishFailed",
+            "Cancelled",
+            "DeadlineExceeded",
+        ];
+        for reason in bad {
+            let job = job("False", reason);
+            assert!(for_job(&job, &Invocation::new()).is_some(), "{reason}");
+        }
+        for reason in [
+            "Planning",
+            "Running",
+            "Finishing",
+            "Completed",
+            "Cancelling",
+        ] {
+            let job = job("Unknown", reason);
+            assert_eq!(for_job(&job, &Invocation::new()), None, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_hint_names_the_objects_and_commands_of_this_job() {
+        let invocation = Invocation::with_flags("-n tenant".to_owned());
+        let hint = |reason| for_job(&job("False", reason), &invocation).unwrap();
+        assert!(hint("ServiceNotFound").contains("\"minilm\""));
+        assert!(hint("Suspended").contains("`millrace resume embed -n tenant`"));
+        assert!(hint("ShardsFailed").contains("s3://bucket/embed/manifest.json"));
+    }
+
+    #[test]
+    fn a_job_that_no_operator_saw_leads_to_the_check() {
+        let mut job = job("Unknown", "Planning");
+        job.status = None;
+        let hint = for_job(&job, &Invocation::new()).unwrap();
+        assert!(hint.contains("`millrace check`"), "{hint}");
+    }
+
+    #[test]
+    fn a_pod_that_runs_needs_no_hint() {
+        assert_eq!(for_pod("Running"), None);
+        assert!(for_pod("Unschedulable").is_some());
+    }
+}

@@ -1,0 +1,184 @@
+//! `millrace list`: the jobs of a namespace, or of all.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::ListParams;
+use millrace_crds::{BatchJob, BatchJobStatus};
+use serde_json::json;
+
+use crate::cluster::connect::{ClusterArgs, Connection};
+use crate::cluster::end::{end, succeeded};
+use crate::cluster::jobs::output_of;
+use crate::cluster::show::{Format, age, bare, count, document, or_dash, span, table};
+use crate::output;
+use millrace_crds::names::service_of;
+
+/// Lists jobs.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The jobs of all namespaces.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+    /// How to print them.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+/// Runs the command.
+pub async fn run(args: ListArgs) -> anyhow::Result<ExitCode> {
+    let ListArgs {
+        all_namespaces,
+        output: format,
+        cluster,
+    } = args;
+    let connection = cluster.connect().await?;
+    let jobs = jobs(&connection, all_namespaces).await?;
+    let is_table = matches!(format, Format::Text | Format::Wide);
+    if !is_table {
+        let items: Vec<BatchJob> = jobs.into_iter().map(bare).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        output::line(document(&list, format)?.trim_end())?;
+    } else if jobs.is_empty() {
+        eprintln!("{}", none(&connection, all_namespaces));
+    } else {
+        let shape = Shape {
+            all_namespaces,
+            wide: format == Format::Wide,
+        };
+        output::line(&lines(&jobs, shape, Timestamp::now()).join("\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn jobs(connection: &Connection, all_namespaces: bool) -> anyhow::Result<Vec<BatchJob>> {
+    let (api, place) = if all_namespaces {
+        let api = Api::<BatchJob>::all(connection.client.clone());
+        (api, "in all namespaces".to_owned())
+    } else {
+        let place = format!("in namespace {}", connection.namespace);
+        (connection.jobs(), place)
+    };
+    let listed = api.list(&ListParams::default()).await;
+    let listed =
+        listed.map_err(|error| connection.explain(error, &format!("list jobs {place}")))?;
+    Ok(listed.items)
+}
+
+fn none(connection: &Connection, all_namespaces: bool) -> String {
+    let Connection {
+        namespace,
+        invocation,
+        ..
+    } = connection;
+    let submit = invocation.command("submit -f PATH");
+    if all_namespaces {
+        return format!("there are no jobs; `{submit}` makes some");
+    }
+    let all = invocation.command("list -A");
+    format!(
+        "there are no jobs in namespace {namespace}; `{all}` looks in all, `{submit}` makes some"
+    )
+}
+
+/// Which columns there are.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    all_namespaces: bool,
+    wide: bool,
+}
+
+/// The columns of `kubectl get batchjobs`, and the service.
+fn lines(jobs: &[BatchJob], shape: Shape, now: Timestamp) -> Vec<String> {
+    let Shape {
+        all_namespaces,
+        wide,
+    } = shape;
+    let mut header = vec![
+        "NAME",
+        "SERVICE",
+        "SUCCEEDED",
+        "REASON",
+        "PROGRESS",
+        "FAILED",
+        "AGE",
+    ];
+    if all_namespaces {
+        header.insert(0, "NAMESPACE");
+    }
+    if wide {
+        header.extend(["WORKERS", "ROWS/S", "ETA", "OUTPUT"]);
+    }
+    let row = |job: &BatchJob| {
+        let nothing = BatchJobStatus::default();
+        let status = job.status.as_ref().unwrap_or(&nothing);
+        let condition = succeeded(job);
+        let mut row = vec![
+            or_dash(job.metadata.name.as_ref()),
+            service_of(job),
+            or_dash(condition.map(|it| &it.status)),
+            or_dash(condition.map(|it| &it.reason)),
+            or_dash(status.progress.as_ref()),
+            or_dash(status.rows.map(|rows| count(rows.failed))),
+            age(job.metadata.creation_timestamp.as_ref(), now),
+        ];
+        if all_namespaces {
+            row.insert(0, or_dash(job.metadata.namespace.as_ref()));
+        }
+        if wide {
+            let left = status.eta.as_ref().filter(|_| end(job).is_none());
+            let left = left.map(|eta| span(eta.0.duration_since(now).as_secs()));
+            row.extend([
+                or_dash(status.workers),
+                or_dash(status.rows_per_second.map(|rate| format!("{rate:.1}"))),
+                or_dash(left),
+                output_of(job).to_owned(),
+            ]);
+        }
+        row
+    };
+    table(&header, jobs.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::show::testing::{job, now};
+
+    #[test]
+    fn the_columns_are_those_of_kubectl_and_the_service() {
+        let shape = Shape {
+            all_namespaces: false,
+            wide: false,
+        };
+        let mut unseen = job("Unknown", "Running");
+        unseen.status = None;
+        assert_eq!(
+            lines(&[job("Unknown", "Running"), unseen], shape, now()),
+            [
+                "NAME   SERVICE  SUCCEEDED  REASON   PROGRESS  FAILED  AGE",
+                "embed  minilm   Unknown    Running  42%       3       70s",
+                "embed  minilm   -          -        -         -       70s",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wide_list_of_all_namespaces_has_more_columns_at_both_ends() {
+        let shape = Shape {
+            all_namespaces: true,
+            wide: true,
+        };
+        let lines = lines(&[job("Unknown", "Running")], shape, now());
+        assert!(lines[0].starts_with("NAMESPACE  NAME"), "{lines:?}");
+        let expected = "2        282.5   3m50s  s3://bucket/embed";
+        assert!(
+            lines[1].starts_with("tenant ") && lines[1].ends_with(expected),
+            "{lines:?}"
+        );
+    }
+}
