@@ -39,6 +39,9 @@ use crate::SecretRef;
         .message("input cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("self.output == oldSelf.output")
         .message("output cannot be changed; create a new BatchJob instead"),
+    // What a pattern matches and where links lead is seen when the run is planned.
+    validation = Rule::new("self.input.uris.all(u, u != self.output.uri && !u.startsWith(self.output.uri.endsWith('/') ? self.output.uri : self.output.uri + '/') && !self.output.uri.startsWith(u + '/'))")
+        .message("output overlaps input; write results to another folder"),
 )]
 pub struct BatchJobSpec {
     /// The InferenceService whose models do the work; it lies in the job's own namespace.
@@ -121,8 +124,10 @@ pub struct Step {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.uris.all(u, !u.matches('^[A-Za-z0-9+.-]+://[^/]*@'))")
-        .message("a URI cannot carry credentials; give them through the environment of the worker"),
+    validation = Rule::new("self.uris.all(u, !u.matches('^[A-Za-z0-9+.-]+://[^/]*[@:]'))")
+        .message("a URI cannot carry credentials, nor a port; give them through the environment of the worker"),
+    validation = Rule::new("self.uris.all(u, !u.matches('^s3://(.*/)?[.][.](/.*)?$'))")
+        .message("a URI cannot climb with `..`; name the place that it leads to"),
     validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.idField)")
         .message("idField means nothing for format Text: a line is the text; remove idField"),
     validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.textField)")
@@ -135,7 +140,11 @@ pub struct Input {
         length(min = 1, max = 1000),
         inner(
             length(min = 1, max = 1024),
-            regex(pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+)$")
+            // What may hold credentials is let through to the rule: an API server repeats a value
+            // that has not the form, and never one that a rule refuses.
+            regex(
+                pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+|[A-Za-z0-9+.-]+://[^/]*[@:].*)$"
+            )
         )
     )]
     pub uris: Vec<String>,
@@ -201,15 +210,20 @@ pub enum Compression {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!self.uri.matches('^[A-Za-z0-9+.-]+://[^/]*@')")
-        .message("a URI cannot carry credentials; give them through the environment of the worker"),
+    validation = Rule::new("!self.uri.matches('^[A-Za-z0-9+.-]+://[^/]*[@:]')")
+        .message("a URI cannot carry credentials, nor a port; give them through the environment of the worker"),
+    validation = Rule::new("!self.uri.matches('^s3://(.*/)?[.][.](/.*)?$')")
+        .message("a URI cannot climb with `..`; name the place that it leads to"),
 )]
 pub struct Output {
     /// Folder to write to: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative
     /// to the manifest. The store must honour put-if-absent.
     #[schemars(
         length(min = 1, max = 1024),
-        regex(pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?|file:///.+|[^:]+)$")
+        // As above: credentials are for the rule to refuse.
+        regex(
+            pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?|file:///.+|[^:]+|[A-Za-z0-9+.-]+://[^/]*[@:].*)$"
+        )
     )]
     pub uri: String,
 

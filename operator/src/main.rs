@@ -19,7 +19,7 @@ use millrace_operator::election::Election;
 use millrace_operator::http::{self, Leads};
 use millrace_operator::inference_service::ServiceContext;
 use millrace_operator::visit::after_error;
-use millrace_operator::{batch_job, inference_service};
+use millrace_operator::{batch_job, crd_check, inference_service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +43,10 @@ async fn main() -> anyhow::Result<()> {
         .with_context(|| format!("{} cannot be listened on", options.listen))?;
     let answering = tokio::spawn(http::listen(listener, leads.clone()));
     let stop = on_signal()?;
+    tokio::select! {
+        checked = crd_check::wait(&client) => checked?,
+        () = stop.cancelled() => return Ok(()),
+    }
     let mut election = Election::new(client.clone(), &options.namespace, &options.identity);
     tokio::select! {
         () = election.win() => {}

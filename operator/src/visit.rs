@@ -12,6 +12,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Pause after a visit to an object that had been changed meanwhile.
 const STALE: Duration = Duration::from_millis(200);
 
+/// Reason of an object whose children the API server will not have.
+pub const REJECTED: &str = "Rejected";
+
 /// Why a visit failed. The next one begins anew.
 #[derive(Debug, thiserror::Error)]
 pub enum VisitError {
@@ -30,6 +33,19 @@ pub enum VisitError {
 }
 
 impl VisitError {
+    /// Why the API server will not have a child as it is: a quota, a policy, a value that is none.
+    /// Only a person can mend that, so it belongs into the status.
+    pub fn rejection(&self) -> Option<&str> {
+        match self {
+            VisitError::Apply(kube::Error::Api(status))
+                if [400, 403, 422].contains(&status.code) =>
+            {
+                Some(&status.message)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the visit looked at an object that had been changed: the next one sees the change.
     fn is_stale(&self) -> bool {
         matches!(self, VisitError::Report(kube::Error::Api(status)) if status.code == 409)

@@ -7,7 +7,7 @@ use clap::Args;
 use futures::TryStreamExt;
 use millrace_protocol::result::ErrorLine;
 use millrace_worker::output as worker_output;
-use millrace_worker::store::Stores;
+use millrace_worker::store::{LinkLocal, Stores};
 
 use crate::display::OutputMode;
 use crate::output::{Lines, Opened};
@@ -38,7 +38,8 @@ pub async fn run(args: ErrorsArgs) -> anyhow::Result<ExitCode> {
         limit,
         output,
     } = args;
-    let Opened { location, visible } = Opened::open(&Stores::from_env(), &location).await?;
+    let Opened { location, visible } =
+        Opened::open(&Stores::from_env(LinkLocal::Allowed), &location).await?;
     let mut errors = std::pin::pin!(worker_output::errors(&location, &visible.parts));
     let mut lines = Lines::new(limit);
     let mut by_code: BTreeMap<&str, u64> = BTreeMap::new();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use futures::TryStreamExt;
 use millrace_worker::output as worker_output;
-use millrace_worker::store::Stores;
+use millrace_worker::store::{LinkLocal, Stores};
 
 use crate::output::{Lines, Opened};
 
@@ -25,7 +25,8 @@ pub struct ResultsArgs {
 /// Runs the command.
 pub async fn run(args: ResultsArgs) -> anyhow::Result<ExitCode> {
     let ResultsArgs { output, limit } = args;
-    let Opened { location, visible } = Opened::open(&Stores::from_env(), &output).await?;
+    let Opened { location, visible } =
+        Opened::open(&Stores::from_env(LinkLocal::Allowed), &output).await?;
     let mut results = std::pin::pin!(worker_output::results(&location, &visible.parts));
     let mut lines = Lines::new(limit);
     while lines.wants_more() {

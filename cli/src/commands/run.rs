@@ -11,7 +11,7 @@ use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::run::{self, Prepared, RunEnd, WorkOptions};
-use millrace_worker::store::Stores;
+use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -55,7 +55,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(error) => return Ok(exit::bad_manifest(&error)),
     };
-    let stores = Stores::from_env();
+    let stores = Stores::from_env(LinkLocal::Allowed);
     if dry_run {
         let server = local_server::program(inference_server);
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;

@@ -59,6 +59,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         vec![json!({"name": "manifests", "mountPath": pods::MANIFESTS, "readOnly": true})];
     let leases = leases_secret(&checked.service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
+    variables.extend(pods::store_variables(options));
     variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
     if let Some(secret) = &job.spec.credentials {
         let (volume, mount) = pods::credentials(&secret.name);

@@ -10,6 +10,7 @@ use millrace_protocol::tally::Tally;
 use super::check::{Checked, Refused};
 use super::observe::{Seen, Step};
 use crate::conditions::find;
+use crate::visit::REJECTED;
 
 /// How often a job at work is visited: its counters move without an event.
 const AT_WORK: Duration = Duration::from_secs(1);
@@ -106,7 +107,9 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
         return rest(Phase::Over, None);
     }
     if job.spec.suspend {
-        return rest(Phase::Suspended, None);
+        // While the lease store is away, workers cannot be told to rest.
+        let again_in = seen.leases.is_none().then_some(WAITING);
+        return rest(Phase::Suspended, again_in);
     }
     let checked = match checked {
         Ok(checked) => checked,
@@ -133,6 +136,21 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
             None,
         ),
         Step::Ended(_) => at_work(seen, make),
+    }
+}
+
+/// What to say of a job whose step the API server will not have. Another visit tries again.
+pub fn rejected(why: &str) -> Decision {
+    let refused = Refused {
+        reason: REJECTED,
+        message: why.to_owned(),
+    };
+    Decision {
+        phase: Phase::Refused(refused),
+        workers: Workers::Rest,
+        make: None,
+        unmake: None,
+        again_in: Some(WAITING),
     }
 }
 

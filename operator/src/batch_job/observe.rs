@@ -10,7 +10,7 @@ use millrace_protocol::report::Report;
 
 use crate::context::Context;
 use crate::names::child;
-use crate::pods::waits_for;
+use crate::pods::{mount_failure, waits_for};
 use crate::visit::VisitError;
 
 /// The run that a job makes.
@@ -87,7 +87,12 @@ async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitE
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
     let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
     let pods = pods.list(&of_job).await.map_err(VisitError::Observe)?;
-    Ok(step_of(&job, &pods.items))
+    let step = step_of(&job, &pods.items);
+    if step != Step::Running(None) {
+        return Ok(step);
+    }
+    let failure = mount_failure(&ctx.client, namespace, &pods.items, &ctx.now()).await;
+    Ok(Step::Running(failure.map_err(VisitError::Observe)?))
 }
 
 /// How far a step is, by its Job and that Job's pods.

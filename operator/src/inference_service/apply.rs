@@ -10,7 +10,7 @@ use super::observe::Seen;
 use super::scale::Scale;
 use crate::apply::{apply as apply_child, apply_unseen};
 use crate::context::Context;
-use crate::visit::VisitError;
+use crate::visit::{REJECTED, VisitError};
 
 /// What came of applying.
 pub struct Applied {
@@ -53,8 +53,12 @@ pub async fn apply(
         let deployment = build::deployment(service, scale.replicas, &ctx.options);
         apply_child(client, &namespace, deployment).await
     };
-    let deployment = made.await.map_err(VisitError::Apply)?;
-    Ok(Applied {
-        deployment: Ok(deployment),
-    })
+    let deployment = match made.await.map_err(VisitError::Apply) {
+        Err(ref error) if let Some(why) = error.rejection() => Err(Refused {
+            reason: REJECTED,
+            message: why.to_owned(),
+        }),
+        made => Ok(made?),
+    };
+    Ok(Applied { deployment })
 }

@@ -14,7 +14,7 @@ use crate::apply::write_status;
 use crate::conditions::{Is, Said, written};
 use crate::context::Context;
 use crate::names::inference;
-use crate::visit::VisitError;
+use crate::visit::{REJECTED, VisitError};
 
 /// Writes the status if it changed. Returns whether as many pods serve as should, or none can.
 pub async fn report(
@@ -26,7 +26,11 @@ pub async fn report(
 ) -> Result<bool, VisitError> {
     let before = service.status.clone().unwrap_or_default();
     let status = status(service, seen, scale, &applied.deployment, ctx.now());
-    let is_up = applied.deployment.is_err() || status.ready_replicas == status.replicas;
+    let is_up = match &applied.deployment {
+        Ok(_) => status.ready_replicas == status.replicas,
+        // Whoever rejects may think better of it without an event.
+        Err(refused) => refused.reason != REJECTED,
+    };
     if status == before {
         return Ok(is_up);
     }
