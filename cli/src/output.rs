@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 
 use anyhow::Context;
 use millrace_worker::output::{self, Visible};
-use millrace_worker::store::{Location, Stores};
+use millrace_worker::store::{LinkLocal, Location, Stores};
 
 use crate::cluster::connect::ClusterArgs;
 use crate::cluster::jobs::resolve_output;
@@ -38,7 +38,7 @@ impl Opened {
     }
 
     async fn open(named: &str) -> anyhow::Result<Self> {
-        let location = Stores::from_env().open(&absolute(named)?)?;
+        let location = Stores::from_env(LinkLocal::Allowed).open(&absolute(named)?)?;
         let visible = output::visible(&location).await?;
         if !visible.finished {
             let shards = visible.parts.len();

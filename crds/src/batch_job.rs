@@ -50,6 +50,9 @@ use crate::inference_service::InferenceServiceSpec;
         .message("cancel cannot be taken back; create a new BatchJob with the same output, and it goes on"),
     validation = Rule::new("self.rerunFailed >= oldSelf.rerunFailed")
         .message("rerunFailed can only be raised"),
+    // What a pattern matches and where links lead is seen when the run is planned.
+    validation = Rule::new("!has(self.input.uris) || self.input.uris.all(u, u != self.output.uri && !u.startsWith(self.output.uri.endsWith('/') ? self.output.uri : self.output.uri + '/') && !self.output.uri.startsWith(u + '/'))")
+        .message("output overlaps input; write results to another folder"),
 )]
 pub struct BatchJobSpec {
     /// The InferenceService whose models do the work; it lies in the job's own namespace.
@@ -184,8 +187,10 @@ pub struct Step {
 #[x_kube(
     validation = Rule::new("has(self.uris) != has(self.inline)")
         .message("give either uris, the files to read, or inline, the rows themselves"),
-    validation = Rule::new("!has(self.uris) || self.uris.all(u, !u.matches('^[A-Za-z0-9+.-]+://[^/]*@'))")
-        .message("a URI cannot carry credentials; give them through the environment of the worker"),
+    validation = Rule::new("!has(self.uris) || self.uris.all(u, !u.matches('^[A-Za-z0-9+.-]+://[^/]*[@:]'))")
+        .message("a URI cannot carry credentials, nor a port; give them through the environment of the worker"),
+    validation = Rule::new("!has(self.uris) || self.uris.all(u, !u.matches('^s3://(.*/)?[.][.](/.*)?$'))")
+        .message("a URI cannot climb with `..`; name the place that it leads to"),
     validation = Rule::new("!has(self.inline) || (!has(self.format) && !has(self.compression))")
         .message("format and compression mean nothing for inline rows; remove them"),
     validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.idField)")
@@ -201,7 +206,11 @@ pub struct Input {
         length(min = 1, max = 1000),
         inner(
             length(min = 1, max = 1024),
-            regex(pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+)$")
+            // What may hold credentials is let through to the rule: an API server repeats a value
+            // that has not the form, and never one that a rule refuses.
+            regex(
+                pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+|[A-Za-z0-9+.-]+://[^/]*[@:].*)$"
+            )
         )
     )]
     pub uris: Option<Vec<String>>,
@@ -273,15 +282,20 @@ pub enum Compression {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!self.uri.matches('^[A-Za-z0-9+.-]+://[^/]*@')")
-        .message("a URI cannot carry credentials; give them through the environment of the worker"),
+    validation = Rule::new("!self.uri.matches('^[A-Za-z0-9+.-]+://[^/]*[@:]')")
+        .message("a URI cannot carry credentials, nor a port; give them through the environment of the worker"),
+    validation = Rule::new("!self.uri.matches('^s3://(.*/)?[.][.](/.*)?$')")
+        .message("a URI cannot climb with `..`; name the place that it leads to"),
 )]
 pub struct Output {
     /// Folder to write to: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative
     /// to the manifest. The store must honour put-if-absent.
     #[schemars(
         length(min = 1, max = 1024),
-        regex(pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?|file:///.+|[^:]+)$")
+        // As above: credentials are for the rule to refuse.
+        regex(
+            pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?|file:///.+|[^:]+|[A-Za-z0-9+.-]+://[^/]*[@:].*)$"
+        )
     )]
     pub uri: String,
 

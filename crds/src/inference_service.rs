@@ -297,8 +297,14 @@ pub enum Task {
 }
 
 /// Where a model's files are.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!self.uri.matches('^[A-Za-z0-9+.-]+://[^/]*[@:]')")
+        .message("a URI cannot carry credentials, nor a port; give them through spec.secrets"),
+    validation = Rule::new("!self.uri.matches('^s3://(.*/)?[.][.](/.*)?$')")
+        .message("a URI cannot climb with `..`; name the place that it leads to"),
+)]
 pub struct Source {
     /// Folder in Hugging Face layout: `s3://bucket/path` (in a cluster), `hf://owner/name` (looked
     /// up in the model cache of a local run), `file:///path`, or, for a local run, a path relative
@@ -306,7 +312,8 @@ pub struct Source {
     #[schemars(
         length(min = 1, max = 1024),
         regex(
-            pattern = r"^(hf://[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*|s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+)$"
+            // An API server repeats a value that has not the form, and never one that a rule refuses.
+            pattern = r"^(hf://[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*|s3://[A-Za-z0-9][A-Za-z0-9._-]*/.+|file:///.+|[^:]+|[A-Za-z0-9+.-]+://[^/]*[@:].*)$"
         )
     )]
     pub uri: String,

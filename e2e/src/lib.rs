@@ -4,6 +4,7 @@
 //! The library holds what several test programs share: the checker, processes, and the real servers
 //! that tests start for themselves, here and in other crates.
 
+pub mod api_proxy;
 pub mod history;
 pub mod process;
 pub mod redis_server;

@@ -30,6 +30,11 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_LEASE_TTL_MS", default_value_t = 30_000)]
     pub lease_ttl_ms: u64,
 
+    /// Lets S3 endpoints and services that give out credentials be at link-local addresses, as
+    /// workload identity needs in some clouds.
+    #[arg(long, env = "MILLRACE_ALLOW_LINK_LOCAL")]
+    pub allow_link_local: bool,
+
     /// Namespace that is watched; all of them by default.
     #[arg(long, env = "MILLRACE_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,

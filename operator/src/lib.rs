@@ -9,6 +9,7 @@ pub mod batch_job;
 pub mod conditions;
 pub mod config;
 pub mod context;
+pub mod crd_check;
 pub mod election;
 pub mod http;
 pub mod inference_service;

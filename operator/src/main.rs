@@ -21,7 +21,7 @@ use millrace_operator::http::{self, Shown};
 use millrace_operator::metrics::Objects;
 use millrace_operator::names::service_of;
 use millrace_operator::visit::{VisitError, after_error, watched};
-use millrace_operator::{batch_job, inference_service};
+use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,10 @@ async fn run(options: Options) -> anyhow::Result<()> {
         .with_context(|| format!("{} cannot be listened on", options.listen))?;
     let answering = tokio::spawn(http::listen(listener, shown.clone()));
     let stop = on_signal()?;
+    tokio::select! {
+        checked = crd_check::wait(&client) => checked?,
+        () = stop.cancelled() => return Ok(()),
+    }
     let mut election = Election::new(client.clone(), &options.namespace, &options.identity);
     tokio::select! {
         () = election.win() => {}

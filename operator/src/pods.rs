@@ -1,7 +1,11 @@
 //! What all pods have in common: they pass Pod Security *restricted*, hold no API token, and find
 //! settings, credentials and manifests in the same places.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::config::Options;
@@ -14,6 +18,12 @@ pub const MANIFESTS: &str = "/etc/millrace";
 
 /// Key of the lease Redis' URL in the Secret that pods take it from.
 pub const REDIS_URL_KEY: &str = "url";
+
+/// Why a container waits that is about to begin.
+const BEGINNING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+
+/// How long containers usually take to begin.
+const BEGINS_WITHIN: SignedDuration = SignedDuration::from_secs(3);
 
 /// Rights of a pod.
 pub fn pod_security() -> Value {
@@ -54,6 +64,12 @@ pub fn telemetry_variables(options: &Options) -> Vec<Value> {
         .collect()
 }
 
+/// The variables of everything that opens stores.
+pub fn store_variables(options: &Options) -> Vec<Value> {
+    let allowed = options.allow_link_local.to_string();
+    vec![json!({"name": "MILLRACE_ALLOW_LINK_LOCAL", "value": allowed})]
+}
+
 /// Volume and mount of one Secret with credentials.
 pub fn credentials(secret: &str) -> (Value, Value) {
     // A volume's name is a label, a Secret's may be longer and hold dots.
@@ -74,10 +90,52 @@ pub fn waits_for(pod: &Pod) -> Option<String> {
     waits.or_else(|| unscheduled_reason(pod))
 }
 
+/// What keeps a pod's volumes from being mounted, such as a Secret that is not there: only Events
+/// say it. Asked of pods that have been about to start for a while.
+pub async fn mount_failure(
+    client: &Client,
+    namespace: &str,
+    pods: &[Pod],
+    now: &Time,
+) -> Result<Option<String>, kube::Error> {
+    let Some(pod) = pods.iter().find(|pod| is_held_up(pod, now)) else {
+        return Ok(None);
+    };
+    let of_pod = format!(
+        "reason=FailedMount,involvedObject.uid={}",
+        pod.uid().unwrap_or_default()
+    );
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let events = events.list(&ListParams::default().fields(&of_pod)).await?;
+    let last = events
+        .items
+        .into_iter()
+        .max_by_key(|event| event.last_timestamp.clone());
+    Ok(last.and_then(|event| event.message))
+}
+
+/// Whether a pod has a node and none of its containers has begun for longer than they usually take.
+fn is_held_up(pod: &Pod, now: &Time) -> bool {
+    let Some(status) = &pod.status else {
+        return false;
+    };
+    let init = status.init_container_statuses.iter().flatten();
+    let mut all = init.chain(status.container_statuses.iter().flatten());
+    let begins = |container: &ContainerStatus| {
+        let state = container.state.as_ref();
+        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
+        reason.is_some_and(|reason| BEGINNING.contains(&reason))
+    };
+    let since = status.start_time.as_ref();
+    let waits = since.map(|since| now.0.duration_since(since.0));
+    waits.is_some_and(|waits| waits > BEGINS_WITHIN) && all.all(begins)
+}
+
 fn waiting_reason(container: &ContainerStatus) -> Option<String> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.clone()?;
-    if ["ContainerCreating", "PodInitializing"].contains(&reason.as_str()) {
+    if BEGINNING.contains(&reason.as_str()) {
         return None;
     }
     // Why a container ended says more than that it is started again.

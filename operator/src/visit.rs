@@ -22,6 +22,9 @@ tokio::task_local! {
     static CHANGES: RefCell<Vec<String>>;
 }
 
+/// Reason of an object whose children the API server will not have.
+pub const REJECTED: &str = "Rejected";
+
 /// Why a visit failed. The next one begins anew.
 #[derive(Debug, thiserror::Error)]
 pub enum VisitError {
@@ -40,6 +43,19 @@ pub enum VisitError {
 }
 
 impl VisitError {
+    /// Why the API server will not have a child as it is: a quota, a policy, a value that is none.
+    /// Only a person can mend that, so it belongs into the status.
+    pub fn rejection(&self) -> Option<&str> {
+        match self {
+            VisitError::Apply(kube::Error::Api(status))
+                if [400, 403, 422].contains(&status.code) =>
+            {
+                Some(&status.message)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the visit looked at an object that had been changed: the next one sees the change.
     fn is_stale(&self) -> bool {
         matches!(self, VisitError::Report(kube::Error::Api(status)) if status.code == 409)

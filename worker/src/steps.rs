@@ -16,7 +16,7 @@ use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::serve::{self, Door, ServeOptions};
-use millrace_worker::store::Stores;
+use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::work::progress::Progress;
 use millrace_worker::{manifests, models, output};
 
@@ -59,9 +59,10 @@ fn open(job: Job) -> anyhow::Result<Opened> {
 }
 
 fn stores(credentials: Option<&Path>) -> anyhow::Result<Stores> {
+    let link_local = LinkLocal::from_env();
     match credentials {
-        None => Ok(Stores::from_env()),
-        Some(folder) => Stores::from_env_and_folder(folder)
+        None => Ok(Stores::from_env(link_local)),
+        Some(folder) => Stores::from_env_and_folder(folder, link_local)
             .with_context(|| format!("no credentials in {}", folder.display())),
     }
 }

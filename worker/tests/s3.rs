@@ -12,7 +12,10 @@ use millrace_worker::{
     job::{CheckedJob, Fields, Input, Output, Retry, Step},
     plan::{PlanError, plan, preflight},
     read::{ReadError, open_shard},
-    store::{Created, StoreError, StoreOptions, Stores, create, probe_create_only, read, replace},
+    store::{
+        Created, LinkLocal, StoreError, StoreOptions, Stores, create, probe_create_only, read,
+        replace,
+    },
 };
 use parquet::arrow::ArrowWriter;
 
@@ -36,6 +39,7 @@ fn stores_with(variables: Vec<(&str, String)>) -> Stores {
     Stores::new(StoreOptions {
         s3: s3.collect(),
         file_roots: Vec::new(),
+        link_local: LinkLocal::Blocked,
     })
 }
 

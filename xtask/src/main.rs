@@ -19,7 +19,8 @@ usage: cargo xtask <task>
   test     set up, then format, lint, build and run every test
   bench    compare engine, whole jobs and sentence-transformers in one run
   setup    only fetch what the others need: libtorch, the model, the servers of the tests
-  cluster  up, images, env, down: a real Kubernetes on this machine, with the programs as images
+  cluster  up, images, env, down: a real Kubernetes on this machine, with the programs as images;
+           control-plane: an API server alone, for as long as its input stays open
 
 Downloads are pinned by hash and kept in $MILLRACE_CACHE, by default ~/.cache/millrace.
 ";

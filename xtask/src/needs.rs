@@ -16,6 +16,8 @@ pub enum Task {
     Test,
     /// Other people's programs to compare with as well.
     Bench,
+    /// What makes the keys of an API server.
+    ControlPlane,
     /// What runs containers, and the servers of the tests, which become images.
     Cluster,
 }
@@ -33,7 +35,7 @@ pub fn check(task: Task) -> Result<()> {
         bail!("libtorch is pinned for Linux on x86_64 only; this machine is another");
     }
     let mut missing = missing(task);
-    let brings_packages = matches!(task, Task::Test | Task::Cluster);
+    let brings_packages = matches!(task, Task::Test | Task::ControlPlane | Task::Cluster);
     if brings_packages && !missing.is_empty() && is_root() && installed("apt-get") {
         install(&missing)?;
         missing = self::missing(task);
@@ -72,6 +74,10 @@ fn missing(task: Task) -> Vec<Missing> {
     if matches!(task, Task::Test | Task::Cluster) {
         need(installed("redis-server"), "redis-server", "redis-server");
     }
+    if matches!(task, Task::ControlPlane | Task::Cluster) {
+        need(installed("openssl"), "openssl", "openssl");
+        need(installed("setpriv"), "setpriv", "util-linux");
+    }
     if task == Task::Cluster {
         need(installed("containerd"), "containerd", "containerd");
         need(installed("runc"), "runc", "runc");
@@ -82,7 +88,6 @@ fn missing(task: Task) -> Vec<Missing> {
         );
         need(installed("iptables"), "iptables", "iptables");
         need(installed("ip"), "ip", "iproute2");
-        need(installed("openssl"), "openssl", "openssl");
         need(installed("busybox"), "busybox", "busybox-static");
     }
     if task == Task::Bench {
@@ -131,6 +136,7 @@ fn needs_go(task: Task) -> bool {
     match task {
         Task::Demo | Task::Bench => false,
         Task::Test => !built(setup::VERSITYGW),
+        Task::ControlPlane => !built(setup::KUBERNETES),
         Task::Cluster => !built(setup::VERSITYGW) || !built(setup::KUBERNETES),
     }
 }

@@ -26,7 +26,7 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
             "add the model to InferenceService {service:?}, and the job begins by itself; or correct \
              spec.steps and create the job anew"
         ),
-        "RelativePath" => {
+        "LocalPath" => {
             "write s3://bucket/path in the field that the message names, and create the job anew"
                 .to_owned()
         }
@@ -105,7 +105,7 @@ mod tests {
         let bad = [
             "ServiceNotFound",
             "UnknownModel",
-            "RelativePath",
+            "LocalPath",
             "SecretNotShared",
             "LeasesUnavailable",
             "Suspended",

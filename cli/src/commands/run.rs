@@ -12,7 +12,7 @@ use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
-use millrace_worker::store::Stores;
+use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::trace;
 use millrace_worker::work::client::ServerUrl;
 use millrace_worker::work::progress::Progress;
@@ -64,7 +64,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(error) => return Ok(exit::bad_manifest(&error)),
     };
-    let stores = Stores::from_env();
+    let stores = Stores::from_env(LinkLocal::Allowed);
     let misfit = local_server::misfit(&loaded.service, server_url.as_ref());
     if dry_run {
         let server = match misfit {

@@ -57,14 +57,13 @@ pub async fn apply(
         let manifests = build::manifests(job, &made.checked.service, run);
         let config_map = build::config_map(job, &manifests, run);
         let step = build::step(job, made, &ctx.options);
-        for applied in [
-            apply_child(&ctx.client, &namespace, config_map)
-                .await
-                .map(drop),
-            apply_child(&ctx.client, &namespace, step).await.map(drop),
-        ] {
-            applied.map_err(VisitError::Apply)?;
-        }
+        // A step that is there counts as made, so what its pod mounts must be there before it.
+        apply_child(&ctx.client, &namespace, config_map)
+            .await
+            .map_err(VisitError::Apply)?;
+        apply_child(&ctx.client, &namespace, step)
+            .await
+            .map_err(VisitError::Apply)?;
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {

@@ -96,6 +96,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     if let Some(give_up) = give_up {
         variables.push(json!({"name": "MILLRACE_GIVE_UP", "value": give_up.of_shards()}));
     }
+    variables.extend(pods::store_variables(options));
     variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
     variables.extend(pods::telemetry_variables(options));
     if let Some(secret) = &job.spec.credentials {

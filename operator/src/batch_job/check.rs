@@ -49,10 +49,14 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
     let uris = spec.input.uris.iter().flatten().enumerate();
     let inputs = uris.map(|(index, uri)| (format!("spec.input.uris[{index}]"), uri));
     let output = ("spec.output.uri".to_owned(), &spec.output.uri);
-    if let Some((field, _)) = inputs.chain([output]).find(|(_, uri)| !uri.contains("://")) {
+    if let Some((field, _)) = inputs
+        .chain([output])
+        .find(|(_, uri)| !uri.starts_with("s3://"))
+    {
+        // A file would be one of the worker's own pod, such as a Secret that is mounted there.
         let message =
             format!("{field} is a path of one machine; in a cluster write s3://bucket/path");
-        return refused("RelativePath", message);
+        return refused("LocalPath", message);
     }
     if let Some(secret) = &spec.credentials
         && !service.spec.secrets.contains(secret)

@@ -11,6 +11,7 @@ use millrace_protocol::tally::Tally;
 use super::check::{Checked, Refused};
 use super::observe::{Seen, Step};
 use super::standing::{GiveUp, give_up, until_deletion};
+use crate::visit::REJECTED;
 
 /// How often a job at work is visited: its counters move without an event.
 const AT_WORK: Duration = Duration::from_secs(1);
@@ -150,7 +151,9 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
         return giving_up(job, reason, checked, seen);
     }
     if job.spec.suspend {
-        return rest(Phase::Suspended, None);
+        // While the lease store is away, workers cannot be told to rest.
+        let again_in = seen.leases.is_none().then_some(WAITING);
+        return rest(Phase::Suspended, again_in);
     }
     let checked = match checked {
         Ok(checked) => checked,
@@ -192,6 +195,15 @@ fn failed(reason: &'static str, message: &str) -> Phase {
         reason,
         message: message.to_owned(),
     }
+}
+
+/// What to say of a job whose step the API server will not have. Another visit tries again.
+pub fn rejected(why: &str) -> Decision {
+    let refused = Refused {
+        reason: REJECTED,
+        message: why.to_owned(),
+    };
+    rest(Phase::Refused(refused), Some(WAITING))
 }
 
 /// Decides about a job that is planned.

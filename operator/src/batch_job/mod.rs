@@ -15,6 +15,7 @@ use std::sync::Arc;
 use kube::runtime::controller::Action;
 use millrace_crds::BatchJob;
 
+use self::apply::Applied;
 use crate::context::Context;
 use crate::visit::VisitError;
 
@@ -23,8 +24,14 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
     ctx.synced().await;
     let seen = observe::observe(&ctx, &job).await?;
     let checked = check::check(&job, &seen);
-    let decision = decide::decide(&job, &checked, &seen);
-    let applied = apply::apply(&ctx, &job, &seen, &decision).await?;
+    let mut decision = decide::decide(&job, &checked, &seen);
+    let applied = match apply::apply(&ctx, &job, &seen, &decision).await {
+        Err(ref error) if let Some(why) = error.rejection() => {
+            decision = decide::rejected(why);
+            Applied
+        }
+        applied => applied?,
+    };
     report::report(&ctx, &job, &seen, &decision, applied).await?;
     Ok(match decision.again_in {
         Some(pause) => Action::requeue(pause),

@@ -14,7 +14,7 @@ use super::meter::Pace;
 use super::standing::{Standing, give_up, standing};
 use crate::context::Context;
 use crate::names::{self, service_of};
-use crate::pods::waits_for;
+use crate::pods::{mount_failure, waits_for};
 use crate::visit::VisitError;
 
 /// What a visit sees.
@@ -107,7 +107,12 @@ async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitE
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
     let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
     let pods = pods.list(&of_job).await.map_err(VisitError::Observe)?;
-    Ok(step_of(&job, &pods.items))
+    let step = step_of(&job, &pods.items);
+    if step != Step::Running(None) {
+        return Ok(step);
+    }
+    let failure = mount_failure(&ctx.client, namespace, &pods.items, &ctx.now()).await;
+    Ok(Step::Running(failure.map_err(VisitError::Observe)?))
 }
 
 /// How far a step is, by its Job and that Job's pods.

@@ -14,7 +14,7 @@ use super::observe::Seen;
 use super::scale::Scale;
 use crate::apply::{apply as apply_child, apply_unseen};
 use crate::context::Context;
-use crate::visit::VisitError;
+use crate::visit::{REJECTED, VisitError};
 
 /// What a ReplicaSet goes by when it has to choose which pods go: the cheapest first.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -65,10 +65,14 @@ pub async fn apply(
         let deployment = build::deployment(service, replicas, &ctx.options);
         apply_child(client, &namespace, deployment).await
     };
-    let deployment = made.await.map_err(VisitError::Apply)?;
-    Ok(Applied {
-        deployment: Ok(deployment),
-    })
+    let deployment = match made.await.map_err(VisitError::Apply) {
+        Err(ref error) if let Some(why) = error.rejection() => Err(Refused {
+            reason: REJECTED,
+            message: why.to_owned(),
+        }),
+        made => Ok(made?),
+    };
+    Ok(Applied { deployment })
 }
 
 /// Marks the pods that hold shards, so that others go first when there are to be fewer.

@@ -10,7 +10,7 @@ use millrace_protocol::registry::WorkerReport;
 use crate::conditions::find;
 use crate::context::Context;
 use crate::names::{SERVICE_LABEL, label_value, service_of};
-use crate::pods::waits_for;
+use crate::pods::{mount_failure, waits_for};
 use crate::visit::VisitError;
 
 /// What a visit sees.
@@ -20,12 +20,16 @@ pub struct Seen {
     pub work: Vec<Work>,
     /// Whether a job is being planned: its backlog is about to come.
     pub is_planning: bool,
+    /// Whether a job is on its way from one state to the next.
+    pub is_at_work: bool,
     /// Jobs that the workers are told of and that are gone.
     pub gone: Vec<String>,
     /// What the workers say of themselves, by pod; absent while the lease store is away.
     pub workers: Option<Vec<(String, WorkerReport)>>,
     /// The pods of the service.
     pub pods: Vec<Pod>,
+    /// What a pod of the service waits for.
+    pub pods_wait_for: Option<String>,
 }
 
 /// What a job at work has still to be done.
@@ -44,11 +48,6 @@ impl Seen {
     pub fn backlog_shards(&self) -> u64 {
         self.work.iter().map(|work| work.shards).sum()
     }
-
-    /// What a pod of the service waits for.
-    pub fn pods_wait_for(&self) -> Option<String> {
-        self.pods.iter().find_map(waits_for)
-    }
 }
 
 /// Looks at everything that concerns the service.
@@ -65,6 +64,7 @@ pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, 
         names.push(job.name_any());
         seen.work.extend(work(job, &now));
         seen.is_planning |= reason(job) == Some("Planning");
+        seen.is_at_work |= is_at_work(job);
     }
     let registry = ctx.registry(&namespace, &name)?;
     let asked = async { Ok((registry.list().await?, registry.workers().await?)) };
@@ -83,12 +83,30 @@ pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, 
     let of_service = ListParams::default().labels(&of_service);
     let pods = pods.list(&of_service).await.map_err(VisitError::Observe)?;
     seen.pods = pods.items;
+    seen.pods_wait_for = seen.pods.iter().find_map(waits_for);
+    if seen.pods_wait_for.is_none() {
+        let failure = mount_failure(&ctx.client, &namespace, &seen.pods, &now).await;
+        seen.pods_wait_for = failure.map_err(VisitError::Observe)?;
+    }
     Ok(seen)
 }
 
 fn reason(job: &BatchJob) -> Option<&str> {
     let status = job.status.as_ref()?;
     find(&status.conditions, "Succeeded").map(|condition| condition.reason.as_str())
+}
+
+/// Whether the job's state changes without its user.
+fn is_at_work(job: &BatchJob) -> bool {
+    const MOVING: [&str; 6] = [
+        "Planning",
+        "Running",
+        "LeasesUnavailable",
+        "Finishing",
+        "Cancelling",
+        "Expiring",
+    ];
+    reason(job).is_none_or(|reason| MOVING.contains(&reason))
 }
 
 /// Shards that the job's workers have still to do.

@@ -14,7 +14,7 @@ use crate::apply::write_status;
 use crate::conditions::{Is, Said, written};
 use crate::context::Context;
 use crate::names::inference;
-use crate::visit::VisitError;
+use crate::visit::{REJECTED, VisitError};
 
 /// Writes the status if it changed. Returns whether as many pods serve as should, or none can.
 pub async fn report(
@@ -28,7 +28,8 @@ pub async fn report(
     let status = status(service, seen, scale, &applied.deployment, ctx.now());
     let is_up = match &applied.deployment {
         Ok(deployment) => status.ready_replicas == Some(asked_for(deployment, scale)),
-        Err(_) => true,
+        // Whoever rejects may think better of it without an event.
+        Err(refused) => refused.reason != REJECTED,
     };
     if status == before {
         return Ok(is_up);
@@ -64,7 +65,7 @@ fn status(
         }
         Ok(deployment) => {
             let progress = format!("{ready} of {} pods serve", asked_for(deployment, scale));
-            let message = match stuck(deployment).or_else(|| seen.pods_wait_for()) {
+            let message = match stuck(deployment).or_else(|| seen.pods_wait_for.clone()) {
                 Some(reason) => format!("{progress}; {reason}"),
                 None => progress,
             };

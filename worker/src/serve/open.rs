@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::ServeOptions;
 use crate::manifests::{self, LoadError};
 use crate::run::{self, RunError, WorkOptions};
-use crate::store::Stores;
+use crate::store::{LinkLocal, Stores};
 use crate::work::Worker;
 use crate::work::progress::Progress;
 
@@ -84,10 +84,13 @@ pub fn open(
 /// The stores of a job: with its own credentials, or with the identity of the pod.
 pub fn stores(credentials: Option<&str>, secrets: &Path) -> Result<Stores, OpenError> {
     let Some(secret) = credentials else {
-        return Ok(Stores::from_env());
+        return Ok(Stores::from_env(LinkLocal::from_env()));
     };
-    Stores::from_env_and_folder(&secrets.join(secret)).map_err(|source| OpenError::Secret {
-        secret: secret.to_owned(),
-        source,
+    let folder = secrets.join(secret);
+    Stores::from_env_and_folder(&folder, LinkLocal::from_env()).map_err(|source| {
+        OpenError::Secret {
+            secret: secret.to_owned(),
+            source,
+        }
     })
 }

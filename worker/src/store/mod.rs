@@ -5,6 +5,7 @@
 //! a listing gives and the URIs that a manifest holds the same strings.
 
 mod error;
+mod guard;
 mod local;
 mod object;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use object_store::{
 };
 
 use crate::job::Input;
+use guard::Guard;
 
 pub use error::StoreError;
 pub use object::{Created, create, probe_create_only, read, replace};
@@ -35,6 +37,12 @@ pub(crate) use ranges::{RangeError, StoredObject};
 
 /// Where the rows are that a manifest itself holds; see [`Stores::with_inline_rows`].
 pub const INLINE_ROWS: &str = "inline:///rows.jsonl";
+
+/// How long connecting to a store may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the stores are opened with.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +53,29 @@ pub struct StoreOptions {
     /// Folders that `file://` URIs may lie in after `..` and symlinks are resolved; empty means
     /// anywhere.
     pub file_roots: Vec<PathBuf>,
+    /// Whether S3 and whoever gives out its credentials may be at link-local addresses.
+    pub link_local: LinkLocal,
+}
+
+/// Whether stores may be at addresses of the machine's own link, where services give out the
+/// machine's identity.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LinkLocal {
+    /// They may not: endpoints are named by others than those whom the machine belongs to.
+    #[default]
+    Blocked,
+    /// They may, as for a person's own run on a machine of the cloud.
+    Allowed,
+}
+
+impl LinkLocal {
+    /// What `MILLRACE_ALLOW_LINK_LOCAL` says: blocked, unless it is `true`.
+    pub fn from_env() -> Self {
+        match std::env::var_os("MILLRACE_ALLOW_LINK_LOCAL") {
+            Some(value) if value == "true" => LinkLocal::Allowed,
+            _ => LinkLocal::Blocked,
+        }
+    }
 }
 
 /// Opens object stores by URI and keeps one client per bucket. Clones share their clients.
@@ -124,13 +155,16 @@ impl Stores {
     /// Stores with the environment's settings: the `AWS_*` variables that the AWS tools know,
     /// `AWS_ENDPOINT_URL` and `AWS_ALLOW_HTTP` among them, and `MILLRACE_FILE_ROOTS`, a
     /// colon-separated list of the folders that `file://` URIs may lie in.
-    pub fn from_env() -> Stores {
-        Self::from_env_and(std::iter::empty())
+    pub fn from_env(link_local: LinkLocal) -> Stores {
+        Self::from_env_and(std::iter::empty(), link_local)
     }
 
     /// Stores with the environment's settings and, over them, those of a mounted Secret: one file
     /// per variable, named like it. Read anew with each call, since the kubelet refreshes the files.
-    pub fn from_env_and_folder(folder: &std::path::Path) -> std::io::Result<Stores> {
+    pub fn from_env_and_folder(
+        folder: &std::path::Path,
+        link_local: LinkLocal,
+    ) -> std::io::Result<Stores> {
         let mut variables = Vec::new();
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
@@ -141,10 +175,13 @@ impl Stores {
                 variables.push((name, value.trim_end().to_owned()));
             }
         }
-        Ok(Self::from_env_and(variables.into_iter()))
+        Ok(Self::from_env_and(variables.into_iter(), link_local))
     }
 
-    fn from_env_and(variables: impl Iterator<Item = (String, String)>) -> Stores {
+    fn from_env_and(
+        variables: impl Iterator<Item = (String, String)>,
+        link_local: LinkLocal,
+    ) -> Stores {
         let aws = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
         let s3 = aws
             .chain(variables)
@@ -154,7 +191,11 @@ impl Stores {
         let file_roots = std::env::split_paths(&roots)
             .filter(|root| !root.as_os_str().is_empty())
             .collect();
-        Stores::new(StoreOptions { s3, file_roots })
+        Stores::new(StoreOptions {
+            s3,
+            file_roots,
+            link_local,
+        })
     }
 
     /// Stores with explicit settings.
@@ -264,6 +305,12 @@ impl Stores {
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_client_options(client_options())
             .with_retry(retry());
+        if self.shared.options.link_local == LinkLocal::Blocked {
+            builder = builder.with_http_connector(Guard {
+                connect_timeout: CONNECT_TIMEOUT,
+                timeout: TIMEOUT,
+            });
+        }
         for (key, value) in &self.shared.options.s3 {
             builder = builder.with_config(*key, value);
         }
@@ -285,8 +332,8 @@ fn inline_path() -> Path {
 /// error. That may take longer than a lease lives; whoever holds one renews it meanwhile.
 fn client_options() -> ClientOptions {
     ClientOptions::new()
-        .with_connect_timeout(Duration::from_secs(5))
-        .with_timeout(Duration::from_secs(30))
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_timeout(TIMEOUT)
 }
 
 fn retry() -> RetryConfig {
@@ -329,6 +376,38 @@ mod tests {
         assert!(refused("s3://key:secret@bucket/a").contains("bucket"));
     }
 
+    #[tokio::test]
+    async fn an_endpoint_on_the_link_is_reached_only_where_it_is_allowed() {
+        let told = |endpoint: &str, link_local| {
+            let settings = [
+                (AmazonS3ConfigKey::Endpoint, endpoint.to_owned()),
+                (AmazonS3ConfigKey::AccessKeyId, "key".to_owned()),
+                (AmazonS3ConfigKey::SecretAccessKey, "secret".to_owned()),
+                ("aws_allow_http".parse().unwrap(), "true".to_owned()),
+            ];
+            let stores = Stores::new(StoreOptions {
+                s3: settings.to_vec(),
+                file_roots: vec![],
+                link_local,
+            });
+            async move {
+                let location = stores.open("s3://bucket/object").unwrap();
+                let asked = read(&location.store, &location.path);
+                // Whoever is allowed to ask gets no answer here.
+                match tokio::time::timeout(Duration::from_secs(3), asked).await {
+                    Ok(answer) => crate::work::chain(&answer.unwrap_err()),
+                    Err(_) => "no answer".to_owned(),
+                }
+            }
+        };
+        for endpoint in ["http://169.254.169.254", "http://2852039166"] {
+            let message = told(endpoint, LinkLocal::Blocked).await;
+            assert!(message.contains("MILLRACE_ALLOW_LINK_LOCAL"), "{message}");
+            let message = told(endpoint, LinkLocal::Allowed).await;
+            assert!(!message.contains("MILLRACE_ALLOW_LINK_LOCAL"), "{message}");
+        }
+    }
+
     #[test]
     fn a_uri_is_taken_literally() {
         let folder = tempfile::tempdir().unwrap();
@@ -349,6 +428,7 @@ mod tests {
         let stores = Stores::new(StoreOptions {
             s3: vec![],
             file_roots: vec![inside.clone()],
+            link_local: LinkLocal::Blocked,
         });
         let open = |path: &str| stores.open(&format!("file://{}/{path}", inside.display()));
         assert!(open("a.jsonl").is_ok());

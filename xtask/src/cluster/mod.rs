@@ -1,10 +1,11 @@
 //! `cargo xtask cluster`: a real Kubernetes of one node on this machine, in a network of its own
 //! without a way out. `up` makes it in seconds once its programs are built, and `down` leaves nothing
-//! of it but caches.
+//! of it but caches. `control-plane` is an API server alone, which takes no rights to make.
 
 mod archive;
 mod cgroups;
 mod configs;
+mod control_plane;
 mod env;
 mod images;
 mod libraries;
@@ -26,7 +27,8 @@ use crate::setup;
 use env::Environment;
 use names::{Cluster, DEFAULT_NAME};
 
-const USAGE: &str = "usage: cargo xtask cluster up|images|env|down [--name NAME] [--json]";
+const USAGE: &str = "usage: cargo xtask cluster up|images|env|down [--name NAME] [--json]
+       cargo xtask cluster control-plane [--if-built]";
 
 /// What a user chose.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,6 +47,13 @@ enum Action {
 
 /// Does what the arguments say.
 pub fn run_cluster(arguments: &[&str]) -> Result<()> {
+    match arguments {
+        ["control-plane"] => return control_plane::run(control_plane::Programs::Built),
+        ["control-plane", "--if-built"] => {
+            return control_plane::run(control_plane::Programs::IfBuilt);
+        }
+        _ => {}
+    }
     let Choice { action, name } = choice(arguments)?;
     let cluster = Cluster::named(name)?;
     if let Action::Env { json } = action {

@@ -2,6 +2,7 @@
 //! clusters of different names never meet.
 
 use std::fs::{self, File};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -22,6 +23,47 @@ pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 /// The first address of [`SERVICE_CIDR`], at which pods find the API server.
 pub const API_SERVICE_IP: &str = "10.96.0.1";
 
+/// Where etcd and the API server listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// Address of the API server.
+    pub address: &'static str,
+    /// Port of the API server.
+    pub api_port: u16,
+    /// Port of etcd.
+    pub etcd_port: u16,
+    /// Port at which etcd waits for others of its kind, of which there are none.
+    pub etcd_peer_port: u16,
+}
+
+impl Listening {
+    /// In a network of the cluster's own, in which pods reach the API server too.
+    const IN_NODE: Self = Self {
+        address: "0.0.0.0",
+        api_port: 6443,
+        etcd_port: 2379,
+        etcd_peer_port: 2380,
+    };
+
+    /// On loopback, at ports that are free now.
+    pub fn on_loopback() -> Result<Self> {
+        // All are held until the last is known, so that they differ.
+        let mut held = Vec::new();
+        let mut port = || {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let port = listener.local_addr()?.port();
+            held.push(listener);
+            Ok::<_, std::io::Error>(port)
+        };
+        Ok(Self {
+            address: "127.0.0.1",
+            api_port: port()?,
+            etcd_port: port()?,
+            etcd_peer_port: port()?,
+        })
+    }
+}
+
 /// A longer name would make paths of sockets too long for the kernel.
 const NAME_LENGTH_MAX: usize = 20;
 
@@ -30,6 +72,7 @@ pub struct Cluster {
     name: String,
     folder: PathBuf,
     bin: PathBuf,
+    listening: Listening,
 }
 
 impl Cluster {
@@ -44,6 +87,17 @@ impl Cluster {
             name: name.to_owned(),
             folder: root.join("clusters").join(name),
             bin: root.join(setup::KUBERNETES).join("bin"),
+            listening: Listening::IN_NODE,
+        })
+    }
+
+    /// A control plane alone, whose things lie in `folder`.
+    pub fn control_plane(folder: PathBuf, listening: Listening) -> Result<Self> {
+        Ok(Self {
+            name: "control-plane".to_owned(),
+            folder,
+            bin: cache::root()?.join(setup::KUBERNETES).join("bin"),
+            listening,
         })
     }
 
@@ -60,6 +114,11 @@ impl Cluster {
     /// A path in its folder.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.folder.join(relative)
+    }
+
+    /// Where its etcd and its API server listen.
+    pub fn listening(&self) -> Listening {
+        self.listening
     }
 
     /// The folder of kubectl, helm and the programs of the cluster itself.
@@ -130,6 +189,18 @@ mod tests {
         ] {
             assert!(!is_name(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_control_plane_alone_takes_ports_that_differ() {
+        let Listening {
+            address: _,
+            api_port,
+            etcd_port,
+            etcd_peer_port,
+        } = Listening::on_loopback().unwrap();
+        let ports = std::collections::BTreeSet::from([api_port, etcd_port, etcd_peer_port]);
+        assert_eq!(ports.len(), 3);
     }
 
     #[test]

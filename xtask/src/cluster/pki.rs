@@ -43,7 +43,8 @@ pub fn make(cluster: &Cluster) -> Result<()> {
     fs::write(folder.join("tokens.csv"), tokens())?;
     for (name, _, _) in USERS {
         let file = cluster.path(&format!("{name}.kubeconfig"));
-        fs::write(file, kubeconfig(name, &folder.join("ca.crt")))?;
+        let port = cluster.listening().api_port;
+        fs::write(file, kubeconfig(name, port, &folder.join("ca.crt")))?;
     }
     Ok(())
 }
@@ -118,12 +119,12 @@ fn token(name: &str) -> String {
     format!("{name}-token")
 }
 
-fn kubeconfig(name: &str, authority: &Path) -> String {
+fn kubeconfig(name: &str, port: u16, authority: &Path) -> String {
     let (authority, token) = (authority.display(), token(name));
     format!(
         "apiVersion: v1\n\
          kind: Config\n\
-         clusters: [{{name: millrace, cluster: {{server: 'https://127.0.0.1:6443', \
+         clusters: [{{name: millrace, cluster: {{server: 'https://127.0.0.1:{port}', \
          certificate-authority: '{authority}'}}}}]\n\
          users: [{{name: {name}, user: {{token: {token}}}}}]\n\
          contexts: [{{name: millrace, context: {{cluster: millrace, user: {name}}}}}]\n\
@@ -139,7 +140,7 @@ mod tests {
     fn every_user_has_the_token_of_its_kubeconfig() {
         let tokens = tokens();
         for (name, user, group) in USERS {
-            assert!(kubeconfig(name, Path::new("/ca")).contains(&token(name)));
+            assert!(kubeconfig(name, 6443, Path::new("/ca")).contains(&token(name)));
             assert!(tokens.contains(&format!("{name}-token,{user},")), "{name}");
             assert!(tokens.contains(&format!("\"{group}\"")), "{name}");
         }

@@ -34,6 +34,11 @@ pub fn first(cluster: &Cluster) -> [Program; 3] {
     [containerd(cluster), etcd(cluster), apiserver(cluster)]
 }
 
+/// What answers as an API server, without a node.
+pub fn control_plane(cluster: &Cluster) -> [Program; 2] {
+    [etcd(cluster), apiserver(cluster)]
+}
+
 /// What needs the API server. Started before it answers, they would wait ever longer between tries.
 pub fn then(cluster: &Cluster) -> [Program; 5] {
     [
@@ -67,13 +72,16 @@ fn containerd(cluster: &Cluster) -> Program {
 }
 
 fn etcd(cluster: &Cluster) -> Program {
+    let listening = cluster.listening();
+    let clients = format!("http://127.0.0.1:{}", listening.etcd_port);
+    let peers = format!("http://127.0.0.1:{}", listening.etcd_peer_port);
     let arguments = [
         option("data-dir", cluster.path("etcd")),
         // A cluster does not outlive a crash of the machine, so its store need not either.
         option("unsafe-no-fsync", "true"),
-        option("listen-client-urls", "http://127.0.0.1:2379"),
-        option("advertise-client-urls", "http://127.0.0.1:2379"),
-        option("listen-peer-urls", "http://127.0.0.1:2380"),
+        option("listen-client-urls", &clients),
+        option("advertise-client-urls", &clients),
+        option("listen-peer-urls", &peers),
         option("log-level", "warn"),
     ];
     built(cluster, "etcd", &arguments)
@@ -81,9 +89,14 @@ fn etcd(cluster: &Cluster) -> Program {
 
 fn apiserver(cluster: &Cluster) -> Program {
     let pki = cluster.path("pki");
+    let listening = cluster.listening();
     let arguments = [
-        option("etcd-servers", "http://127.0.0.1:2379"),
-        option("secure-port", "6443"),
+        option(
+            "etcd-servers",
+            format!("http://127.0.0.1:{}", listening.etcd_port),
+        ),
+        option("bind-address", listening.address),
+        option("secure-port", listening.api_port.to_string()),
         option("advertise-address", NODE_IP),
         option("tls-cert-file", pki.join("apiserver.crt")),
         option("tls-private-key-file", pki.join("apiserver.key")),

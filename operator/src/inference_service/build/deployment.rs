@@ -96,7 +96,7 @@ pub fn deployment(
 
 /// Brings the models into the pod before anything else starts.
 fn fetcher(service: &InferenceService, options: &Options, secrets: &[Value]) -> Value {
-    let mut variables = Vec::new();
+    let mut variables = pods::store_variables(options);
     // Sources are read with the first Secret of the service, or with the pod's own identity.
     if let Some(secret) = service.spec.secrets.first() {
         let folder = format!("{}/{}", pods::SECRETS, secret.name);
@@ -124,6 +124,7 @@ fn fetcher(service: &InferenceService, options: &Options, secrets: &[Value]) -> 
 fn worker(service: &InferenceService, options: &Options, secrets: &[Value]) -> Value {
     let leases = leases_secret(&service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
+    variables.extend(pods::store_variables(options));
     let mut mounts = Vec::new();
     match &service.spec.runtime {
         None => {

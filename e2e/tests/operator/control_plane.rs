@@ -1,0 +1,99 @@
+//! One API server for all tests of this program.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use millrace_e2e::process::binary;
+use serde_json::Value;
+
+/// An API server. It ends when this process does, however that ends: its
+/// input is a pipe from here.
+pub struct ControlPlane {
+    kubeconfig: PathBuf,
+    bin: PathBuf,
+    _child: Child,
+}
+
+/// The API server, with the CRDs of this build; `None`, with a line that says why, where its programs are not built.
+pub fn control_plane() -> Option<&'static ControlPlane> {
+    static SHARED: OnceLock<Option<ControlPlane>> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| {
+        let started = ControlPlane::start()?;
+        apply_crds(&started);
+        Some(started)
+    });
+    shared.as_ref()
+}
+
+/// Brings the CRDs of this build to an API server.
+pub fn apply_crds(api: &ControlPlane) {
+    for plural in ["batchjobs", "inferenceservices"] {
+        let file = root().join(format!("crds/generated/{plural}.yaml"));
+        let file = file.to_str().unwrap();
+        api.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", file]);
+        let crd = format!("crd/{plural}.millrace.dev");
+        api.kubectl(&["wait", "--for=condition=Established", &crd]);
+    }
+}
+
+impl ControlPlane {
+    /// Starts an API server without CRDs; `None`, with a line that says why, where it is not built.
+    pub fn start() -> Option<Self> {
+        let mut child = Command::new(binary("xtask"))
+            .args(["cluster", "control-plane", "--if-built"])
+            .env("CARGO_MANIFEST_DIR", root().join("xtask"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("xtask starts");
+        let stdout = child.stdout.take().expect("it is piped");
+        // Before the line comes whatever its set-up has to say.
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        let Some(line) = lines.find(|line| line.starts_with('{')) else {
+            let ended = child.wait().unwrap();
+            assert!(ended.success(), "the API server does not start: {ended}");
+            eprintln!(
+                "skipped: Kubernetes is not built; cargo xtask cluster control-plane does it"
+            );
+            return None;
+        };
+        let places: Value = serde_json::from_str(&line).expect("a line of JSON");
+        let place = |key: &str| PathBuf::from(places[key].as_str().expect("a path"));
+        Some(Self {
+            kubeconfig: place("kubeconfig"),
+            bin: place("bin"),
+            _child: child,
+        })
+    }
+
+    /// A client with all rights, for the runtime that calls.
+    pub async fn client(&self) -> Client {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("the kubeconfig");
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        Client::try_from(config.expect("a configuration")).expect("a client")
+    }
+
+    /// Calls kubectl, which must succeed; gives what it printed.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let output = Command::new(self.bin.join("kubectl"))
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    let crate_folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+    Path::new(&crate_folder).join("..")
+}

@@ -1,0 +1,260 @@
+//! Jobs of users who ask for odd things, and of clusters that lack some.
+
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use millrace_e2e::redis_server::RedisServer;
+use millrace_leases::{JobRegistry, RedisOptions};
+use millrace_protocol::tally::Tally;
+use serde_json::{Value, json};
+
+use crate::control_plane::control_plane;
+use crate::operator::{Operator, Options};
+use crate::picture::Painter;
+use crate::scenario::Scenario;
+use crate::tenant::{JOB, SERVICE, Tenant};
+use crate::world::{SHARDS, tally_of};
+
+/// Longest a test may take.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A tenant with an operator of its own.
+struct Stage {
+    tenant: Tenant,
+    operator: Operator,
+    redis: RedisServer,
+}
+
+impl Stage {
+    /// Sets one up in a namespace; nothing where there is no API server.
+    async fn new(namespace: &str) -> Option<Self> {
+        let client = control_plane()?.client().await;
+        let redis = RedisServer::start();
+        let tenant = Tenant::new(client.clone(), namespace, &redis.url()).await;
+        let options = Options {
+            namespace,
+            redis_url: &redis.url(),
+            identity: "operator",
+            point: None,
+        };
+        Some(Self {
+            operator: Operator::start(client, options).await,
+            tenant,
+            redis,
+        })
+    }
+
+    /// Waits for what must come, and tells what the operator says if it does not.
+    async fn expect<T>(&self, what: &str, course: impl Future<Output = T>) -> T {
+        let ended = tokio::time::timeout(PATIENCE, course).await;
+        ended.unwrap_or_else(|_| {
+            let trouble = self.tenant.world.trouble();
+            panic!("{what} does not come; {trouble:?}\n{}", self.operator.log())
+        })
+    }
+
+    /// Waits for the end of the job, which must count every row once.
+    async fn expect_completed(&self, name: &str) {
+        let completed = self.tenant.wait_for_reason(name, "Completed");
+        self.expect("the end of the job", completed).await;
+        let job = self.tenant.jobs().get(name).await.unwrap();
+        let total: Tally = (0..SHARDS).map(tally_of).sum();
+        let status = job.status.unwrap();
+        assert_eq!(json!(status.rows), json!(total.rows));
+        assert_eq!(status.tokens, Some(total.tokens));
+        assert_eq!(self.tenant.world.manifests(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_for_a_minute_once_everything_is_done() {
+    let Some(stage) = Stage::new("quiet").await else {
+        return;
+    };
+    let course = Scenario::Suspended.play(&stage.tenant);
+    stage.expect("the end", course).await;
+    // What comes of the last event takes a moment.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = stage.operator.proxy.requests();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(stage.operator.proxy.requests(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_253_characters_give_children_names_of_at_most_63() {
+    let Some(stage) = Stage::new("long-names").await else {
+        return;
+    };
+    let (service, job) = ("s".repeat(253), format!("{}.j", "j".repeat(251)));
+    stage.tenant.create_service(&service, json!({})).await;
+    stage.tenant.create_job(&job, &service, json!({})).await;
+    stage.expect_completed(&job).await;
+    let painter = Painter::new(stage.tenant.client.clone(), &stage.redis.url()).await;
+    let names = painter.picture("long-names").await.into_keys();
+    let made_by_operator = |name: &String| {
+        let made_by_others = ["BatchJob/", "InferenceService/", "Pod/", "the workers"];
+        !made_by_others.iter().any(|other| name.starts_with(other))
+    };
+    let made: Vec<String> = names.filter(made_by_operator).collect();
+    assert_eq!(made.len(), 9, "{made:#?}");
+    for name in made {
+        let (_, name) = name.split_once('/').unwrap();
+        assert!(name.len() <= 63, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_suspended_a_hundred_times_counts_every_row_once() {
+    let Some(stage) = Stage::new("suspended-often").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.world.pause_after(1);
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    stage.expect("a commit", tenant.wait_for_commits(1)).await;
+    for toggle in 0..100 {
+        if toggle == 50 {
+            tenant.world.go_on();
+        }
+        tenant.suspend(JOB, toggle % 2 == 0).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stage.expect_completed(JOB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_secret_is_missing_says_so_and_goes_on_once_it_is_there() {
+    let Some(stage) = Stage::new("missing-secret").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    let secrets = json!({"secrets": [{"name": "bucket"}]});
+    tenant.create_service(SERVICE, secrets).await;
+    let credentials = json!({"credentials": {"name": "bucket"}});
+    tenant.create_job(JOB, SERVICE, credentials).await;
+    let said = async {
+        loop {
+            let message = tenant.message(JOB).await.unwrap_or_default();
+            if message.contains("secret \"bucket\" not found") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    stage.expect("the reason", said).await;
+    let secret = json!({"metadata": {"name": "bucket"}, "stringData": {"AWS_REGION": "x"}});
+    let secret: Secret = serde_json::from_value(secret).unwrap();
+    let secrets: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
+    let created = secrets.create(&PostParams::default(), &secret).await;
+    created.unwrap();
+    stage.expect_completed(JOB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_gone_at_once_while_redis_is_away_and_its_workers_hear_of_it_later() {
+    let Some(mut stage) = Stage::new("deleted").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.world.pause_after(1);
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    stage.expect("a commit", tenant.wait_for_commits(1)).await;
+    let job = tenant.jobs().get(JOB).await.unwrap();
+    assert_eq!(job.metadata.finalizers, None);
+    stage.redis.stop();
+    let tenant = &stage.tenant;
+    tenant.delete_job(JOB).await;
+    assert!(tenant.jobs().get_opt(JOB).await.unwrap().is_none());
+    // The operator sees it go while nobody can be told.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    stage.redis.start_again();
+    let redis = RedisOptions::new(stage.redis.url());
+    let registry = JobRegistry::new(&redis, "deleted", SERVICE).unwrap();
+    let told = async {
+        while !registry.list().await.is_ok_and(|jobs| jobs.is_empty()) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    stage.expect("the workers' news", told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_pods_are_rejected_says_why_and_serves_once_its_spec_is_mended() {
+    let Some(stage) = Stage::new("rejected-service").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    let with_limits = |limit: &str| {
+        let resources = json!({"requests": {"cpu": "4"}, "limits": {"cpu": limit}});
+        json!({"template": {"resources": resources}})
+    };
+    tenant.create_service(SERVICE, with_limits("2")).await;
+    let rejected = tenant.wait_for_readiness(SERVICE, "Rejected");
+    let message = stage.expect("the reason", rejected).await;
+    assert!(
+        message.contains("must be less than or equal to cpu limit"),
+        "{message}"
+    );
+    let mended = Patch::Merge(json!({"spec": with_limits("8")}));
+    let services = tenant.services();
+    let params = PatchParams::default();
+    services.patch(SERVICE, &params, &mended).await.unwrap();
+    let asleep = tenant.wait_for_readiness(SERVICE, "Asleep");
+    stage.expect("the service", asleep).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_cannot_read_the_files_of_a_workers_pod() {
+    let Some(stage) = Stage::new("files").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.create_service(SERVICE, json!({})).await;
+    let input = json!({"input": {"uris": ["file:///var/run/millrace/secrets/bucket/key"]}});
+    tenant.create_job(JOB, SERVICE, input).await;
+    let refused = tenant.wait_for_reason(JOB, "LocalPath");
+    stage.expect("the reason", refused).await;
+    let message = tenant.message(JOB).await.unwrap();
+    assert!(
+        message.starts_with("spec.input.uris[0] is a path"),
+        "{message}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_a_quota_forbids_says_why_and_begins_once_there_is_room() {
+    let Some(stage) = Stage::new("quota").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    let quotas: Api<ResourceQuota> = Api::namespaced(tenant.client.clone(), "quota");
+    // The status is a controller's to write, and nothing is admitted without.
+    let allow = async |count: &str| {
+        let hard = json!({"hard": {"count/jobs.batch": count}});
+        let used = json!({"count/jobs.batch": "0"});
+        let quota = json!({"metadata": {"name": "jobs"}, "spec": hard});
+        let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
+        quotas.create(&PostParams::default(), &quota).await.ok();
+        let status = json!({"hard": hard["hard"], "used": used});
+        for patch in [json!({"spec": hard}), json!({"status": status})] {
+            let patch: Patch<Value> = Patch::Merge(patch);
+            let params = PatchParams::default();
+            quotas.patch("jobs", &params, &patch).await.unwrap();
+            quotas.patch_status("jobs", &params, &patch).await.unwrap();
+        }
+    };
+    allow("0").await;
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    let rejected = tenant.wait_for_reason(JOB, "Rejected");
+    stage.expect("the reason", rejected).await;
+    let message = tenant.message(JOB).await.unwrap();
+    assert!(message.contains("exceeded quota: jobs"), "{message}");
+    allow("9").await;
+    stage.expect_completed(JOB).await;
+}

@@ -1,0 +1,17 @@
+//! The operator against a real API server, under faults. Nothing else of Kubernetes is there: the
+//! tests play its Job controller, its kubelet and the workers themselves, so that they know what
+//! should come of it, and every point at which the operator can fail is tried.
+//!
+//! They need no rights, but the programs of Kubernetes, or are skipped with one line that says so.
+
+mod admission;
+mod control_plane;
+mod crashes;
+mod crds;
+mod election;
+mod jobs;
+mod operator;
+mod picture;
+mod scenario;
+mod tenant;
+mod world;

@@ -1,0 +1,128 @@
+//! The operator's own process, behind a proxy, in one namespace.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use millrace_e2e::api_proxy::{ApiProxy, Point};
+use millrace_e2e::process::{Process, binary};
+use tempfile::TempDir;
+
+/// What an operator is started with.
+pub struct Options<'a> {
+    /// The namespace that it watches, and in which it stands for election.
+    pub namespace: &'a str,
+    /// Where the leases are.
+    pub redis_url: &'a str,
+    /// By what name it stands for election.
+    pub identity: &'a str,
+    /// Where the proxy strikes.
+    pub point: Option<Point>,
+}
+
+/// An operator that is started again when its proxy kills it, under the same name, as a kubelet
+/// starts a container again.
+pub struct Operator {
+    /// What it writes passes here.
+    pub proxy: Arc<ApiProxy>,
+    process: Process,
+    program: Program,
+}
+
+/// How the process is started each time.
+struct Program {
+    arguments: Vec<String>,
+    folder: TempDir,
+}
+
+impl Operator {
+    /// Starts it.
+    pub async fn start(client: Client, options: Options<'_>) -> Self {
+        let Options {
+            namespace,
+            redis_url,
+            identity,
+            point,
+        } = options;
+        let proxy = Arc::new(ApiProxy::start(client, point).await);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("kubeconfig"), proxy.kubeconfig()).unwrap();
+        let settings = [
+            ("watch-namespace", namespace),
+            ("namespace", namespace),
+            ("identity", identity),
+            ("redis-url", redis_url),
+            ("worker-image", "worker"),
+            ("server-image", "server"),
+            ("listen", "127.0.0.1:0"),
+        ];
+        let arguments = settings.map(|(name, value)| format!("--{name}={value}"));
+        let program = Program {
+            arguments: arguments.to_vec(),
+            folder,
+        };
+        let process = program.start();
+        proxy.aim(process.pid());
+        Self {
+            proxy,
+            process,
+            program,
+        }
+    }
+
+    /// Starts it again each time its proxy killed it. Returns when it ends by itself, with its log.
+    pub async fn keep(&mut self) -> String {
+        let mut kills = 0;
+        loop {
+            if let Some(status) = self.process.ended() {
+                let was_killed = self.proxy.has_struck() && kills == 0;
+                if !was_killed {
+                    return format!("the operator ended, {status}:\n{}", self.log());
+                }
+                kills += 1;
+                self.process = self.program.start();
+                self.proxy.aim(self.process.pid());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Sends its process a signal.
+    pub fn signal(&self, signal: i32) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end. Says whether it was a success.
+    pub async fn ended(&mut self, patience: Duration) -> Option<bool> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.process.ended() {
+                return Some(status.success());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+
+    /// What its processes printed.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+impl Program {
+    fn start(&self) -> Process {
+        let log: PathBuf = self.folder.path().join("log");
+        // The kernel ends it with this process, however that ends.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(binary("millrace-operator"))
+            .args(&self.arguments)
+            .env("KUBECONFIG", self.folder.path().join("kubeconfig"))
+            .env_remove("KUBERNETES_SERVICE_HOST");
+        Process::start(command, log)
+    }
+}

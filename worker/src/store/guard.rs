@@ -1,0 +1,236 @@
+//! HTTP clients that never reach the services of a machine's own link, which give out the machine's
+//! identity to whoever asks. An endpoint is named by whoever writes a Secret, so the addresses are
+//! looked at themselves: written in any form, behind a name each time it is resolved, and where a
+//! redirect leads.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+};
+use object_store::{ClientConfigKey, ClientOptions};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect::Policy;
+use url::{Host, Url};
+
+/// Redirects that one request follows.
+const REDIRECTS_MAX: usize = 5;
+
+/// Services that give out identities or settings of a machine at addresses that are not link-local.
+const METADATA: [IpAddr; 3] = [
+    // Alibaba Cloud.
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    // Azure.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // Google Cloud.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// An address that may not be reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{host} leads to {address}, which is link-local or a metadata service of the machine; an \
+     administrator allows such endpoints with MILLRACE_ALLOW_LINK_LOCAL=true"
+)]
+pub struct Forbidden {
+    host: String,
+    address: IpAddr,
+}
+
+/// Makes guarded clients.
+#[derive(Debug)]
+pub struct Guard {
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long a request may take.
+    pub timeout: Duration,
+}
+
+impl HttpConnector for Guard {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let allows_http = options.get_config_value(&ClientConfigKey::AllowHttp);
+        let client = reqwest::Client::builder()
+            .connect_timeout(self.connect_timeout)
+            .timeout(self.timeout)
+            .https_only(allows_http.is_none_or(|it| it != "true"))
+            .dns_resolver(Arc::new(GuardedNames))
+            .redirect(Policy::custom(|attempt| {
+                if attempt.previous().len() > REDIRECTS_MAX {
+                    return attempt.error("too many redirects");
+                }
+                match literal(attempt.url()) {
+                    Ok(()) => attempt.follow(),
+                    Err(forbidden) => attempt.error(forbidden),
+                }
+            }))
+            .build();
+        let client = client.map_err(|error| object_store::Error::Generic {
+            store: "HTTP client",
+            source: Box::new(error),
+        })?;
+        Ok(HttpClient::new(GuardedClient(client)))
+    }
+}
+
+/// Looks at the addresses that URLs name themselves, which no resolver sees.
+#[derive(Debug)]
+struct GuardedClient(reqwest::Client);
+
+#[async_trait]
+impl HttpService for GuardedClient {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let refused = |error| HttpError::new(HttpErrorKind::Unknown, error);
+        // Parsed as the client will: it knows the odd forms of addresses.
+        if let Ok(url) = Url::parse(&request.uri().to_string()) {
+            literal(&url).map_err(refused)?;
+        }
+        self.0.call(request).await
+    }
+}
+
+/// Looks at the addresses of names, each time one is resolved.
+struct GuardedNames;
+
+impl Resolve for GuardedNames {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let found: Vec<SocketAddr> = found.collect();
+            for address in &found {
+                permitted(name.as_str(), address.ip())?;
+            }
+            let found: Addrs = Box::new(found.into_iter());
+            Ok(found)
+        })
+    }
+}
+
+/// Refuses a URL whose host is an address that may not be reached.
+fn literal(url: &Url) -> Result<(), Forbidden> {
+    let address = match url.host() {
+        Some(Host::Ipv4(address)) => IpAddr::V4(address),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address),
+        Some(Host::Domain(_)) | None => return Ok(()),
+    };
+    permitted(url.host_str().unwrap_or_default(), address)
+}
+
+fn permitted(host: &str, address: IpAddr) -> Result<(), Forbidden> {
+    let reached = embedded(address).unwrap_or(address);
+    let is_forbidden = METADATA.contains(&reached)
+        || match reached {
+            IpAddr::V4(address) => address.is_link_local(),
+            // The second range is that of Amazon's services of an instance.
+            IpAddr::V6(address) => {
+                address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0x0ec2]
+            }
+        };
+    if is_forbidden {
+        return Err(Forbidden {
+            host: host.to_owned(),
+            address,
+        });
+    }
+    Ok(())
+}
+
+/// The IPv4 address that an IPv6 address stands for: mapped, compatible, NAT64 or 6to4.
+fn embedded(address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(address) = address else {
+        return None;
+    };
+    let segments = address.segments();
+    let of = |high: u16, low: u16| {
+        let bits = (u32::from(high) << 16) | u32::from(low);
+        Some(IpAddr::V4(Ipv4Addr::from_bits(bits)))
+    };
+    match segments {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => of(high, low),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => of(high, low),
+        [0x2002, high, low, ..] => of(high, low),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::client::HttpRequestBody;
+
+    use super::*;
+
+    fn check(url: &str, is_permitted: bool) {
+        let url = Url::parse(url).unwrap();
+        assert_eq!(literal(&url).is_ok(), is_permitted, "{url}");
+    }
+
+    #[test]
+    fn link_local_addresses_are_refused_in_every_form() {
+        for host in [
+            "169.254.169.254",
+            "169.254.170.2:80",
+            "2852039166",
+            "0xa9fea9fe",
+            "0251.0376.0251.0376",
+            "169.254.43518",
+            "[fe80::1]",
+            "[::ffff:169.254.169.254]",
+            "[::169.254.169.254]",
+            "[64:ff9b::a9fe:a9fe]",
+            "[2002:a9fe:a9fe::1]",
+            "[fd00:ec2::254]",
+            "[fd20:ce::254]",
+            "100.100.100.200",
+            "168.63.129.16",
+        ] {
+            check(&format!("http://{host}/latest/meta-data"), false);
+        }
+    }
+
+    #[test]
+    fn other_addresses_and_names_are_permitted() {
+        for host in [
+            "10.0.0.7:9000",
+            "127.0.0.1:7070",
+            "[::1]:7070",
+            "[fd00::7]",
+            "s3.eu-central-1.amazonaws.com",
+            "169.254.169.254.example.com",
+        ] {
+            check(&format!("http://{host}/bucket"), true);
+        }
+    }
+
+    #[test]
+    fn a_name_is_judged_by_every_address_behind_it() {
+        let permits = |address: &str| permitted("rebound.example", address.parse().unwrap());
+        assert!(permits("192.0.2.1").is_ok());
+        let message = permits("169.254.169.254").unwrap_err().to_string();
+        assert!(
+            message.starts_with("rebound.example leads to 169.254.169.254"),
+            "{message}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_redirect_to_a_link_local_address_is_not_followed() {
+        let app = axum::Router::new().fallback(|| async {
+            axum::response::Redirect::temporary("http://169.254.169.254/latest/meta-data")
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let guard = Guard {
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
+        };
+        let client = guard.connect(&ClientOptions::new().with_allow_http(true));
+        let request = http::Request::get(format!("http://{address}/bucket"));
+        let request = request.body(HttpRequestBody::empty()).unwrap();
+        let error = client.unwrap().execute(request).await.unwrap_err();
+        let message = crate::work::chain(&error);
+        assert!(message.contains("link-local"), "{message}");
+    }
+}
