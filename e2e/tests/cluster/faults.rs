@@ -88,3 +88,39 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
     ]);
     tenant.check_succeeded("embed", &rows, 300);
 }
+
+#[test]
+fn a_drained_node_loses_no_row() {
+    let Some(cluster) = turn() else { return };
+    let (tenant, rows) = at_work(&cluster, "drain");
+    let node = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    // The operator and Redis go with it: they are on the same node.
+    cluster.kubectl(&[
+        "drain",
+        &node,
+        "--ignore-daemonsets",
+        "--delete-emptydir-data",
+        "--force",
+        "--timeout=150s",
+    ]);
+    let pods = cluster.list(
+        tenant.namespace(),
+        "pods",
+        "millrace.dev/inference-service=minilm",
+    );
+    let running = pods
+        .iter()
+        .filter(|pod| pod["status"]["phase"] == "Running");
+    assert_eq!(running.count(), 0, "the node is drained");
+    cluster.kubectl(&["uncordon", &node]);
+    tenant.check_succeeded("embed", &rows, 300);
+}
+
+#[test]
+fn a_store_that_answers_503_for_a_while_loses_no_row() {
+    let Some(cluster) = turn() else { return };
+    let (mut tenant, rows) = at_work(&cluster, "store");
+    tenant.refuse_for(15);
+    tenant.check_succeeded("embed", &rows, 300);
+    assert_eq!(tenant.job("embed")["status"]["shards"]["failed"], 0);
+}

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod commands;
+mod ends;
 mod faults;
 mod jobs;
 mod tenant;

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use millrace_e2e::history::{Outcomes, assert_every_row_once, outcomes};
 use serde_json::Value;
@@ -9,8 +11,23 @@ use tempfile::TempDir;
 
 use crate::cluster::{Cluster, root};
 
-/// Port of the S3 server on the node.
-const S3_PORT: u16 = 7070;
+/// Port of the next S3 server on the node. Each tenant has its own, since what is left of one ends
+/// while another begins.
+static S3_PORT: AtomicU16 = AtomicU16::new(7070);
+
+/// A server at the address that is its argument: it has nothing to say but 503.
+const REFUSING_SERVER: &str = r#"
+import http.server, sys
+class Refuse(http.server.BaseHTTPRequestHandler):
+    def answer(self):
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
+    def log_message(self, *ignored): pass
+host, port = sys.argv[1].rsplit(":", 1)
+http.server.ThreadingHTTPServer((host, int(port)), Refuse).serve_forever()
+"#;
 
 /// A namespace with an S3 server of its own; both are gone when dropped.
 pub struct Tenant<'a> {
@@ -35,9 +52,9 @@ impl<'a> Tenant<'a> {
             "-o",
             "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}",
         ]);
-        let address = format!("{address}:{S3_PORT}");
-        let versitygw = std::env::var("MILLRACE_VERSITYGW").expect("cargo xtask test sets it");
-        let server = start_s3(cluster, &versitygw, &address, &folder);
+        let port = S3_PORT.fetch_add(1, Ordering::Relaxed);
+        let address = format!("{address}:{port}");
+        let server = start_s3(cluster, &address, &folder);
         cluster.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  \
              labels: {{pod-security.kubernetes.io/enforce: restricted}}\n---\n\
@@ -70,6 +87,19 @@ impl<'a> Tenant<'a> {
         ]
     }
 
+    /// Puts a server that answers 503 to everything in the place of the store for a while.
+    pub fn refuse_for(&mut self, seconds: u64) {
+        self.server.kill().unwrap();
+        self.server.wait().unwrap();
+        let mut refusing = self.cluster.inside("python3");
+        refusing.args(["-c", REFUSING_SERVER, &self.address]);
+        let mut refusing = refusing.spawn().expect("python3 starts");
+        std::thread::sleep(Duration::from_secs(seconds));
+        refusing.kill().unwrap();
+        refusing.wait().unwrap();
+        self.server = start_s3(self.cluster, &self.address, &self.folder);
+    }
+
     /// The folder that holds the bucket's objects as files.
     pub fn bucket(&self) -> PathBuf {
         self.folder.path().join("bucket")
@@ -77,13 +107,18 @@ impl<'a> Tenant<'a> {
 
     /// Applies a service with MiniLM; `settings` are further lines of its spec.
     pub fn service(&self, settings: &str) {
+        self.cluster.apply(&self.service_manifest(settings));
+    }
+
+    /// The manifest of that service.
+    pub fn service_manifest(&self, settings: &str) -> String {
         let namespace = &self.namespace;
-        self.cluster.apply(&format!(
+        format!(
             "apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\n\
              metadata: {{name: minilm, namespace: {namespace}}}\nspec:\n  models:\n    \
              - name: minilm\n      task: Embedding\n      source: {{uri: 's3://bucket/models/minilm'}}\n  \
              secrets: [{{name: bucket}}]\n{settings}"
-        ));
+        )
     }
 
     /// The manifest of a job over `rows.jsonl`; `settings` are further lines of its spec.
@@ -151,36 +186,44 @@ impl<'a> Tenant<'a> {
     /// Waits for the end of the job, which must be a success, and checks every row.
     pub fn check_succeeded(&self, name: &str, rows: &[u8], seconds: u64) -> Outcomes {
         self.wait_for_reason(name, "Completed", seconds);
-        let seen = outcomes(&self.bucket().join(name));
+        let (seen, count) = self.check_rows(name, rows);
+        let status = self.job(name)["status"].clone();
+        assert_eq!(status["rows"]["succeeded"], count);
+        assert_eq!(status["rows"]["failed"], 0);
+        assert_eq!(status["progress"], "100%");
+        seen
+    }
+
+    /// Checks that every row of `rows.jsonl` ends once in an output; gives how many there are.
+    pub fn check_rows(&self, output: &str, rows: &[u8]) -> (Outcomes, usize) {
+        let seen = outcomes(&self.bucket().join(output));
         let ends = rows.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
         let mut offsets = vec![0];
         offsets.extend(ends.map(|(index, _)| index as u64 + 1));
         offsets.pop();
         assert_every_row_once(&seen, "s3://bucket/rows.jsonl", &offsets);
-        let status = self.job(name)["status"].clone();
-        assert_eq!(status["rows"]["succeeded"], offsets.len());
-        assert_eq!(status["rows"]["failed"], 0);
-        assert_eq!(status["progress"], "100%");
-        seen
+        (seen, offsets.len())
     }
 }
 
 impl Drop for Tenant<'_> {
     fn drop(&mut self) {
-        self.cluster.try_kubectl(&[
-            "delete",
-            "namespace",
-            &self.namespace,
-            "--wait=true",
-            "--timeout=90s",
-        ]);
+        let namespace = self.namespace.as_str();
+        self.cluster
+            .try_kubectl(&["delete", "namespace", namespace, "--wait=false"]);
+        // Nothing of it is of use any more: its pods need not be drained.
+        let now = ["--all", "--grace-period=0", "--force", "--wait=false"];
+        let mut pods = vec!["-n", namespace, "delete", "pods"];
+        pods.extend(now);
+        self.cluster.try_kubectl(&pods);
         self.server.kill().ok();
         self.server.wait().ok();
     }
 }
 
-fn start_s3(cluster: &Cluster, versitygw: &str, address: &str, folder: &TempDir) -> Child {
-    let mut command: Command = cluster.inside(versitygw);
+fn start_s3(cluster: &Cluster, address: &str, folder: &TempDir) -> Child {
+    let versitygw = std::env::var("MILLRACE_VERSITYGW").expect("cargo xtask test sets it");
+    let mut command: Command = cluster.inside(&versitygw);
     command
         .args(["--port", address, "posix"])
         .arg(folder.path())

@@ -27,11 +27,12 @@ pub async fn report(
     decision: &Decision,
     _applied: Applied,
 ) -> Result<(), VisitError> {
-    if matches!(decision.phase, Phase::Over | Phase::Expired) {
-        return Ok(());
-    }
     let before = job.status.clone().unwrap_or_default();
-    let status = status(job, seen, &decision.phase);
+    let status = match decision.phase {
+        Phase::Expired => return Ok(()),
+        Phase::Over => of_generation(&before, job.metadata.generation),
+        _ => status(job, seen, &decision.phase),
+    };
     if status == before {
         return Ok(());
     }
@@ -55,6 +56,17 @@ pub async fn report(
         ctx.say(job, kind, &reason, &message).await;
     }
     Ok(())
+}
+
+/// The status of a job that is over, for a spec that was changed since: nothing comes of the change,
+/// and whoever waits for it to be seen waits no longer. Pure.
+fn of_generation(before: &BatchJobStatus, generation: Option<i64>) -> BatchJobStatus {
+    let mut status = before.clone();
+    status.observed_generation = generation;
+    for condition in &mut status.conditions {
+        condition.observed_generation = generation;
+    }
+    status
 }
 
 /// The status after a visit. Pure.
@@ -305,6 +317,30 @@ fn conditions(phase: &Phase) -> Vec<Said> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_of_a_job_that_is_over_is_seen() {
+        let said = conditions(&Phase::Suspended);
+        let time = Time(k8s_openapi::jiff::Timestamp::from_second(1).unwrap());
+        let before = BatchJobStatus {
+            observed_generation: Some(1),
+            conditions: written(said, &[], 1, time),
+            ..BatchJobStatus::default()
+        };
+        let after = of_generation(&before, Some(2));
+        assert_eq!(after.observed_generation, Some(2));
+        let of_conditions: Vec<_> = after
+            .conditions
+            .iter()
+            .map(|it| it.observed_generation)
+            .collect();
+        assert_eq!(of_conditions, [Some(2); 4]);
+        assert_eq!(
+            of_generation(&after, Some(2)),
+            after,
+            "and nothing is written twice"
+        );
+    }
 
     #[test]
     fn every_phase_sets_every_condition_with_a_reason() {
