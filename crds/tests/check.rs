@@ -78,7 +78,7 @@ fn an_unknown_field_is_refused_with_the_name_that_was_meant() {
     let object = with(job(), "/spec/model", json!("a"));
     refused(
         &object,
-        "spec.model: unknown field; known are backoffLimitPerIndex, credentials, input, output",
+        "spec.model: unknown field; known are activeDeadlineSeconds, backoffLimitPerIndex",
     );
     let object = with(job(), "/metadata/label", json!({}));
     refused(

@@ -64,9 +64,8 @@ fn a_problem_names_file_document_object_and_field() {
     let lines: Vec<String> = error.problems().iter().map(ToString::to_string).collect();
     assert_eq!(
         lines[0],
-        "job.yaml, document 2 (BatchJob reviews): spec.input.uris: is required. Files to read: \
-         `s3://bucket/path`, `file:///path`, or, for a local run, a path relative to the manifest. \
-         `*`, `?`, `[…]`, `{a,b}` and `**` match as in a shell."
+        "job.yaml, document 2 (BatchJob reviews): spec.input: give either uris, the files to read, or \
+         inline, the rows themselves"
     );
     assert_eq!(
         lines[1],

@@ -32,7 +32,7 @@ fn every_problem_is_printed_with_file_document_and_field() {
     assert_eq!(lines.len(), 3, "{lines:#?}");
     for (line, field) in lines
         .iter()
-        .zip(["input.uris", "input.urls", "output.compression"])
+        .zip(["input", "input.urls", "output.compression"])
     {
         let expected = format!("job.yaml, document 2 (BatchJob reviews): spec.{field}: ");
         assert!(line.contains(&expected), "{line}");
