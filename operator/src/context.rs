@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -17,6 +17,9 @@ use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
 use crate::metrics::{Objects, VisitMetrics};
 use crate::names::FIELD_MANAGER;
+
+/// How often it is asked whether all objects have been seen.
+const READY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What every visit needs.
 pub struct Context {
@@ -61,9 +64,12 @@ impl Context {
     /// Waits until all objects have been seen once: before, what is there would look absent.
     pub async fn synced(&self) {
         let Objects { jobs, services } = self.objects();
-        let (jobs, services) = (jobs.wait_until_ready(), services.wait_until_ready());
-        // A store ends with its controller, and so do the visits.
-        let _ended = futures::join!(jobs, services);
+        let both =
+            || async { futures::join!(jobs.wait_until_ready(), services.wait_until_ready()) };
+        // A store that gets ready wakes the last one alone of those who wait for it, and its own
+        // controller is one of them: so nobody waits for long without asking again. A store ends with
+        // its controller, and so do the visits.
+        while tokio::time::timeout(READY_INTERVAL, both()).await.is_err() {}
     }
 
     /// All objects of both kinds, as last seen.
