@@ -5,6 +5,7 @@ use millrace_crds::{BatchJob, InferenceService};
 use super::build;
 use super::observe::Seen;
 use crate::names;
+use crate::visit::REJECTED;
 
 /// A job that fits its service.
 #[derive(Debug, Clone)]
@@ -20,6 +21,16 @@ pub struct Refused {
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl Refused {
+    /// The API server will not have a child as it is.
+    pub fn rejected(why: &str) -> Self {
+        Self {
+            reason: REJECTED,
+            message: why.to_owned(),
+        }
+    }
 }
 
 /// Checks the job against what was seen.

@@ -11,7 +11,6 @@ use millrace_protocol::tally::Tally;
 use super::check::{Checked, Refused};
 use super::observe::{Seen, Step};
 use super::standing::{GiveUp, give_up, until_deletion};
-use crate::visit::REJECTED;
 
 /// How often a job at work is visited: its counters move without an event.
 const AT_WORK: Duration = Duration::from_secs(1);
@@ -199,11 +198,7 @@ fn failed(reason: &'static str, message: &str) -> Phase {
 
 /// What to say of a job whose step the API server will not have. Another visit tries again.
 pub fn rejected(why: &str) -> Decision {
-    let refused = Refused {
-        reason: REJECTED,
-        message: why.to_owned(),
-    };
-    rest(Phase::Refused(refused), Some(WAITING))
+    rest(Phase::Refused(Refused::rejected(why)), Some(WAITING))
 }
 
 /// Decides about a job that is planned.
