@@ -78,14 +78,19 @@ impl RedisServer {
 
     /// Runs one command, such as `["CONFIG", "SET", "maxmemory", "1"]`, over a connection of its own.
     pub fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut connection = connect(self.port).expect("a connection");
-        let mut command = redis::cmd(words[0]);
-        for word in &words[1..] {
-            command.arg(word);
-        }
-        command
-            .query(&mut connection)
+        self.command_as(&self.url(), words)
             .expect("the command succeeds")
+    }
+
+    /// Runs one command as the user whom a URL names.
+    pub fn command_as<T: redis::FromRedisValue>(
+        &self,
+        url: &str,
+        words: &[&str],
+    ) -> redis::RedisResult<T> {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut connect(url)?)
     }
 
     fn signal(&self, name: &str) {
@@ -141,13 +146,13 @@ fn spawn(port: u16, folder: &TempDir) -> Option<Child> {
 
 /// Whether the server answers, and not only to say that it is loading.
 fn is_ready(port: u16) -> bool {
-    connect(port)
+    connect(&format!("redis://127.0.0.1:{port}"))
         .and_then(|mut connection| redis::cmd("PING").query::<String>(&mut connection))
         .is_ok()
 }
 
-fn connect(port: u16) -> redis::RedisResult<redis::Connection> {
-    let client = redis::Client::open(format!("redis://127.0.0.1:{port}"))?;
+fn connect(url: &str) -> redis::RedisResult<redis::Connection> {
+    let client = redis::Client::open(url)?;
     let connection = client.get_connection_with_timeout(START_TIMEOUT)?;
     connection.set_read_timeout(Some(START_TIMEOUT))?;
     Ok(connection)

@@ -27,10 +27,12 @@ use millrace_protocol::{
 mod memory;
 mod redis;
 mod registry;
+mod users;
 
 pub use self::memory::MemoryLeaseStore;
 pub use self::redis::{RedisLeaseStore, RedisOptions, RunKey};
 pub use self::registry::JobRegistry;
+pub use self::users::{NamespaceUsers, UsersError};
 
 /// Longest error that is kept with a shard, in bytes of UTF-8.
 pub const ERROR_BYTES_MAX: usize = 1024;

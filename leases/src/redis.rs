@@ -85,14 +85,18 @@ pub struct RedisOptions {
     pub url: String,
     /// How long a call may take, connecting included, before it counts as unavailable.
     pub command_timeout: Duration,
+    /// Whether a server that refuses counts as one that is away: so for users that somebody makes
+    /// again when the server has lost them.
+    pub refusals_pass: bool,
 }
 
 impl RedisOptions {
-    /// The server at `url`, with a time-out of 2 s.
+    /// The server at `url`, with a time-out of 2 s. Its refusals are final.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             command_timeout: Duration::from_secs(2),
+            refusals_pass: false,
         }
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::{
-    Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
+    Client, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation,
+    ServerErrorKind,
 };
 
 use super::RedisOptions;
@@ -17,6 +18,7 @@ pub(crate) struct Connection {
     client: Client,
     config: ConnectionManagerConfig,
     command_timeout: Duration,
+    refusals_pass: bool,
     current: Mutex<Current>,
 }
 
@@ -32,6 +34,7 @@ impl Connection {
         let RedisOptions {
             url,
             command_timeout,
+            refusals_pass,
         } = options.clone();
         let client = Client::open(url).map_err(classify)?;
         // The caller decides when to try again, so one call is one attempt to connect.
@@ -49,6 +52,7 @@ impl Connection {
             client,
             config,
             command_timeout,
+            refusals_pass,
             current,
         })
     }
@@ -58,7 +62,21 @@ impl Connection {
         &self,
         invocation: &ScriptInvocation<'_>,
     ) -> Result<T, LeaseError> {
-        let (generation, mut manager) = {
+        self.call(async |mut manager| invocation.invoke_async(&mut manager).await)
+            .await
+    }
+
+    /// Runs a command once.
+    pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, LeaseError> {
+        self.call(async |mut manager| command.query_async(&mut manager).await)
+            .await
+    }
+
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(ConnectionManager) -> RedisResult<T>,
+    ) -> Result<T, LeaseError> {
+        let (generation, manager) = {
             let current = self
                 .current
                 .lock()
@@ -66,16 +84,17 @@ impl Connection {
             (current.generation, current.manager.clone())
         };
         let reply: RedisResult<T> =
-            match tokio::time::timeout(self.command_timeout, invocation.invoke_async(&mut manager))
-                .await
-            {
+            match tokio::time::timeout(self.command_timeout, call(manager)).await {
                 Ok(reply) => reply,
                 Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
             };
         if reply.is_err() {
             self.replace(generation)?;
         }
-        reply.map_err(classify)
+        reply.map_err(|error| match classify(error) {
+            LeaseError::Refused(error) if self.refusals_pass => LeaseError::Unavailable(error),
+            error => error,
+        })
     }
 
     /// Gives up the connection of a failed call, unless another call did so already. It may be

@@ -21,8 +21,8 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 fn impatient(port: u16) -> RedisLeaseStore {
     let url = format!("redis://127.0.0.1:{port}");
     let redis = RedisOptions {
-        url,
         command_timeout: Duration::from_millis(500),
+        ..RedisOptions::new(url)
     };
     RedisLeaseStore::new(&redis, &run(), OPTIONS).unwrap()
 }

@@ -5,3 +5,4 @@ mod faults;
 mod model;
 mod proxy;
 mod subject;
+mod users;

@@ -84,8 +84,8 @@ impl Subject for OnRedis<'_> {
 pub fn connect(server: &RedisServer, run: &RunKey) -> RedisLeaseStore {
     // A machine that runs all tests at once may be slow, and only some tests are about that.
     let redis = RedisOptions {
-        url: server.url(),
         command_timeout: Duration::from_secs(30),
+        ..RedisOptions::new(server.url())
     };
     RedisLeaseStore::new(&redis, run, OPTIONS).unwrap()
 }
