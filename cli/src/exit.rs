@@ -22,6 +22,6 @@ pub fn of(manifest: &Manifest) -> ExitCode {
 
 /// Prints why the manifest was refused.
 pub fn bad_manifest(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("error: {}", millrace_worker::work::chain(error));
+    eprintln!("error: {}", millrace_telemetry::chain(error));
     BAD_MANIFEST.into()
 }

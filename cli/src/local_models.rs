@@ -19,21 +19,16 @@ pub async fn fetched(
     service: &InferenceService,
 ) -> anyhow::Result<InferenceService> {
     let mut fetched = service.clone();
-    for model in &mut fetched.spec.models {
+    for (index, model) in fetched.spec.models.iter_mut().enumerate() {
         if !model.source.uri.starts_with("s3://") {
             continue;
         }
         let folder = folder_of(&model.source.uri);
-        let one = {
-            let mut one = service.clone();
-            one.spec.models = vec![model.clone()];
-            one
-        };
         eprintln!("model {}: {}", model.name, model.source.uri);
-        models::fetch(stores, &one, &folder)
+        let place = models::fetch(stores, index, model, &folder)
             .await
             .with_context(|| format!("model {} cannot be fetched", model.name))?;
-        model.source.uri = format!("file://{}", folder.join(&model.name).display());
+        model.source.uri = format!("file://{}", place.display());
     }
     Ok(fetched)
 }

@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
-use crate::inference_service::InferenceServiceSpec;
+use crate::inference_service::{InferenceService, InferenceServiceSpec};
+use crate::names::service_of;
 
 /// Runs every row of a dataset through the models of an InferenceService. Every row ends as
 /// exactly one result or one reported error.
@@ -154,6 +155,28 @@ impl BatchJobSpec {
             (Some(named), _) => JobService::Shared(&named.name),
             (None, None) => JobService::Shared(""),
         }
+    }
+}
+
+impl BatchJob {
+    /// The service that the job brings, if it brings one.
+    pub fn own_service(&self) -> Option<InferenceService> {
+        match self.spec.service() {
+            JobService::Own(template) => {
+                Some(InferenceService::new(&service_of(self), template.clone()))
+            }
+            JobService::Shared(_) => None,
+        }
+    }
+
+    /// Fields with a path of one machine, where a cluster needs one that all its pods can reach.
+    pub fn local_paths(&self) -> Vec<String> {
+        let uris = self.spec.input.uris.iter().flatten().enumerate();
+        let inputs = uris.map(|(index, uri)| (format!("spec.input.uris[{index}]"), uri));
+        let output = ("spec.output.uri".to_owned(), &self.spec.output.uri);
+        let all = inputs.chain([output]);
+        let local = all.filter(|(_, uri)| !uri.starts_with("s3://"));
+        local.map(|(field, _)| field).collect()
     }
 }
 

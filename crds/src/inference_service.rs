@@ -1,8 +1,7 @@
 //! `InferenceService`: models that run together in one server.
 
 mod runtime;
-
-use std::collections::BTreeMap;
+mod template;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Duration;
@@ -12,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
+pub use template::{
+    ConfigMapVolume, EmptyDirVolume, Medium, ModelCache, PodTemplate, ResourceClaim, Resources,
+    Toleration, Volume, VolumeClaim,
+};
 
 /// One or more models served together: online over HTTP, and to the BatchJobs that name it.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,8 @@ pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
     // A list of what can answer rows, so that a further way is a further entry.
     validation = Rule::new("[has(self.models), has(self.runtime)].exists_one(given, given)")
         .message("give exactly one of models, which this project's own server runs, and runtime, a server image of your own"),
+    validation = Rule::new("!has(self.modelCache) || (has(self.models) && self.models.all(m, has(m.source.digest)))")
+        .message("modelCache needs models, each with source.digest: without it nobody could tell whether what lies in the cache is what is meant"),
 )]
 pub struct InferenceServiceSpec {
     /// The models of this service, run by this project's own server. Several models give a combined
@@ -66,17 +71,36 @@ pub struct InferenceServiceSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub secrets: Vec<SecretRef>,
 
+    /// Where fetched models stay for other pods. Without it each pod fetches them. Means nothing for
+    /// a local run, whose models stay in its model cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_cache: Option<ModelCache>,
+
     /// Where the pods run and what they get. Means nothing for a local run.
     #[serde(default)]
     pub template: PodTemplate,
 }
 
 impl InferenceServiceSpec {
+    /// The Secret with which a model's source is read, if one is.
+    pub fn credentials_of<'a>(&'a self, model: &'a ModelSpec) -> Option<&'a SecretRef> {
+        model.source.credentials.as_ref().or(self.secrets.first())
+    }
+
     /// The names by which steps can call models, whoever serves them.
     pub fn model_names(&self) -> impl Iterator<Item = &str> {
         let own = self.models.iter().map(|model| model.name.as_str());
         let brought = self.runtime.iter().flat_map(|runtime| &runtime.models);
         own.chain(brought.map(|model| model.name.as_str()))
+    }
+}
+
+impl ModelSpec {
+    /// Name of the model's folder among those that were fetched: by what it holds where that is
+    /// known, so that services can share it.
+    pub fn folder(&self) -> String {
+        let digest = self.source.digest.as_ref();
+        digest.map_or_else(|| self.name.clone(), |digest| digest.replace(':', "-"))
     }
 }
 
@@ -134,65 +158,6 @@ fn default_replicas() -> u32 {
 
 fn default_idle_seconds() -> u32 {
     300
-}
-
-/// Where the pods of a service run and what they get.
-#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodTemplate {
-    /// ServiceAccount of the pods, for workload identity. No token of it is mounted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub service_account_name: Option<String>,
-    /// Labels that a node must have.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
-    pub node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that the pods accept.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    pub tolerations: Vec<Toleration>,
-    /// Resources of the container that computes.
-    #[serde(skip_serializing_if = "Resources::is_empty")]
-    pub resources: Resources,
-}
-
-/// A taint that pods accept.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Toleration {
-    /// Key of the taint; without one, any taint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 317))]
-    pub key: Option<String>,
-    /// Value that the taint must have; without one, any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub value: Option<String>,
-    /// Effect that is accepted, such as `NoSchedule`; without one, any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub effect: Option<String>,
-}
-
-/// Resources of a container, as quantities by name.
-#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Resources {
-    /// What is reserved, such as `cpu: "2"`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
-    pub requests: BTreeMap<String, String>,
-    /// What is never exceeded, such as `nvidia.com/gpu: "1"`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
-    pub limits: BTreeMap<String, String>,
-}
-
-impl Resources {
-    fn is_empty(&self) -> bool {
-        self.requests.is_empty() && self.limits.is_empty()
-    }
 }
 
 /// What became of the service.
@@ -322,6 +287,11 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
     pub digest: Option<String>,
+
+    /// Secret of the same namespace with the credentials of the source; the first one of `secrets`
+    /// by default. Means nothing for a local run, which uses its environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<SecretRef>,
 }
 
 /// Number format of weights and computation.

@@ -25,8 +25,11 @@ pub use self::export::handed_on;
 pub use self::past::PastSpan;
 pub use self::run_trace::{RunTrace, WHOLE_RUN};
 pub use self::signal::on_signal;
-pub use self::spans::{SPANS, in_span, inject, join_remote, note_error};
+pub use self::spans::{SPANS, chain, in_span, inject, join_remote, note_error};
 pub use opentelemetry::KeyValue;
+
+/// Content type of metrics, as every program of ours renders them.
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Name of what writes the spans.
 const TRACER: &str = "millrace";

@@ -89,7 +89,7 @@ pub fn join_remote(span: &Span, headers: &HeaderMap) {
 }
 
 /// An error and its sources in one line.
-fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

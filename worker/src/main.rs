@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use millrace_protocol::report::Report;
 use millrace_telemetry::TelemetryOptions;
+use millrace_worker::memory;
 use millrace_worker::work::client::{ServerAddress, ServerUrl};
-use millrace_worker::{memory, work};
 
 /// Exit code of `finish` when shards were given up.
 const EXIT_FAILED_SHARDS: u8 = 3;
@@ -143,9 +143,9 @@ struct Models {
     /// Folder that gets one folder per model.
     #[arg(long, env = "MILLRACE_MODELS")]
     to: PathBuf,
-    /// Folder of a mounted Secret with the credentials of the sources.
-    #[arg(long, env = "MILLRACE_CREDENTIALS")]
-    credentials: Option<PathBuf>,
+    /// Folder with one folder per mounted Secret, named like it.
+    #[arg(long, env = "MILLRACE_SECRETS")]
+    secrets: PathBuf,
 }
 
 #[tokio::main]
@@ -169,7 +169,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     if let Some(file) = report {
         let said = match &ended {
             Ok(said) => said.clone(),
-            Err(error) => Some(Report::failed(&work::chain(error.as_ref()))),
+            Err(error) => Some(Report::failed(&millrace_telemetry::chain(error.as_ref()))),
         };
         if let Some(said) = said {
             std::fs::write(file, said.to_message())?;

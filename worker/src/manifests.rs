@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use millrace_crds::batch_job::JobService;
 use millrace_crds::manifest::{self, Manifest, ManifestError};
-use millrace_crds::{BatchJob, InferenceService};
+use millrace_crds::{BatchJob, InferenceService, names};
 
 use crate::job::{self, CheckedJob, JobError};
 
@@ -115,13 +114,10 @@ fn service_of(
     batch_job: &BatchJob,
     services: Vec<InferenceService>,
 ) -> Result<InferenceService, LoadError> {
-    let named = match batch_job.spec.service() {
-        JobService::Shared(named) => named,
-        JobService::Own(template) => {
-            let name = batch_job.metadata.name.clone().unwrap_or_default();
-            return Ok(InferenceService::new(&name, template.clone()));
-        }
-    };
+    if let Some(own) = batch_job.own_service() {
+        return Ok(own);
+    }
+    let named = names::service_of(batch_job);
     let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
     let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
     let mut services = services.into_iter();
@@ -129,7 +125,7 @@ fn service_of(
         .find(|service| name(service) == named)
         .ok_or_else(|| LoadError::NoService {
             path: path.to_owned(),
-            named: named.to_owned(),
+            named,
             found,
         })
 }

@@ -9,9 +9,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// Content type of the text.
-pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// What became of a shard in hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShardOutcome {
@@ -67,6 +64,11 @@ impl Metrics {
                 .inc_by(rows);
         }
         self.tokens.inc_by(tokens);
+    }
+
+    /// Tokens that went through models so far.
+    pub fn tokens(&self) -> u64 {
+        self.tokens.get()
     }
 
     /// A shard is in hand for as long as what this returns is kept.

@@ -1,9 +1,9 @@
 //! Brings the models of a service from an object store into a folder, whole and verified.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use futures::TryStreamExt;
-use millrace_crds::InferenceService;
 use millrace_crds::inference_service::ModelSpec;
 use millrace_model_files::source::{self, SourceError};
 use tokio::io::AsyncWriteExt;
@@ -17,9 +17,7 @@ const FILES_MAX: usize = 1_000;
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// Its source is of no kind that can be fetched.
-    #[error(
-        "spec.models[{index}].source.uri: only s3://bucket/path and file:///path can be used in a cluster"
-    )]
+    #[error("spec.models[{index}].source.uri: only s3://bucket/path can be fetched")]
     Scheme {
         /// Index of the model.
         index: usize,
@@ -57,39 +55,48 @@ pub enum FetchError {
     },
 }
 
-/// Fetches every model of the service into a folder of its name below `folder`. What is there and verifies is left alone, and
-/// what is half-fetched is begun anew.
+/// Fetches a model, which stands at `index` in its service, into a folder of its own below `folder`,
+/// and returns that. Other processes may fetch into the same. What is there and verifies is left
+/// alone, and what is half-fetched is begun anew.
 pub async fn fetch(
     stores: &Stores,
-    service: &InferenceService,
+    index: usize,
+    model: &ModelSpec,
     folder: &Path,
-) -> Result<(), FetchError> {
-    for (index, model) in service.spec.models.iter().enumerate() {
-        let uri = &model.source.uri;
-        if uri.starts_with("file://") {
-            continue;
-        }
-        if !uri.starts_with("s3://") {
-            return Err(FetchError::Scheme { index });
-        }
-        let place = folder.join(&model.name);
-        if verify(index, model, &place).is_ok() {
-            tracing::info!(model = model.name, "the model is there");
-            continue;
-        }
-        let making = folder.join(format!(".{}.fetching", model.name));
-        remove(&making)?;
-        download(stores, index, uri, &making).await?;
-        verify(index, model, &making)?;
-        remove(&place)?;
-        let failed = |source| FetchError::Write {
-            path: place.clone(),
-            source,
-        };
-        std::fs::rename(&making, &place).map_err(failed)?;
-        tracing::info!(model = model.name, "the model is fetched");
+) -> Result<PathBuf, FetchError> {
+    let uri = &model.source.uri;
+    if !uri.starts_with("s3://") {
+        return Err(FetchError::Scheme { index });
     }
-    Ok(())
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| FetchError::Write { path, source }
+    };
+    std::fs::create_dir_all(folder).map_err(failed(folder))?;
+    let name = model.folder();
+    let place = folder.join(&name);
+    let _alone = lock(folder.join(format!(".{name}.lock"))).await?;
+    if verify(index, model, &place).is_ok() {
+        tracing::info!(model = model.name, "the model is there");
+        return Ok(place);
+    }
+    let making = folder.join(format!(".{name}.fetching"));
+    remove(&making)?;
+    download(stores, index, uri, &making).await?;
+    verify(index, model, &making)?;
+    remove(&place)?;
+    std::fs::rename(&making, &place).map_err(failed(&place))?;
+    tracing::info!(model = model.name, "the model is fetched");
+    Ok(place)
+}
+
+/// Waits until no other process fetches the same; it is over when the file is closed.
+async fn lock(path: PathBuf) -> Result<File, FetchError> {
+    let locking = tokio::task::spawn_blocking(move || {
+        let locked = File::create(&path).and_then(|file| file.lock().map(|()| file));
+        locked.map_err(|source| FetchError::Write { path, source })
+    });
+    locking.await.expect("waiting for a lock does not panic")
 }
 
 fn verify(index: usize, model: &ModelSpec, folder: &Path) -> Result<(), FetchError> {

@@ -48,7 +48,7 @@ fn open(job: Job) -> anyhow::Result<Opened> {
         lease_ttl,
         deliveries_max: job.deliveries_max,
     };
-    let leases = RedisLeaseStore::new(&RedisOptions::new(redis_url), &job.run_key(), options)
+    let leases = RedisLeaseStore::new(&redis(redis_url), &job.run_key(), options)
         .context("the Redis of the leases cannot be used")?;
     Ok(Opened {
         stores: stores(credentials.as_deref())?,
@@ -64,6 +64,14 @@ fn stores(credentials: Option<&Path>) -> anyhow::Result<Stores> {
         None => Ok(Stores::from_env(link_local)),
         Some(folder) => Stores::from_env_and_folder(folder, link_local)
             .with_context(|| format!("no credentials in {}", folder.display())),
+    }
+}
+
+/// The Redis of the leases, whose user the operator makes again where it is lost.
+fn redis(url: String) -> RedisOptions {
+    RedisOptions {
+        refusals_pass: true,
+        ..RedisOptions::new(url)
     }
 }
 
@@ -170,7 +178,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
             lease_ttl_ms,
         },
     } = serve;
-    let redis = RedisOptions::new(redis_url);
+    let redis = redis(redis_url);
     let terminated = on_signal()?;
     let door = Door::default();
     let listener = tokio::net::TcpListener::bind(&listen)
@@ -210,12 +218,16 @@ pub async fn models(models: Models) -> anyhow::Result<()> {
     let Models {
         manifest,
         to,
-        credentials,
+        secrets,
     } = models;
-    let stores = stores(credentials.as_deref())?;
     for manifest in manifest::read_path(&manifest)? {
-        if let Manifest::InferenceService(service) = manifest {
-            models::fetch(&stores, &service, &to).await?;
+        let Manifest::InferenceService(service) = manifest else {
+            continue;
+        };
+        for (index, model) in service.spec.models.iter().enumerate() {
+            let credentials = service.spec.credentials_of(model);
+            let folder = credentials.map(|secret| secrets.join(&secret.name));
+            models::fetch(&stores(folder.as_deref())?, index, model, &to).await?;
         }
     }
     Ok(())

@@ -4,6 +4,8 @@ use clap::ValueEnum;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
 
+use super::workers::containers;
+
 /// Label that holds which step a pod runs.
 const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 
@@ -60,20 +62,13 @@ fn begun<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<Source> {
     pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|it| it.0));
     let of_pod = |pod: &&'a Pod| {
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let status = pod.status.as_ref();
-        let init = status
-            .into_iter()
-            .flat_map(|it| it.init_container_statuses.iter());
-        let main = status
-            .into_iter()
-            .flat_map(|it| it.container_statuses.iter());
-        let containers = init.chain(main).flatten().filter(|it| has_begun(it));
+        let begun = containers(pod).filter(|it| has_begun(it));
         let source = |container: &ContainerStatus| Source {
             pod: name.clone(),
             container: container.name.clone(),
             restarts: container.restart_count,
         };
-        containers.map(source).collect::<Vec<_>>()
+        begun.map(source).collect::<Vec<_>>()
     };
     pods.iter().flat_map(of_pod).collect()
 }
@@ -88,14 +83,7 @@ fn has_begun(container: &ContainerStatus) -> bool {
 
 /// Whether the source is among the containers of its pod that run.
 pub fn runs(pod: &Pod, source: &Source) -> bool {
-    let status = pod.status.as_ref();
-    let init = status
-        .into_iter()
-        .flat_map(|it| it.init_container_statuses.iter());
-    let main = status
-        .into_iter()
-        .flat_map(|it| it.container_statuses.iter());
-    init.chain(main).flatten().any(|container| {
+    containers(pod).any(|container| {
         let state = container.state.as_ref();
         container.name == source.container
             && container.restart_count == source.restarts

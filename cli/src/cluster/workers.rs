@@ -23,18 +23,14 @@ pub struct Worker {
 /// What is to be told of a pod.
 pub fn worker(pod: &Pod) -> Worker {
     let status = pod.status.clone().unwrap_or_default();
-    let init = status.init_container_statuses.unwrap_or_default();
-    let main = status.container_statuses.unwrap_or_default();
-    let sidecars = init.iter().filter(|it| is_sidecar(pod, &it.name));
-    let lasting: Vec<&ContainerStatus> = main.iter().chain(sidecars).collect();
-    let all = || init.iter().chain(&main);
     let spec = pod.spec.as_ref();
     let sidecars_asked = spec.map_or(0, |spec| {
         let init = spec.init_containers.iter().flatten();
         init.filter(|it| it.restart_policy.is_some()).count()
     });
     let asked = spec.map_or(0, |spec| spec.containers.len()) + sidecars_asked;
-    let ready = lasting.iter().filter(|it| it.ready).count();
+    let lasting = containers(pod).filter(|it| !is_step(pod, &it.name));
+    let ready = lasting.filter(|it| it.ready).count();
     let phase = status.phase.unwrap_or_else(|| "Unknown".to_owned());
     let state = if pod.metadata.deletion_timestamp.is_some() {
         "Terminating".to_owned()
@@ -43,8 +39,7 @@ pub fn worker(pod: &Pod) -> Worker {
             status.conditions.iter().flatten().any(|it| {
                 it.type_ == "PodScheduled" && it.reason.as_deref() == Some("Unschedulable")
             });
-        let trouble = all().find_map(trouble);
-        match trouble {
+        match containers(pod).find_map(trouble) {
             Some(trouble) => trouble,
             None if unplaced => "Unschedulable".to_owned(),
             None => phase,
@@ -55,15 +50,24 @@ pub fn worker(pod: &Pod) -> Worker {
         node: spec.and_then(|spec| spec.node_name.clone()),
         state,
         ready: (ready, asked),
-        restarts: all().map(|it| it.restart_count).sum(),
+        restarts: containers(pod).map(|it| it.restart_count).sum(),
         created: pod.metadata.creation_timestamp.clone(),
     }
 }
 
-fn is_sidecar(pod: &Pod, container: &str) -> bool {
-    let init = pod.spec.iter().flat_map(|it| it.init_containers.iter());
+/// All containers of a pod, in the order in which they begin.
+pub fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let status = pod.status.iter();
+    let init = status.clone().flat_map(|it| &it.init_container_statuses);
+    init.chain(status.flat_map(|it| &it.container_statuses))
+        .flatten()
+}
+
+/// Whether the container ends before the others begin.
+fn is_step(pod: &Pod, container: &str) -> bool {
+    let init = pod.spec.iter().flat_map(|it| &it.init_containers);
     let mut init = init.flatten();
-    init.any(|it| it.name == container && it.restart_policy.is_some())
+    init.any(|it| it.name == container && it.restart_policy.is_none())
 }
 
 /// Why a container is not well.

@@ -91,7 +91,7 @@ fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
             if mode == OutputMode::Text {
                 eprintln!(
                     "tokens are not counted: {}",
-                    millrace_worker::work::chain(&error)
+                    millrace_telemetry::chain(&error)
                 );
             }
             None

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use millrace_crds::batch_job::JobService;
 use millrace_crds::manifest::{Document, Kind, Manifest};
-use millrace_crds::{BatchJob, InferenceService};
+use millrace_crds::{BatchJob, InferenceService, names};
 use millrace_worker::job;
 
 use crate::{manifests, output};
@@ -55,17 +54,14 @@ pub fn misfits(manifests: &[Manifest]) -> Vec<String> {
         let Manifest::BatchJob(batch_job) = manifest else {
             continue;
         };
-        let JobService::Shared(named) = batch_job.spec.service() else {
-            let name = batch_job.metadata.name.clone().unwrap_or_default();
-            let own = batch_job.spec.service_template.clone();
-            if let Some(own) = own.map(|template| InferenceService::new(&name, template)) {
-                problems.extend(misfit(batch_job, &own));
-            }
+        if let Some(own) = batch_job.own_service() {
+            problems.extend(misfit(batch_job, &own));
             continue;
-        };
+        }
+        let named = names::service_of(batch_job);
         let service = manifests.iter().find_map(|other| match other {
             Manifest::InferenceService(service)
-                if service.metadata.name.as_deref() == Some(named)
+                if service.metadata.name.as_ref() == Some(&named)
                     && service.metadata.namespace == batch_job.metadata.namespace =>
             {
                 Some(service)

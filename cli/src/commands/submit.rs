@@ -114,22 +114,14 @@ fn problems(documents: &[Document], watch: bool, namespace: Option<&str>) -> Vec
 }
 
 /// Fields of the job that mean something on one machine alone.
-fn local_paths(job: &BatchJob) -> Vec<String> {
+fn local_paths(job: &BatchJob) -> impl Iterator<Item = String> {
     let name = job.name_any();
-    let uris = job.spec.input.uris.iter().flatten().enumerate();
-    let inputs = uris.map(|(index, uri)| (format!("spec.input.uris[{index}]"), uri));
-    let output = ("spec.output.uri".to_owned(), &job.spec.output.uri);
-    let local = inputs
-        .chain([output])
-        .filter(|(_, uri)| !uri.contains("://"));
-    local
-        .map(|(field, _)| {
-            format!(
-                "BatchJob {name}: {field} is a path of this machine; in a cluster write \
-                 s3://bucket/path, or work the job off here with `run`"
-            )
-        })
-        .collect()
+    job.local_paths().into_iter().map(move |field| {
+        format!(
+            "BatchJob {name}: {field} is a path of this machine; in a cluster write \
+             s3://bucket/path, or work the job off here with `run`"
+        )
+    })
 }
 
 /// Services before jobs, so that no job waits for a service that comes with it.
@@ -272,6 +264,13 @@ spec:
             false,
             None,
             "spec.output.uri is a path of this machine",
+        );
+        let file = JOB.replace("s3://bucket/rows.jsonl", "file:///rows.jsonl");
+        check(
+            &file,
+            false,
+            None,
+            "spec.input.uris[0] is a path of this machine",
         );
         check(SERVICE, true, None, "exactly one BatchJob");
         let misfit = JOB.replace(", namespace: tenant", "") + "  steps: [{name: a, model: nope}]\n";

@@ -10,6 +10,7 @@ use axum::{
 use http::header::CONTENT_TYPE;
 use millrace_crds::inference_service::Task;
 use millrace_models::model::Model;
+use millrace_telemetry::OPEN_METRICS;
 use serde::Serialize;
 
 use crate::http::{app::App, error::ApiError};
@@ -30,8 +31,7 @@ pub async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// OpenMetrics text.
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
+    ([(CONTENT_TYPE, OPEN_METRICS)], app.metrics.render()).into_response()
 }
 
 #[derive(Serialize)]

@@ -6,10 +6,11 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use millrace_telemetry::OPEN_METRICS;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Metrics, OPEN_METRICS};
+use crate::metrics::Metrics;
 
 /// How the kubelet and the worker tell each other of the end.
 #[derive(Debug, Clone, Default)]

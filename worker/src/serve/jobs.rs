@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use millrace_protocol::registry::RegisteredJob;
+use millrace_telemetry::chain;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::open::{OpenError, open};
 use super::{JOB_PAUSE, ServeOptions};
-use crate::work::{Worker, chain};
+use crate::work::Worker;
 
 type Opening = AbortOnDropHandle<Result<Worker, OpenError>>;
 
@@ -21,8 +22,6 @@ pub struct Jobs {
     known: BTreeMap<String, Job>,
     /// Shards claimed so far, of all jobs.
     claims: u64,
-    /// Tokens of jobs that are gone.
-    tokens_before: u64,
 }
 
 struct Job {
@@ -57,7 +56,6 @@ impl Jobs {
             if !stays {
                 tracing::info!(job = name, "the job is taken away");
                 job.stop.cancel();
-                self.tokens_before += job.tokens();
             }
             stays
         });
@@ -142,11 +140,6 @@ impl Jobs {
         }
     }
 
-    /// Tokens that went through the server, over all jobs so far.
-    pub fn tokens(&self) -> u64 {
-        self.tokens_before + self.known.values().map(Job::tokens).sum::<u64>()
-    }
-
     /// Asks the job for nothing until then.
     pub fn pause(&mut self, name: &str, until: Instant) {
         if let Some(job) = self.known.get_mut(name) {
@@ -156,13 +149,6 @@ impl Jobs {
 }
 
 impl Job {
-    fn tokens(&self) -> u64 {
-        match &self.state {
-            State::Open(worker) => worker.answered().tokens,
-            State::Opening(_) | State::Closed => 0,
-        }
-    }
-
     fn is_paused(&self, now: Instant) -> bool {
         self.paused_until.is_some_and(|until| now < until)
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use millrace_leases::{JobRegistry, LeaseError, RedisOptions};
 use millrace_protocol::registry::{RegisteredJob, WorkerReport};
+use millrace_telemetry::chain;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ use self::jobs::Jobs;
 use self::rate::Rate;
 use crate::metrics::Metrics;
 use crate::work::client::ServerAddress;
-use crate::work::{Claimed, SHARDS_IN_HAND_MAX, chain};
+use crate::work::{Claimed, SHARDS_IN_HAND_MAX};
 
 /// How often the registry is read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,7 +66,11 @@ pub async fn serve(options: &ServeOptions) {
             if !in_hand.is_empty() {
                 busy = Instant::now();
             }
-            rate.observe(jobs.tokens(), !in_hand.is_empty(), Instant::now());
+            rate.observe(
+                options.metrics.tokens(),
+                !in_hand.is_empty(),
+                Instant::now(),
+            );
             let report = WorkerReport {
                 shards_in_hand: in_hand.len() as u32,
                 idle_seconds: busy.elapsed().as_secs() as u32,

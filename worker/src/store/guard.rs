@@ -230,7 +230,7 @@ mod tests {
         let request = http::Request::get(format!("http://{address}/bucket"));
         let request = request.body(HttpRequestBody::empty()).unwrap();
         let error = client.unwrap().execute(request).await.unwrap_err();
-        let message = crate::work::chain(&error);
+        let message = millrace_telemetry::chain(&error);
         assert!(message.contains("link-local"), "{message}");
     }
 }

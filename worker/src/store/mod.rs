@@ -400,7 +400,7 @@ mod tests {
                     LinkLocal::Allowed => Duration::from_secs(3),
                 };
                 match tokio::time::timeout(patience, asked).await {
-                    Ok(answer) => crate::work::chain(&answer.unwrap_err()),
+                    Ok(answer) => millrace_telemetry::chain(&answer.unwrap_err()),
                     Err(_) => "no answer".to_owned(),
                 }
             }

@@ -28,6 +28,7 @@ use futures::FutureExt;
 use millrace_protocol::lease::Lease;
 use millrace_protocol::panic;
 use millrace_protocol::tally::Tally;
+use millrace_telemetry::chain;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -131,11 +132,6 @@ impl Worker {
             lease_ttl,
             owner,
         }
-    }
-
-    /// What the server answered so far, committed or not.
-    pub fn answered(&self) -> Tally {
-        self.ctx.progress.snapshot().answered
     }
 
     /// Runs until the job is drained or `stop` is cancelled. On stop, and after an error, no shard is
@@ -370,15 +366,4 @@ pub enum Claimed {
     Later,
     /// Every shard of the run is committed or given up.
     Drained,
-}
-
-/// An error and its sources in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -141,7 +141,7 @@ impl Http {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
         let reply = self.pool.request(request).await.map_err(|error| {
-            let words = crate::work::chain(&error);
+            let words = millrace_telemetry::chain(&error);
             match error.is_connect() {
                 true => ClientError::Away(words),
                 false => ClientError::Gone(words),
