@@ -16,6 +16,11 @@ use crate::visit::note_change;
 /// Annotation with the hash of what was applied last.
 const APPLIED: &str = "millrace.dev/applied";
 
+/// A child as it is written in the code that makes it.
+pub fn object<K: DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).expect("what is written here has the shape of its kind")
+}
+
 /// Applies `child`, unless the same was applied last and the child is still there. Returns it as it
 /// is in the cluster.
 pub async fn apply<K>(client: &Client, namespace: &str, mut child: K) -> Result<K, kube::Error>

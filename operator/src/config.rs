@@ -26,6 +26,11 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_LEASES_REDIS_URL")]
     pub redis_url: String,
 
+    /// Gives each namespace a user of its own on that Redis, which reaches the keys of its namespace
+    /// alone. The URL must be that of a user with a password who may make users.
+    #[arg(long, env = "MILLRACE_NAMESPACE_USERS")]
+    pub namespace_users: bool,
+
     /// Milliseconds that a lease of a shard holds without renewal.
     #[arg(long, env = "MILLRACE_LEASE_TTL_MS", default_value_t = 30_000)]
     pub lease_ttl_ms: u64,

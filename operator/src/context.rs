@@ -4,22 +4,28 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
-use millrace_crds::InferenceService;
 use millrace_leases::{
-    JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
+    JobRegistry, LeaseError, LeaseOptions, NamespaceUsers, RedisLeaseStore, RedisOptions, RunKey,
+    Snapshot, UsersError,
 };
 
+use crate::apply::apply_unseen;
 use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
-use crate::metrics::{Objects, VisitMetrics};
+use crate::metrics::VisitMetrics;
 use crate::names::FIELD_MANAGER;
+use crate::objects::Objects;
 
-/// How often it is asked whether all objects have been seen.
-const READY_INTERVAL: Duration = Duration::from_millis(50);
+/// How often it is asked whether the lease Redis still knows its users.
+const USERS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a Secret that was written counts as there: the operator has no right to look.
+const SECRET_STAYS: Duration = Duration::from_secs(300);
 
 /// What every visit needs.
 pub struct Context {
@@ -30,6 +36,8 @@ pub struct Context {
     /// What is counted over visits.
     pub visits: VisitMetrics,
     redis: RedisOptions,
+    /// The users of the lease Redis, if each namespace has its own.
+    users: Option<NamespaceUsers>,
     recorder: Recorder,
     /// Lease stores by run: each keeps its connection, and a visit comes every second.
     stores: Mutex<HashMap<String, Arc<RedisLeaseStore>>>,
@@ -37,39 +45,37 @@ pub struct Context {
     registries: Mutex<HashMap<(String, String), Arc<JobRegistry>>>,
     /// How fast runs get on.
     meters: Mutex<HashMap<String, Meter>>,
+    /// What was written into Secrets lately, and when.
+    secrets: Mutex<HashMap<ObjectRef<Secret>, (Secret, Instant)>>,
     /// All objects of both kinds, as last seen, once this process leads.
     pub objects: OnceLock<Objects>,
 }
 
 impl Context {
     /// A context. Connects to nothing yet.
-    pub fn new(client: Client, options: Options) -> Self {
+    pub fn new(client: Client, options: Options) -> Result<Self, UsersError> {
         let reporter = Reporter {
             controller: "millrace-operator".into(),
             instance: Some(options.identity.clone()),
         };
-        Self {
+        let redis = RedisOptions::new(options.redis_url.clone());
+        let users = match options.namespace_users {
+            true => Some(NamespaceUsers::new(&redis)?),
+            false => None,
+        };
+        Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
-            redis: RedisOptions::new(options.redis_url.clone()),
+            redis,
+            users,
             stores: Mutex::default(),
             registries: Mutex::default(),
             meters: Mutex::default(),
+            secrets: Mutex::default(),
             objects: OnceLock::new(),
             visits: VisitMetrics::default(),
             client,
             options,
-        }
-    }
-
-    /// Waits until all objects have been seen once: before, what is there would look absent.
-    pub async fn synced(&self) {
-        let Objects { jobs, services } = self.objects();
-        let both =
-            || async { futures::join!(jobs.wait_until_ready(), services.wait_until_ready()) };
-        // A store that gets ready wakes the last one alone of those who wait for it, and its own
-        // controller is one of them: so nobody waits for long without asking again. A store ends with
-        // its controller, and so do the visits.
-        while tokio::time::timeout(READY_INTERVAL, both()).await.is_err() {}
+        })
     }
 
     /// All objects of both kinds, as last seen.
@@ -77,15 +83,6 @@ impl Context {
         self.objects
             .get()
             .expect("visits begin after the controllers whose copies these are")
-    }
-
-    /// A service, as last seen.
-    pub fn service(&self, namespace: &str, name: &str) -> Option<InferenceService> {
-        let reference = ObjectRef::new(name).within(namespace);
-        self.objects()
-            .services
-            .get(&reference)
-            .map(|service| service.as_ref().clone())
     }
 
     /// How fast a run gets on, given where it is now.
@@ -118,6 +115,30 @@ impl Context {
         Ok(store)
     }
 
+    /// The URL with which pods of a namespace reach the leases, once they are let in.
+    pub async fn leases_url(&self, namespace: &str) -> Result<String, LeaseError> {
+        let Some(users) = &self.users else {
+            return Ok(self.options.redis_url.clone());
+        };
+        // Where the lease store is away, the user is made when it is back.
+        unless_away(users.admit(namespace).await)?;
+        Ok(users.url(namespace))
+    }
+
+    /// Makes the users again that the lease Redis loses, for as long as the process lives.
+    pub async fn keep_users(&self) {
+        let Some(users) = &self.users else {
+            return;
+        };
+        loop {
+            if let Err(error) = users.keep().await {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the users of the lease Redis cannot be looked after");
+            }
+            tokio::time::sleep(USERS_INTERVAL).await;
+        }
+    }
+
     /// Forgets a run that is over: its leases, the connection to them and its pace.
     pub async fn close(&self, run: &RunKey) {
         if let Ok(leases) = self.leases(run)
@@ -147,6 +168,24 @@ impl Context {
         Ok(registry)
     }
 
+    /// Writes a Secret, unless the same was written a moment ago.
+    pub async fn apply_secret(&self, namespace: &str, secret: Secret) -> Result<(), kube::Error> {
+        let reference = ObjectRef::from_obj(&secret);
+        let is_there = {
+            let mut written = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+            written.retain(|_, (_, at)| at.elapsed() < SECRET_STAYS);
+            let before = written.get(&reference);
+            before.is_some_and(|(before, _)| *before == secret)
+        };
+        if is_there {
+            return Ok(());
+        }
+        apply_unseen(&self.client, namespace, &secret).await?;
+        let mut written = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        written.insert(reference, (secret, Instant::now()));
+        Ok(())
+    }
+
     /// Whether the Redis of the leases answers. Asks for what nothing was ever written to.
     pub async fn leases_answer(&self) -> bool {
         match self.registry(&self.options.namespace, FIELD_MANAGER) {
@@ -171,5 +210,14 @@ impl Context {
         if let Err(error) = self.recorder.publish(&event, &reference).await {
             tracing::debug!(%error, reason, "an event was lost");
         }
+    }
+}
+
+/// What the lease store answered; nothing while it is away: a later visit asks again.
+pub fn unless_away<T>(answer: Result<T, LeaseError>) -> Result<Option<T>, LeaseError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.is_unavailable() => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -9,11 +9,12 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use millrace_telemetry::OPEN_METRICS;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::context::Context;
-use crate::metrics::{self, Now, OPEN_METRICS};
+use crate::metrics::{self, Now};
 
 /// What a process shows of itself; cheap to clone.
 #[derive(Clone)]
@@ -91,7 +92,7 @@ mod tests {
 
     use super::*;
     use crate::config::Options;
-    use crate::metrics::Objects;
+    use crate::objects::Objects;
 
     fn shown() -> Shown {
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
@@ -102,7 +103,7 @@ mod tests {
             "--redis-url=redis://127.0.0.1:1",
         ]);
         let client = kube::Client::try_from(config).unwrap();
-        Shown::new(Arc::new(Context::new(client, options)))
+        Shown::new(Arc::new(Context::new(client, options).unwrap()))
     }
 
     fn objects() -> Objects {

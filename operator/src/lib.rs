@@ -15,5 +15,6 @@ pub mod http;
 pub mod inference_service;
 pub mod metrics;
 pub mod names;
+pub mod objects;
 pub mod pods;
 pub mod visit;

@@ -11,19 +11,20 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, reflector, watcher};
+use kube::runtime::{Controller, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::config::Options;
 use millrace_operator::context::Context;
 use millrace_operator::election::Election;
 use millrace_operator::http::{self, Shown};
-use millrace_operator::metrics::Objects;
 use millrace_operator::names::service_of;
+use millrace_operator::objects::Objects;
 use millrace_operator::visit::{VisitError, after_error, watched};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -41,7 +42,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let client = Client::try_default()
         .await
         .context("the API server cannot be found")?;
-    let shown = Shown::new(Arc::new(Context::new(client.clone(), options.clone())));
+    let shown = Shown::new(Arc::new(Context::new(client.clone(), options.clone())?));
     let listener = tokio::net::TcpListener::bind(&options.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", options.listen))?;
@@ -58,6 +59,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     tracing::info!(identity = options.identity, "this process leads");
     shown.leads.store(true, Ordering::Relaxed);
+    let ctx = shown.ctx.clone();
+    let _keeping = AbortOnDropHandle::new(tokio::spawn(async move { ctx.keep_users().await }));
     let reconciling = reconcile(shown.ctx, stop.clone());
     tokio::select! {
         () = reconciling => {
@@ -83,14 +86,19 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
         services: services.store(),
     });
 
-    let waiting = jobs.store();
+    let objects = ctx.objects().clone();
     let for_jobs = jobs
         .owns(api::<Job>(&client, namespace.as_deref()), config.clone())
         // A job that waits for its service begins when the service is there.
         .watches(
             api::<InferenceService>(&client, namespace.as_deref()),
             config.clone(),
-            move |service: InferenceService| jobs_of(&waiting, &service),
+            move |service: InferenceService| {
+                let namespace = service.namespace().unwrap_or_default();
+                let jobs = objects.jobs_of(&namespace, &service.name_any());
+                jobs.into_iter()
+                    .map(|job| ObjectRef::from_obj(job.as_ref()))
+            },
         )
         .graceful_shutdown_on(cancelled(&stop))
         .run(visit_job, after_error, ctx.clone())
@@ -137,16 +145,6 @@ where
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
-}
-
-fn jobs_of(
-    jobs: &reflector::Store<BatchJob>,
-    service: &InferenceService,
-) -> Vec<ObjectRef<BatchJob>> {
-    let (name, namespace) = (service.name_any(), service.namespace());
-    let of_service = |job: &Arc<BatchJob>| service_of(job) == name && job.namespace() == namespace;
-    let jobs = jobs.state().into_iter().filter(of_service);
-    jobs.map(|job| ObjectRef::from_obj(job.as_ref())).collect()
 }
 
 fn cancelled(stop: &CancellationToken) -> impl Future<Output = ()> + Send + Sync + 'static {

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use kube::runtime::reflector::{ObjectRef, Store};
-use millrace_crds::{BatchJob, InferenceService};
+use millrace_crds::BatchJob;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
@@ -18,14 +17,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use serde::Serialize;
 
-use crate::conditions::find;
-use crate::inference_service::backlog;
-use crate::names::service_of;
-
-/// Content type of the text.
-pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::batch_job::standing::reason;
+use crate::objects::{Backlog, Objects};
 
 /// Beginning of every name.
 const PREFIX: &str = "millrace";
@@ -87,33 +81,6 @@ impl VisitMetrics {
     }
 }
 
-/// The controllers' copies of all objects.
-#[derive(Debug, Clone)]
-pub struct Objects {
-    /// The jobs.
-    pub jobs: Store<BatchJob>,
-    /// The services.
-    pub services: Store<InferenceService>,
-}
-
-/// What waits for a service and who works on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Backlog {
-    /// Shards that no commit stands for yet.
-    pub shards: u64,
-    /// Pods that should serve.
-    pub replicas: u32,
-}
-
-impl Objects {
-    /// The backlog of a service, if there is one of that name.
-    pub fn backlog(&self, namespace: &str, name: &str) -> Option<Backlog> {
-        let service = ObjectRef::new(name).within(namespace);
-        let service = self.services.get(&service)?;
-        Some(backlog_of(&service, &self.jobs.state()))
-    }
-}
-
 /// What is true of the process at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Now<'a> {
@@ -144,8 +111,8 @@ pub fn render(visits: &VisitMetrics, now: Now) -> String {
     registry.register("operator_visits", "Visits to objects", counted);
     let help = "Time a visit took";
     registry.register_with_unit("operator_visit_duration", help, Unit::Seconds, seconds);
-    if let Some(Objects { jobs, services }) = objects {
-        register_objects(&mut registry, &jobs.state(), &services.state());
+    if let Some(objects) = objects {
+        register_objects(&mut registry, objects);
     }
     let mut text = String::new();
     encode_registry(&mut text, &registry)
@@ -161,27 +128,26 @@ fn gauge(value: i64) -> Gauge {
 }
 
 /// Registers what is true of objects.
-fn register_objects(
-    registry: &mut Registry,
-    jobs: &[Arc<BatchJob>],
-    services: &[Arc<InferenceService>],
-) {
+fn register_objects(registry: &mut Registry, objects: &Objects) {
     let by_reason = Family::<JobsLabels, Gauge>::default();
-    for ((namespace, reason), count) in jobs_by_reason(jobs) {
+    for ((namespace, reason), count) in jobs_by_reason(&objects.jobs.state()) {
         by_reason
             .get_or_create(&JobsLabels { namespace, reason })
             .set(count);
     }
     let [shards, replicas, ready] = [(); 3].map(|()| Family::<ServiceLabels, Gauge>::default());
-    for service in services {
+    for service in objects.services.state() {
         let labels = ServiceLabels {
             namespace: service.namespace().unwrap_or_default(),
             service: service.name_any(),
         };
-        let Backlog {
+        let Some(Backlog {
             shards: waiting,
             replicas: wanted,
-        } = backlog_of(service, jobs);
+        }) = objects.backlog(&labels.namespace, &labels.service)
+        else {
+            continue;
+        };
         let status = service.status.as_ref();
         let serving = status.and_then(|status| status.ready_replicas);
         shards.get_or_create(&labels).set(waiting as i64);
@@ -203,32 +169,19 @@ fn register_objects(
 fn jobs_by_reason(jobs: &[Arc<BatchJob>]) -> BTreeMap<(String, String), i64> {
     let mut counts = BTreeMap::new();
     for job in jobs {
-        let conditions = job.status.as_ref().map(|status| &status.conditions);
-        let succeeded = conditions.and_then(|conditions| find(conditions, "Succeeded"));
-        let reason = succeeded.map_or(UNVISITED, |condition| condition.reason.as_str());
+        let reason = reason(job).unwrap_or(UNVISITED);
         let namespace = job.namespace().unwrap_or_default();
         *counts.entry((namespace, reason.to_owned())).or_default() += 1;
     }
     counts
 }
 
-fn backlog_of(service: &InferenceService, jobs: &[Arc<BatchJob>]) -> Backlog {
-    let (name, namespace) = (service.name_any(), service.namespace());
-    let of_service = jobs
-        .iter()
-        .filter(|job| service_of(job) == name && job.namespace() == namespace);
-    let status = service.status.as_ref();
-    let replicas = status.and_then(|status| status.replicas);
-    Backlog {
-        shards: of_service.map(|job| backlog(job)).sum(),
-        replicas: replicas.unwrap_or(0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use kube::runtime::reflector::Store;
     use kube::runtime::reflector::store::Writer;
     use kube::runtime::watcher::Event;
+    use millrace_crds::InferenceService;
     use serde_json::json;
 
     use super::*;

@@ -1,7 +1,7 @@
 //! What all pods have in common: they pass Pod Security *restricted*, hold no API token, and find
 //! settings, credentials and manifests in the same places.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use kube::api::ListParams;
@@ -84,9 +84,7 @@ pub fn credentials(secret: &str) -> (Value, Value) {
 /// image, a Secret, a model.
 pub fn waits_for(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let init = status.init_container_statuses.iter().flatten();
-    let all = init.chain(status.container_statuses.iter().flatten());
-    let waits = all.clone().find_map(waiting_reason);
+    let waits = containers(status).find_map(waiting_reason);
     waits.or_else(|| unscheduled_reason(pod))
 }
 
@@ -119,8 +117,6 @@ fn is_held_up(pod: &Pod, now: &Time) -> bool {
     let Some(status) = &pod.status else {
         return false;
     };
-    let init = status.init_container_statuses.iter().flatten();
-    let mut all = init.chain(status.container_statuses.iter().flatten());
     let begins = |container: &ContainerStatus| {
         let state = container.state.as_ref();
         let waiting = state.and_then(|state| state.waiting.as_ref());
@@ -129,7 +125,13 @@ fn is_held_up(pod: &Pod, now: &Time) -> bool {
     };
     let since = status.start_time.as_ref();
     let waits = since.map(|since| now.0.duration_since(since.0));
-    waits.is_some_and(|waits| waits > BEGINS_WITHIN) && all.all(begins)
+    waits.is_some_and(|waits| waits > BEGINS_WITHIN) && containers(status).all(begins)
+}
+
+/// All containers of a pod, in the order in which they begin.
+fn containers(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let init = status.init_container_statuses.iter().flatten();
+    init.chain(status.container_statuses.iter().flatten())
 }
 
 fn waiting_reason(container: &ContainerStatus) -> Option<String> {

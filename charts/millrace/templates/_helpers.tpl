@@ -58,6 +58,25 @@ priorityClassName: {{ . }}
 {{- with $redis.url }}{{ . }}{{ else }}{{ printf "redis://%s-%s.%s.svc:6379" (include "millrace.name" .root) .component .root.Release.Namespace }}{{ end }}
 {{- end }}
 
+{{/* Where the password of the bundled Redis of the leases is. */}}
+{{- define "millrace.leasesPassword" -}}
+{{- $given := .Values.leases.redis.passwordSecret -}}
+secretKeyRef: {name: {{ $given.name | default (printf "%s-leases" (include "millrace.name" .)) }}, key: {{ $given.key }}}
+{{- end }}
+
+{{/* The variables by which a container reaches the Redis of the leases as the operator does. */}}
+{{- define "millrace.leasesVariables" -}}
+{{- $leases := dict "root" . "component" "leases" }}
+{{- if include "millrace.isBundled" $leases -}}
+- name: MILLRACE_LEASES_PASSWORD
+  valueFrom: {{- include "millrace.leasesPassword" . | nindent 4 }}
+- {name: MILLRACE_LEASES_REDIS_URL, value: {{ include "millrace.redisUrl" $leases | replace "redis://" "redis://default:$(MILLRACE_LEASES_PASSWORD)@" | quote }}}
+{{- else -}}
+- name: MILLRACE_LEASES_REDIS_URL
+  valueFrom: {{- include "millrace.redisUrlSource" $leases | nindent 4 }}
+{{- end }}
+{{- end }}
+
 {{/* Where a container takes that URL from. */}}
 {{- define "millrace.redisUrlSource" -}}
 {{- $redis := (get .root.Values .component).redis }}

@@ -100,6 +100,11 @@ impl Cluster {
 
     /// Installs the chart as a user would.
     pub fn install(&self) {
+        self.upgrade(&[]);
+    }
+
+    /// Installs the chart, or another version of it with further settings.
+    pub fn upgrade(&self, settings: &[&str]) {
         let chart = root().join("charts/millrace");
         let mut helm = self.inside("helm");
         helm.args(["upgrade", "--install", "millrace"])
@@ -114,7 +119,8 @@ impl Cluster {
             .args([
                 "--set",
                 "images.server=localhost/millrace/inference-server:dev",
-            ]);
+            ])
+            .args(settings);
         expect(&mut helm);
     }
 

@@ -2,25 +2,13 @@
 
 use std::time::Duration;
 
-use crate::cluster::{Cluster, SYSTEM, turn};
+use crate::cluster::{SYSTEM, turn};
 use crate::tenant::Tenant;
-
-const ROWS: usize = 6_000;
-
-/// A job of many shards at work on one pod.
-fn at_work<'a>(cluster: &'a Cluster, name: &str) -> (Tenant<'a>, Vec<u8>) {
-    let tenant = Tenant::new(cluster, name);
-    let rows = tenant.rows(ROWS);
-    tenant.service("");
-    cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 16384}\n"));
-    tenant.wait_until_at_work("embed", 120);
-    (tenant, rows)
-}
 
 #[test]
 fn a_killed_pod_loses_no_row() {
     let Some(cluster) = turn() else { return };
-    let (tenant, rows) = at_work(&cluster, "pod");
+    let (tenant, rows) = Tenant::at_work(&cluster, "pod");
     let selector = "millrace.dev/inference-service=minilm";
     cluster.kubectl(&[
         "-n",
@@ -39,7 +27,7 @@ fn a_killed_pod_loses_no_row() {
 #[test]
 fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
     let Some(cluster) = turn() else { return };
-    let (tenant, rows) = at_work(&cluster, "operator");
+    let (tenant, rows) = Tenant::at_work(&cluster, "operator");
     let scale = |replicas: &str| {
         let replicas = format!("--replicas={replicas}");
         cluster.kubectl(&[
@@ -64,7 +52,7 @@ fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
 #[test]
 fn a_flushed_and_a_killed_redis_lose_no_row() {
     let Some(cluster) = turn() else { return };
-    let (tenant, rows) = at_work(&cluster, "redis");
+    let (tenant, rows) = Tenant::at_work(&cluster, "redis");
     let address = cluster.kubectl(&[
         "-n",
         SYSTEM,
@@ -73,7 +61,16 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
         "-o",
         "jsonpath={.spec.clusterIP}",
     ]);
+    let password = cluster.kubectl(&[
+        "-n",
+        SYSTEM,
+        "get",
+        "secret/millrace-leases",
+        "-o",
+        "go-template={{.data.password | base64decode}}",
+    ]);
     let mut flush = cluster.inside("redis-cli");
+    let flush = flush.env("REDISCLI_AUTH", password);
     let flushed = flush.args(["-h", &address, "FLUSHALL"]).status();
     assert!(flushed.unwrap().success());
     std::thread::sleep(Duration::from_secs(3));
@@ -92,7 +89,7 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
 #[test]
 fn a_drained_node_loses_no_row() {
     let Some(cluster) = turn() else { return };
-    let (tenant, rows) = at_work(&cluster, "drain");
+    let (tenant, rows) = Tenant::at_work(&cluster, "drain");
     let node = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
     // The operator and Redis go with it: they are on the same node.
     cluster.kubectl(&[
@@ -119,7 +116,7 @@ fn a_drained_node_loses_no_row() {
 #[test]
 fn a_store_that_answers_503_for_a_while_loses_no_row() {
     let Some(cluster) = turn() else { return };
-    let (mut tenant, rows) = at_work(&cluster, "store");
+    let (mut tenant, rows) = Tenant::at_work(&cluster, "store");
     tenant.refuse_for(15);
     tenant.check_succeeded("embed", &rows, 300);
     assert_eq!(tenant.job("embed")["status"]["shards"]["failed"], 0);

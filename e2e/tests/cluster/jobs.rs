@@ -1,6 +1,6 @@
 //! Jobs as they should go.
 
-use crate::cluster::{SYSTEM, turn};
+use crate::cluster::turn;
 use crate::tenant::Tenant;
 
 /// Rows of the main job: the size that people try first.
@@ -103,30 +103,6 @@ fn nothing_is_written_once_everything_is_done() {
 }
 
 #[test]
-fn uninstalling_leaves_nothing_but_the_crds() {
-    let Some(cluster) = turn() else { return };
-    cluster.uninstall();
-    let kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,leases";
-    let of_release = "app.kubernetes.io/instance=millrace";
-    let left = cluster.kubectl(&["-n", SYSTEM, "get", kinds, "-l", of_release, "-o", "name"]);
-    let cluster_wide = "clusterroles,clusterrolebindings";
-    let left_wide = cluster.kubectl(&["get", cluster_wide, "-l", of_release, "-o", "name"]);
-    let crds = cluster.kubectl(&["get", "crds", "-o", "name"]);
-    cluster.install();
-    // The pods of what was deleted may still be ending.
-    let left: Vec<&str> = left
-        .lines()
-        .filter(|name| !name.starts_with("pod/"))
-        .collect();
-    assert!(
-        left.is_empty() && left_wide.is_empty(),
-        "{left:?} {left_wide}"
-    );
-    assert!(crds.contains("batchjobs.millrace.dev"), "{crds}");
-    assert!(crds.contains("inferenceservices.millrace.dev"), "{crds}");
-}
-
-#[test]
 fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "gpus");
@@ -168,4 +144,36 @@ fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so()
     );
     let server = &pods[0]["spec"]["containers"][0];
     assert_eq!(server["resources"]["limits"]["nvidia.com/gpu"], "2");
+}
+
+#[test]
+fn a_model_that_is_in_the_cache_is_not_fetched_again() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "cache");
+    let rows = tenant.rows(200);
+    tenant.service("");
+    cluster.apply(&tenant.job_manifest("first", ""));
+    tenant.check_succeeded("first", &rows, 120);
+    let manifest = std::fs::read(tenant.bucket().join("first/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let digest = manifest["models"][0]["digest"].as_str().unwrap();
+
+    tenant.claim_volume("models");
+    let cached = tenant
+        .service_manifest("  modelCache: {persistentVolumeClaim: {claimName: models}}\n")
+        .replace(
+            "models/minilm'}",
+            &format!("models/minilm', digest: '{digest}'}}"),
+        );
+    cluster.apply(&cached);
+    let folder = tenant.volume("models").join(digest.replace(':', "-"));
+    cluster.wait(tenant.namespace(), 120, "the model is in the cache", || {
+        folder.join("model.safetensors").exists().then_some(())
+    });
+    tenant.wait_until_serving(120);
+    std::fs::remove_dir_all(tenant.bucket().join("models")).unwrap();
+    let selector = "millrace.dev/inference-service=minilm";
+    cluster.kubectl(&["-n", tenant.namespace(), "delete", "pod", "-l", selector]);
+    cluster.apply(&tenant.job_manifest("second", ""));
+    tenant.check_succeeded("second", &rows, 120);
 }

@@ -7,4 +7,5 @@ mod commands;
 mod ends;
 mod faults;
 mod jobs;
+mod releases;
 mod tenant;

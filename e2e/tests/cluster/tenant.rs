@@ -1,5 +1,6 @@
 //! A namespace with a bucket, a service and jobs.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -14,6 +15,9 @@ use crate::cluster::{Cluster, root};
 /// Port of the next S3 server on the node. Each tenant has its own, since what is left of one ends
 /// while another begins.
 static S3_PORT: AtomicU16 = AtomicU16::new(7070);
+
+/// Rows of a job that is long enough to be disturbed.
+const ROWS_AT_WORK: usize = 6_000;
 
 /// A server at the address that is its argument: it has nothing to say but 503.
 const REFUSING_SERVER: &str = r#"
@@ -69,6 +73,16 @@ impl<'a> Tenant<'a> {
             server,
             folder,
         }
+    }
+
+    /// One with a job of many shards at work on one pod, and the rows of the job.
+    pub fn at_work(cluster: &'a Cluster, name: &str) -> (Self, Vec<u8>) {
+        let tenant = Self::new(cluster, name);
+        let rows = tenant.rows(ROWS_AT_WORK);
+        tenant.service("");
+        cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 16384}\n"));
+        tenant.wait_until_at_work("embed", 120);
+        (tenant, rows)
     }
 
     /// The namespace.
@@ -131,6 +145,45 @@ impl<'a> Tenant<'a> {
              input: {{uris: ['s3://bucket/rows.jsonl'], idField: id}}\n  \
              output: {{uri: 's3://bucket/{name}'}}\n{settings}"
         )
+    }
+
+    /// Makes a volume that everybody can write to, and claims it.
+    pub fn claim_volume(&self, name: &str) {
+        let (namespace, folder) = (&self.namespace, self.volume(name));
+        std::fs::create_dir_all(&folder).unwrap();
+        let all = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(&folder, all).unwrap();
+        let path = folder.display();
+        self.cluster.apply(&format!(
+            "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: {name}-{namespace}}}\nspec:\n  \
+             capacity: {{storage: 1Gi}}\n  accessModes: [ReadWriteMany]\n  storageClassName: ''\n  \
+             hostPath: {{path: {path}}}\n  \
+             claimRef: {{name: {name}, namespace: {namespace}}}\n---\n\
+             apiVersion: v1\nkind: PersistentVolumeClaim\n\
+             metadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  storageClassName: ''\n  \
+             volumeName: {name}-{namespace}\n  accessModes: [ReadWriteMany]\n  \
+             resources: {{requests: {{storage: 1Gi}}}}\n"
+        ));
+    }
+
+    /// The folder behind a claimed volume.
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.folder.path().join("volumes").join(name)
+    }
+
+    /// Waits until as many pods serve as should.
+    pub fn wait_until_serving(&self, seconds: u64) {
+        let what = "the service serves";
+        self.cluster.wait(&self.namespace, seconds, what, || {
+            let service = self
+                .cluster
+                .get(&self.namespace, "inferenceservice/minilm")?;
+            let conditions = service["status"]["conditions"].as_array()?.clone();
+            let mut conditions = conditions.into_iter();
+            let ready = conditions.find(|it| it["type"] == "Ready")?;
+            let is_new = ready["observedGeneration"] == service["metadata"]["generation"];
+            (is_new && ready["reason"] == "Serving").then_some(())
+        });
     }
 
     /// Writes real texts, over and over with ids of their own, and returns the file's bytes.

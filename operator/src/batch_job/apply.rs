@@ -9,7 +9,7 @@ use super::build;
 use super::decide::{Decision, Phase, Workers};
 use super::observe::{Seen, run_key};
 use crate::apply::{apply as apply_child, delete};
-use crate::context::Context;
+use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
 use crate::visit::VisitError;
 
@@ -105,8 +105,6 @@ async fn tell(
         }
         (Workers::Work, None) | (Workers::Rest, _) => registry.remove(&job.name_any()).await,
     };
-    match told {
-        Err(error) if !error.is_unavailable() => Err(error.into()),
-        _ => Ok(()),
-    }
+    unless_away(told)?;
+    Ok(())
 }

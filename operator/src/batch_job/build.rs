@@ -4,14 +4,14 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use kube::core::Resource;
-use millrace_crds::batch_job::JobService;
 use millrace_crds::{API_VERSION, BatchJob, InferenceService};
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use serde_json::{Value, json};
 
 use super::decide::MadeStep;
+use crate::apply::object;
 use crate::config::Options;
-use crate::names::{self, JOB_LABEL, label_value, labels, leases_secret, service_of};
+use crate::names::{self, JOB_LABEL, labels, leases_secret, service_of};
 use crate::pods;
 
 /// Key of the manifests in their ConfigMap.
@@ -22,17 +22,14 @@ const STEP_TRIES: u32 = 3;
 
 /// The service that the job brings, as it is made: it sleeps while the job needs nothing.
 pub fn own_service(job: &BatchJob) -> Option<InferenceService> {
-    let JobService::Own(template) = job.spec.service() else {
-        return None;
-    };
-    let mut spec = template.clone();
+    let mut service = job.own_service()?;
+    let spec = &mut service.spec;
     spec.autoscaling.min_replicas = 0;
     if let Some(secret) = &job.spec.credentials
         && !spec.secrets.contains(secret)
     {
         spec.secrets.push(secret.clone());
     }
-    let mut service = InferenceService::new(&service_of(job), spec);
     service.metadata = serde_json::from_value(metadata(job, &service_of(job), "service"))
         .expect("metadata has its shape");
     Some(service)
@@ -142,11 +139,7 @@ fn metadata(job: &BatchJob, name: &str, component: &str) -> Value {
     json!({
         "name": name,
         "namespace": job.namespace(),
-        "labels": labels(component, JOB_LABEL, &label_value(&job.name_any())),
+        "labels": labels(component, JOB_LABEL, &job.name_any()),
         "ownerReferences": [job.controller_owner_ref(&())],
     })
-}
-
-fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
-    serde_json::from_value(value).expect("what is written here has the shape of its kind")
 }

@@ -38,7 +38,7 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
     let refused = |reason, message| Err(Refused { reason, message });
     let spec = &job.spec;
     let own = build::own_service(job);
-    let Some(service) = own.as_ref().or(seen.service.as_ref()) else {
+    let Some(service) = own.as_ref().or(seen.service.as_deref()) else {
         let named = names::service_of(job);
         let message = format!(
             "spec.serviceRef.name: there is no InferenceService {named:?} in this namespace; the job \
@@ -57,13 +57,7 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
             return refused("UnknownModel", message);
         }
     }
-    let uris = spec.input.uris.iter().flatten().enumerate();
-    let inputs = uris.map(|(index, uri)| (format!("spec.input.uris[{index}]"), uri));
-    let output = ("spec.output.uri".to_owned(), &spec.output.uri);
-    if let Some((field, _)) = inputs
-        .chain([output])
-        .find(|(_, uri)| !uri.starts_with("s3://"))
-    {
+    if let Some(field) = job.local_paths().first() {
         // A file would be one of the worker's own pod, such as a Secret that is mounted there.
         let message =
             format!("{field} is a path of one machine; in a cluster write s3://bucket/path");

@@ -4,10 +4,12 @@ mod apply;
 mod build;
 mod check;
 mod decide;
+#[cfg(test)]
+mod decide_tests;
 pub mod meter;
 mod observe;
 mod report;
-mod standing;
+pub mod standing;
 pub mod trace;
 
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use crate::visit::VisitError;
 
 /// Visits a job.
 pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, VisitError> {
-    ctx.synced().await;
+    ctx.objects().synced().await;
     let seen = observe::observe(&ctx, &job).await?;
     let checked = check::check(&job, &seen);
     let mut decision = decide::decide(&job, &checked, &seen);

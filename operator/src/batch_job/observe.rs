@@ -1,5 +1,7 @@
 //! What a visit sees: the job's service, its pods' reports, and the counters of its leases.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -12,7 +14,7 @@ use millrace_protocol::report::Report;
 
 use super::meter::Pace;
 use super::standing::{Standing, give_up, standing};
-use crate::context::Context;
+use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
 use crate::pods::{mount_failure, waits_for};
 use crate::visit::VisitError;
@@ -25,7 +27,7 @@ pub struct Seen {
     /// The time of this visit.
     pub now: Time,
     /// The job's service.
-    pub service: Option<InferenceService>,
+    pub service: Option<Arc<InferenceService>>,
     /// The step that plans.
     pub plan: Step,
     /// The step that finishes.
@@ -67,7 +69,7 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     let (standing, now) = (standing(job), ctx.now());
     let mut seen = Seen {
         standing,
-        service: ctx.service(&namespace, &service_of(job)),
+        service: ctx.objects().service(&namespace, &service_of(job)),
         plan: Step::Unasked,
         finish: Step::Unasked,
         leases: None,
@@ -78,11 +80,7 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
         return Ok(seen);
     }
     let run = run_key(job, standing.run);
-    seen.leases = match ctx.leases(&run)?.snapshot().await {
-        Ok(snapshot) => Some(snapshot),
-        Err(error) if error.is_unavailable() => None,
-        Err(error) => return Err(error.into()),
-    };
+    seen.leases = unless_away(ctx.leases(&run)?.snapshot().await)?;
     let is_given_up = give_up(job, standing, &seen.now).is_some();
     let at_work = |leases: Snapshot| leases.known && leases.open + leases.leased > 0;
     if let Some(leases) = seen.leases {

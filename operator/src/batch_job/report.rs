@@ -1,6 +1,6 @@
 //! Writes the status, once and only when it changed, and an Event where the job moved on.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
@@ -12,7 +12,7 @@ use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
 use super::meter::Pace;
 use super::observe::{Seen, Step};
-use super::standing::GiveUp;
+use super::standing::{GiveUp, succeeded};
 use super::trace;
 use crate::apply::write_status;
 use crate::conditions::{Is, Said, find, written};
@@ -39,13 +39,13 @@ pub async fn report(
     write_status(&ctx.client, job, &before, &status)
         .await
         .map_err(VisitError::Report)?;
-    trace::write_whole(job, &status, ctx.now());
-    let reason = |status: &BatchJobStatus| {
-        find(&status.conditions, "Succeeded").map(|it| (it.reason.clone(), it.message.clone()))
-    };
-    let (old, new) = (reason(&before), reason(&status));
-    if let Some((reason, message)) = new
-        && old.is_none_or(|(old, _)| old != reason)
+    if decision.phase.is_end() {
+        trace::write_whole(job, &status, ctx.now());
+    }
+    if let Some(Condition {
+        reason, message, ..
+    }) = succeeded(&status)
+        && succeeded(&before).is_none_or(|before| before.reason != *reason)
     {
         let is_bad = find(&status.conditions, "Stalled").is_some_and(|it| it.status == "True");
         let kind = if is_bad {
@@ -53,7 +53,7 @@ pub async fn report(
         } else {
             EventType::Normal
         };
-        ctx.say(job, kind, &reason, &message).await;
+        ctx.say(job, kind, reason, message).await;
     }
     Ok(())
 }

@@ -2,20 +2,11 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use millrace_crds::BatchJob;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 
 use crate::conditions::find;
-
-/// Reasons with which `Succeeded` is false for good.
-const ENDED_BADLY: [&str; 5] = [
-    "ShardsFailed",
-    "PlanFailed",
-    "FinishFailed",
-    "Cancelled",
-    "DeadlineExceeded",
-];
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,14 +39,31 @@ pub fn standing(job: &BatchJob) -> Standing {
     }
 }
 
+/// What its status says of the job's success.
+pub fn succeeded(status: &BatchJobStatus) -> Option<&Condition> {
+    find(&status.conditions, "Succeeded")
+}
+
+/// Why the job is where it is, once it was visited.
+pub fn reason(job: &BatchJob) -> Option<&str> {
+    let succeeded = succeeded(job.status.as_ref()?)?;
+    Some(&succeeded.reason)
+}
+
+/// Shards that no commit stands for yet, of a job whose shards are being worked off.
+pub fn shards_left(job: &BatchJob) -> Option<u32> {
+    if !matches!(reason(job), Some("Running" | "LeasesUnavailable")) {
+        return None;
+    }
+    let shards = job.status.as_ref()?.shards?;
+    let done = shards.committed + shards.failed;
+    Some(shards.total.saturating_sub(done))
+}
+
+/// A job that ended either succeeded or did not; until then nobody knows.
 fn has_ended(job: &BatchJob) -> bool {
-    let status = job.status.as_ref();
-    let succeeded = status.and_then(|status| find(&status.conditions, "Succeeded"));
-    succeeded.is_some_and(|condition| match condition.status.as_str() {
-        "True" => true,
-        "False" => ENDED_BADLY.contains(&condition.reason.as_str()),
-        _ => false,
-    })
+    let succeeded = job.status.as_ref().and_then(succeeded);
+    succeeded.is_some_and(|condition| condition.status != "Unknown")
 }
 
 /// Why a job is given up.
@@ -110,7 +118,7 @@ pub fn until_deadline(job: &BatchJob, standing: Standing, now: &Time) -> Option<
 pub fn until_deletion(job: &BatchJob, now: &Time) -> Option<Duration> {
     let seconds = job.spec.ttl_seconds_after_finished?;
     let status = job.status.as_ref()?;
-    let succeeded = find(&status.conditions, "Succeeded")?;
+    let succeeded = succeeded(status)?;
     let ended = status.completion_time.as_ref();
     Some(left(
         ended.unwrap_or(&succeeded.last_transition_time),

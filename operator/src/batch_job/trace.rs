@@ -6,25 +6,16 @@ use millrace_crds::batch_job::RowCounts;
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_telemetry::{KeyValue, PastSpan, RunTrace, WHOLE_RUN};
 
-use super::standing::standing;
-use crate::conditions::find;
+use super::standing::{standing, succeeded};
 
 /// The trace of a job's run.
 pub fn of(job: &BatchJob) -> RunTrace {
     RunTrace::of(&job.uid().unwrap_or_default(), standing(job).run)
 }
 
-/// Writes the job's span if `status`, which was just written, says for the first time that it ended.
+/// Writes the span of a job that ended with `status`.
 pub fn write_whole(job: &BatchJob, status: &BatchJobStatus, now: Time) {
-    if has_ended(status) {
-        of(job).write_whole(|| whole(job, status, now));
-    }
-}
-
-/// A job that ended either succeeded or did not; until then nobody knows.
-fn has_ended(status: &BatchJobStatus) -> bool {
-    let succeeded = find(&status.conditions, "Succeeded");
-    succeeded.is_some_and(|condition| condition.status != "Unknown")
+    of(job).write_whole(|| whole(job, status, now));
 }
 
 /// From the beginning of the run, so that planning lies within it, to its end. Pure.
@@ -33,12 +24,13 @@ fn whole(job: &BatchJob, status: &BatchJobStatus, now: Time) -> PastSpan {
     let began = status.start_time.clone();
     let started = began.or_else(|| job.creation_timestamp());
     let started = started.unwrap_or(ended.clone());
-    let failed = find(&status.conditions, "Succeeded").filter(|it| it.status == "False");
+    let failed = succeeded(status).filter(|it| it.status == "False");
     let RowCounts {
-        succeeded,
+        succeeded: rows_succeeded,
         failed: rows_failed,
-        skipped,
+        skipped: rows_skipped,
     } = status.rows.unwrap_or_default();
+    let rows = rows_succeeded + rows_failed + rows_skipped;
     PastSpan {
         name: WHOLE_RUN,
         started: started.0.into(),
@@ -47,7 +39,7 @@ fn whole(job: &BatchJob, status: &BatchJobStatus, now: Time) -> PastSpan {
             KeyValue::new("millrace.namespace", job.namespace().unwrap_or_default()),
             KeyValue::new("millrace.job", job.name_any()),
             KeyValue::new("millrace.run", i64::from(standing(job).run)),
-            KeyValue::new("millrace.rows", (succeeded + rows_failed + skipped) as i64),
+            KeyValue::new("millrace.rows", rows as i64),
             KeyValue::new("millrace.rows_failed", rows_failed as i64),
             KeyValue::new("millrace.tokens", status.tokens.unwrap_or(0) as i64),
         ],
@@ -112,13 +104,5 @@ mod tests {
         let span = whole(&job(), &unplanned, now);
         assert_eq!((span.started, span.ended), (at(0), at(120)));
         assert_eq!(span.error.as_deref(), Some("PlanFailed: why"));
-    }
-
-    #[test]
-    fn only_a_job_that_ended_has_its_span() {
-        assert!(has_ended(&status("True", "Completed")));
-        assert!(has_ended(&status("False", "ShardsFailed")));
-        assert!(!has_ended(&status("Unknown", "Running")));
-        assert!(!has_ended(&BatchJobStatus::default()));
     }
 }

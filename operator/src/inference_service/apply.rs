@@ -12,8 +12,8 @@ use super::build;
 use super::check::{Checked, Refused};
 use super::observe::Seen;
 use super::scale::Scale;
-use crate::apply::{apply as apply_child, apply_unseen};
-use crate::context::Context;
+use crate::apply::apply as apply_child;
+use crate::context::{Context, unless_away};
 use crate::visit::{REJECTED, VisitError};
 
 /// What a ReplicaSet goes by when it has to choose which pods go: the cheapest first.
@@ -38,10 +38,7 @@ pub async fn apply(
     if !seen.gone.is_empty() {
         let registry = ctx.registry(&namespace, &name)?;
         for job in &seen.gone {
-            match registry.remove(job).await {
-                Err(error) if !error.is_unavailable() => return Err(error.into()),
-                _ => {}
-            }
+            unless_away(registry.remove(job).await)?;
         }
     }
     if let Err(refused) = checked {
@@ -50,10 +47,10 @@ pub async fn apply(
         });
     }
     let client = &ctx.client;
+    let leases = build::leases_secret(service, &ctx.leases_url(&namespace).await?);
     let made = async {
         apply_child(client, &namespace, build::config_map(service)).await?;
-        let leases = build::leases_secret(service, &ctx.options);
-        apply_unseen(client, &namespace, &leases).await?;
+        ctx.apply_secret(&namespace, leases).await?;
         apply_child(client, &namespace, build::kube_service(service)).await?;
         apply_child(client, &namespace, build::disruption_budget(service)).await?;
         apply_child(client, &namespace, build::network_policy(service)).await?;

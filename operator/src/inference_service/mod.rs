@@ -13,7 +13,6 @@ use std::time::Duration;
 use kube::runtime::controller::Action;
 use millrace_crds::InferenceService;
 
-pub(crate) use self::observe::backlog;
 use crate::context::Context;
 use crate::visit::VisitError;
 
@@ -28,7 +27,7 @@ pub async fn visit(
     service: Arc<InferenceService>,
     ctx: Arc<Context>,
 ) -> Result<Action, VisitError> {
-    ctx.synced().await;
+    ctx.objects().synced().await;
     let seen = observe::observe(&ctx, &service).await?;
     let checked = check::check(&service);
     let scale = scale::decide(&service, &seen, ctx.now());

@@ -7,9 +7,9 @@ use kube::{Api, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_protocol::registry::WorkerReport;
 
-use crate::conditions::find;
-use crate::context::Context;
-use crate::names::{SERVICE_LABEL, label_value, service_of};
+use crate::batch_job::standing::{reason, shards_left, standing, until_deadline};
+use crate::context::{Context, unless_away};
+use crate::names::{SERVICE_LABEL, label_value};
 use crate::pods::{mount_failure, waits_for};
 use crate::visit::VisitError;
 
@@ -53,30 +53,21 @@ impl Seen {
 /// Looks at everything that concerns the service.
 pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, VisitError> {
     let (name, namespace) = (service.name_any(), service.namespace().unwrap_or_default());
-    let jobs: Vec<_> = ctx.objects().jobs.state();
-    let jobs = jobs
-        .iter()
-        .filter(|job| job.namespace().as_deref() == Some(&namespace) && service_of(job) == name);
     let mut seen = Seen::default();
     let mut names = Vec::new();
     let now = ctx.now();
-    for job in jobs {
+    for job in ctx.objects().jobs_of(&namespace, &name) {
         names.push(job.name_any());
-        seen.work.extend(work(job, &now));
-        seen.is_planning |= reason(job) == Some("Planning");
-        seen.is_at_work |= is_at_work(job);
+        seen.work.extend(work(&job, &now));
+        seen.is_planning |= reason(&job) == Some("Planning");
+        seen.is_at_work |= is_at_work(&job);
     }
     let registry = ctx.registry(&namespace, &name)?;
     let asked = async { Ok((registry.list().await?, registry.workers().await?)) };
-    match asked.await {
-        Ok((registered, workers)) => {
-            let registered = registered.into_iter().map(|(name, _)| name);
-            seen.gone = registered.filter(|name| !names.contains(name)).collect();
-            seen.workers = Some(workers);
-        }
-        // Whoever is gone is taken away by a later visit.
-        Err(error) if millrace_leases::LeaseError::is_unavailable(&error) => {}
-        Err(error) => return Err(error.into()),
+    if let Some((registered, workers)) = unless_away(asked.await)? {
+        let registered = registered.into_iter().map(|(name, _)| name);
+        seen.gone = registered.filter(|name| !names.contains(name)).collect();
+        seen.workers = Some(workers);
     }
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
     let of_service = format!("{SERVICE_LABEL}={}", label_value(&name));
@@ -89,11 +80,6 @@ pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, 
         seen.pods_wait_for = failure.map_err(VisitError::Observe)?;
     }
     Ok(seen)
-}
-
-fn reason(job: &BatchJob) -> Option<&str> {
-    let status = job.status.as_ref()?;
-    find(&status.conditions, "Succeeded").map(|condition| condition.reason.as_str())
 }
 
 /// Whether the job's state changes without its user.
@@ -109,39 +95,17 @@ fn is_at_work(job: &BatchJob) -> bool {
     reason(job).is_none_or(|reason| MOVING.contains(&reason))
 }
 
-/// Shards that the job's workers have still to do.
-pub(crate) fn backlog(job: &BatchJob) -> u64 {
-    left(job).map_or(0, u64::from)
-}
-
-fn left(job: &BatchJob) -> Option<u32> {
-    if !matches!(reason(job), Some("Running" | "LeasesUnavailable")) {
-        return None;
-    }
-    let shards = job.status.as_ref()?.shards?;
-    Some(
-        shards
-            .total
-            .saturating_sub(shards.committed + shards.failed),
-    )
-}
-
 /// What the job's workers have still to do.
 fn work(job: &BatchJob, now: &Time) -> Option<Work> {
-    let left = left(job)?;
+    let left = shards_left(job)?;
     let status = job.status.as_ref()?;
     let shards = status.shards?;
     let tokens = status.tokens.filter(|_| shards.committed > 0);
     let tokens = tokens.map(|tokens| tokens as f64 / f64::from(shards.committed) * f64::from(left));
-    let began = status.start_time.as_ref();
-    let deadline = began.zip(job.spec.active_deadline_seconds);
-    let deadline_seconds = deadline.map(|(began, seconds)| {
-        let passed = now.0.duration_since(began.0).as_secs_f64();
-        (f64::from(seconds) - passed).max(0.0)
-    });
+    let deadline = until_deadline(job, standing(job), now);
     Some(Work {
         shards: u64::from(left),
         tokens,
-        deadline_seconds,
+        deadline_seconds: deadline.map(|left| left.as_secs_f64()),
     })
 }

@@ -27,7 +27,7 @@ const EVERYTHING: &[&str] = &[
 ];
 
 /// Redis servers of one's own, by Secret and by URL.
-const EXTERNAL: &[&str] = &[
+pub const EXTERNAL: &[&str] = &[
     "cache.enabled=true",
     "cache.redis.url=rediss://user:password@cache.example.com:6390/0",
     "leases.redis.urlSecret.name=redis",
@@ -60,7 +60,7 @@ fn helm(program: &Path, command: &str, set: &[&str]) -> Output {
     helm.output().expect("helm runs")
 }
 
-fn render(program: &Path, set: &[&str]) -> Vec<Value> {
+pub fn render(program: &Path, set: &[&str]) -> Vec<Value> {
     let output = helm(program, "template", set);
     let problem = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{set:?}: {problem}");
@@ -79,7 +79,7 @@ fn kind(object: &Value) -> &str {
     object["kind"].as_str().expect("an object has a kind")
 }
 
-fn named<'a>(objects: &'a [Value], kind_: &str, name: &str) -> Option<&'a Value> {
+pub fn named<'a>(objects: &'a [Value], kind_: &str, name: &str) -> Option<&'a Value> {
     let is_it = |it: &&Value| kind(it) == kind_ && it["metadata"]["name"] == name;
     objects.iter().find(is_it)
 }
@@ -107,7 +107,7 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
         .flat_map(|field| pod[field].as_array().into_iter().flatten())
 }
 
-fn variable<'a>(objects: &'a [Value], name: &str) -> Option<&'a Value> {
+pub fn variable<'a>(objects: &'a [Value], name: &str) -> Option<&'a Value> {
     let operator = named(objects, "Deployment", "millrace-operator").expect("an operator");
     let variables = &operator["spec"]["template"]["spec"]["containers"][0]["env"];
     let variables = variables.as_array().expect("the operator has variables");
@@ -324,67 +324,6 @@ fn a_pod_reaches_only_what_it_needs() {
         policy["spec"].get("ingress").is_none(),
         "an empty list would let everybody in"
     );
-}
-
-#[test]
-fn there_is_a_cache_only_where_it_is_asked_for() {
-    let Some(helm) = of_kubernetes("helm") else {
-        return;
-    };
-    let without = render(&helm, &[]);
-    assert!(named(&without, "Deployment", "millrace-cache").is_none());
-    assert!(variable(&without, "MILLRACE_CACHE_REDIS_URL").is_none());
-    let with = render(&helm, &["cache.enabled=true", "cache.redis.maxmemory=1gb"]);
-    let cache = named(&with, "Deployment", "millrace-cache").expect("a cache");
-    let args = &cache["spec"]["template"]["spec"]["containers"][0]["args"];
-    let args: Vec<&str> = args
-        .as_array()
-        .expect("arguments")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    for pair in [
-        ["--maxmemory", "1gb"],
-        ["--maxmemory-policy", "allkeys-lru"],
-    ] {
-        assert!(args.windows(2).any(|it| it == pair), "{args:?}");
-    }
-    let variable = variable(&with, "MILLRACE_CACHE_REDIS_URL").expect("the operator is told");
-    let key = variable["valueFrom"]["secretKeyRef"]["key"]
-        .as_str()
-        .expect("a key");
-    let secret = named(&with, "Secret", "millrace-operator").expect("a Secret");
-    assert_eq!(
-        secret["stringData"][key],
-        "redis://millrace-cache.system.svc:6379"
-    );
-    let external = render(&helm, EXTERNAL);
-    assert!(named(&external, "Deployment", "millrace-cache").is_none());
-}
-
-#[test]
-fn a_url_in_a_secret_stands_nowhere_else() {
-    let Some(helm) = of_kubernetes("helm") else {
-        return;
-    };
-    let objects = render(&helm, EXTERNAL);
-    assert!(named(&objects, "StatefulSet", "millrace-leases").is_none());
-    let secret = named(&objects, "Secret", "millrace-operator").expect("the URL of the cache");
-    assert!(secret["stringData"].get("redis-url").is_none());
-    let expected = json!({"secretKeyRef": {"name": "redis", "key": "url"}});
-    let of_operator = variable(&objects, "MILLRACE_LEASES_REDIS_URL").expect("a variable");
-    assert_eq!(of_operator["valueFrom"], expected);
-    let test = named(&objects, "Pod", "millrace-test").expect("a test");
-    assert_eq!(
-        test["spec"]["containers"][0]["env"][0]["valueFrom"],
-        expected
-    );
-    let both = [
-        "leases.redis.urlSecret.name=a",
-        "cache.redis.urlSecret.name=b",
-        "cache.enabled=true",
-    ];
-    assert!(named(&render(&helm, &both), "Secret", "millrace-operator").is_none());
 }
 
 #[test]

@@ -8,4 +8,5 @@ mod files;
 mod health;
 mod metrics;
 mod programs;
+mod redis;
 mod values;

@@ -21,7 +21,7 @@ pub const SERVER_KEY: &str = "server.yaml";
 pub fn config_map(service: &InferenceService) -> ConfigMap {
     let mut fetched = service.spec.clone();
     for model in &mut fetched.models {
-        model.source.uri = format!("file://{MODELS}/{}", model.name);
+        model.source.uri = format!("file://{MODELS}/{}", model.folder());
     }
     let manifest = |spec| {
         json!({

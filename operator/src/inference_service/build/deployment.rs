@@ -1,15 +1,17 @@
 //! The pods of a service: models are fetched, then the worker stands beside the server, and both
 //! talk over a Unix socket. A foreign server brings its own models and is spoken to over HTTP.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
-use millrace_crds::InferenceService;
-use millrace_crds::inference_service::{PodTemplate, Toleration};
+use millrace_crds::inference_service::{ModelCache, PodTemplate, Toleration};
+use millrace_crds::{InferenceService, SecretRef};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::config_map::{MODELS, SERVER_KEY, SERVICE_KEY};
-use super::{HTTP_PORT, WORKER_PORT, metadata, object, runtime, selector};
+use super::{HTTP_PORT, WORKER_PORT, computes, metadata, object, runtime, selector};
 use crate::config::Options;
 use crate::names::{SERVICE_LABEL, child, inference, labels, leases_secret};
 use crate::pods;
@@ -31,34 +33,40 @@ pub fn deployment(
         service_account_name,
         node_selector,
         tolerations,
-        resources,
+        resources: _,
+        resource_claims: _,
+        volumes: _,
+        image_pull_secrets,
+        priority_class_name,
+        runtime_class_name,
     } = &service.spec.template;
-    let secrets: Vec<_> = service
-        .spec
-        .secrets
-        .iter()
-        .map(|secret| pods::credentials(&secret.name))
-        .collect();
-    let mounts_of_secrets: Vec<Value> = secrets.iter().map(|(_, mount)| mount.clone()).collect();
-    let worker = worker(service, options, &mounts_of_secrets);
-    let resources = json!(resources);
+    let of_models = service.spec.models.iter();
+    let of_models = of_models.filter_map(|model| model.source.credentials.as_ref());
+    let secrets: BTreeSet<&SecretRef> = service.spec.secrets.iter().chain(of_models).collect();
+    let worker = worker(service, options);
+    let computes = computes::Given::of(&service.spec.template);
     let (mut volumes, init_containers, server) = match &service.spec.runtime {
         None => (
             vec![
                 json!({"name": "run", "emptyDir": {}}),
-                json!({"name": "models", "emptyDir": {}}),
+                models(service.spec.model_cache.as_ref()),
                 json!({"name": "service", "configMap": {"name": child(&name, "service")}}),
             ],
-            vec![fetcher(service, options, &mounts_of_secrets), worker],
-            server(options, &resources),
+            vec![fetcher(&secrets, options), worker],
+            server(options, &computes),
         ),
         Some(runtime) => (
             runtime::volumes(),
             vec![worker],
-            runtime::server(runtime, &resources),
+            runtime::server(runtime, &computes),
         ),
     };
-    volumes.extend(secrets.into_iter().map(|(volume, _)| volume));
+    volumes.extend(
+        secrets
+            .iter()
+            .map(|secret| pods::credentials(&secret.name).0),
+    );
+    volumes.extend(computes.volumes);
     let tolerations: Vec<Value> = tolerations.iter().map(toleration).collect();
     let pod = json!({
         "automountServiceAccountToken": false,
@@ -66,6 +74,10 @@ pub fn deployment(
         "serviceAccountName": service_account_name,
         "nodeSelector": node_selector,
         "tolerations": tolerations,
+        "priorityClassName": priority_class_name,
+        "runtimeClassName": runtime_class_name,
+        "imagePullSecrets": image_pull_secrets,
+        "resourceClaims": computes.claims,
         "securityContext": pods::pod_security(),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "initContainers": init_containers,
@@ -94,19 +106,37 @@ pub fn deployment(
     }))
 }
 
+/// Where fetched models lie.
+fn models(cache: Option<&ModelCache>) -> Value {
+    let Some(ModelCache {
+        persistent_volume_claim,
+        host_path,
+    }) = cache
+    else {
+        return json!({"name": "models", "emptyDir": {}});
+    };
+    let host_path = host_path.as_ref();
+    let host_path = host_path.map(|path| json!({"path": path, "type": "Directory"}));
+    json!({
+        "name": "models",
+        "persistentVolumeClaim": persistent_volume_claim,
+        "hostPath": host_path,
+    })
+}
+
 /// Brings the models into the pod before anything else starts.
-fn fetcher(service: &InferenceService, options: &Options, secrets: &[Value]) -> Value {
+fn fetcher(secrets: &BTreeSet<&SecretRef>, options: &Options) -> Value {
     let mut variables = pods::store_variables(options);
-    // Sources are read with the first Secret of the service, or with the pod's own identity.
-    if let Some(secret) = service.spec.secrets.first() {
-        let folder = format!("{}/{}", pods::SECRETS, secret.name);
-        variables.push(json!({"name": "MILLRACE_CREDENTIALS", "value": folder}));
-    }
+    variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
     let mut mounts = vec![
         json!({"name": "models", "mountPath": MODELS}),
         json!({"name": "service", "mountPath": pods::MANIFESTS, "readOnly": true}),
     ];
-    mounts.extend_from_slice(secrets);
+    mounts.extend(
+        secrets
+            .iter()
+            .map(|secret| pods::credentials(&secret.name).1),
+    );
     json!({
         "name": "models",
         "image": options.worker_image,
@@ -121,7 +151,7 @@ fn fetcher(service: &InferenceService, options: &Options, secrets: &[Value]) -> 
 }
 
 /// The worker, as a native sidecar: it starts before the server and ends after it.
-fn worker(service: &InferenceService, options: &Options, secrets: &[Value]) -> Value {
+fn worker(service: &InferenceService, options: &Options) -> Value {
     let leases = leases_secret(&service.name_any());
     let mut variables = pods::lease_variables(options, &leases);
     variables.extend(pods::store_variables(options));
@@ -141,7 +171,8 @@ fn worker(service: &InferenceService, options: &Options, secrets: &[Value]) -> V
     variables.push(json!({"name": "MILLRACE_NAMESPACE", "value": service.namespace()}));
     variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
     variables.extend(pods::telemetry_variables(options));
-    mounts.extend_from_slice(secrets);
+    let secrets = service.spec.secrets.iter();
+    mounts.extend(secrets.map(|secret| pods::credentials(&secret.name).1));
     json!({
         "name": "worker",
         "image": options.worker_image,
@@ -158,8 +189,14 @@ fn worker(service: &InferenceService, options: &Options, secrets: &[Value]) -> V
     })
 }
 
-fn server(options: &Options, resources: &Value) -> Value {
+fn server(options: &Options, computes: &computes::Given) -> Value {
     let drain = json!({"httpGet": {"path": "/drain", "port": WORKER_PORT}});
+    let mut mounts = vec![
+        json!({"name": "run", "mountPath": RUN}),
+        json!({"name": "models", "mountPath": MODELS, "readOnly": true}),
+        json!({"name": "service", "mountPath": pods::MANIFESTS, "readOnly": true}),
+    ];
+    mounts.extend_from_slice(&computes.mounts);
     json!({
         "name": "server",
         "image": options.server_image,
@@ -176,13 +213,9 @@ fn server(options: &Options, resources: &Value) -> Value {
         "startupProbe": {"httpGet": {"path": "/ready", "port": HTTP_PORT}, "periodSeconds": 1, "failureThreshold": 600},
         "readinessProbe": {"httpGet": {"path": "/ready", "port": HTTP_PORT}, "periodSeconds": 2},
         "livenessProbe": {"httpGet": {"path": "/health", "port": HTTP_PORT}, "periodSeconds": 10, "failureThreshold": 6},
-        "resources": resources,
+        "resources": computes.resources,
         "securityContext": pods::container_security(),
-        "volumeMounts": [
-            {"name": "run", "mountPath": RUN},
-            {"name": "models", "mountPath": MODELS, "readOnly": true},
-            {"name": "service", "mountPath": pods::MANIFESTS, "readOnly": true},
-        ],
+        "volumeMounts": mounts,
     })
 }
 
@@ -276,6 +309,85 @@ mod tests {
             pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"],
             "1"
         );
+    }
+
+    #[test]
+    fn the_container_that_computes_gets_what_the_template_says() {
+        let model = json!({"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}});
+        let mut given = json!(service(("models", json!([model]))));
+        given["spec"]["template"] = json!({
+            "resources": {"limits": {"cpu": "4"}},
+            "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}],
+            "volumes": [{
+                "name": "shm", "mountPath": "/dev/shm",
+                "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"},
+            }],
+            "imagePullSecrets": [{"name": "registry"}],
+            "priorityClassName": "low", "runtimeClassName": "nvidia",
+        });
+        let made = deployed(&serde_json::from_value(given).unwrap());
+        let pod = &made["spec"]["template"]["spec"];
+        let server = &pod["containers"][0];
+        assert_eq!(
+            server["resources"],
+            json!({"limits": {"cpu": "4"}, "claims": [{"name": "gpu"}]})
+        );
+        let claim = json!([{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]);
+        assert_eq!(pod["resourceClaims"], claim);
+        let mounted = json!({"name": "template-shm", "mountPath": "/dev/shm", "readOnly": false});
+        assert!(
+            server["volumeMounts"]
+                .as_array()
+                .unwrap()
+                .contains(&mounted)
+        );
+        let volume = json!({
+            "name": "template-shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"},
+        });
+        assert!(
+            pod["volumes"].as_array().unwrap().contains(&volume),
+            "{pod}"
+        );
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+        assert_eq!(pod["priorityClassName"], "low");
+        assert_eq!(pod["runtimeClassName"], "nvidia");
+    }
+
+    #[test]
+    fn a_model_is_read_with_its_own_credentials_and_stays_in_the_cache() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let source = json!({
+            "uri": "s3://bucket/m", "digest": digest, "credentials": {"name": "models"},
+        });
+        let model = json!({"name": "m", "task": "Embedding", "source": source});
+        let mut given = json!(service(("models", json!([model]))));
+        let claim = json!({"persistentVolumeClaim": {"claimName": "models"}});
+        given["spec"]["modelCache"] = claim.clone();
+        let given: InferenceService = serde_json::from_value(given).unwrap();
+        let made = deployed(&given);
+        let pod = &made["spec"]["template"]["spec"];
+        let mounted = |container: &Value| {
+            let mounts = container["volumeMounts"].as_array().unwrap().iter();
+            mounts
+                .filter(|mount| {
+                    mount["mountPath"]
+                        .as_str()
+                        .unwrap()
+                        .starts_with(pods::SECRETS)
+                })
+                .count()
+        };
+        assert_eq!(mounted(&pod["initContainers"][0]), 2, "the fetcher's");
+        assert_eq!(mounted(&pod["initContainers"][1]), 1, "the worker's");
+        let mut volume = claim;
+        volume["name"] = json!("models");
+        assert!(
+            pod["volumes"].as_array().unwrap().contains(&volume),
+            "{pod}"
+        );
+        let served = json!(super::super::config_map(&given))["data"][SERVER_KEY].to_string();
+        let place = format!("file:///models/{}", digest.replace(':', "-"));
+        assert!(served.contains(&place), "{served}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The objects of a service, one kind per file. Pure.
 
+mod computes;
 mod config_map;
 mod deployment;
 mod network;
@@ -16,6 +17,7 @@ pub use self::deployment::deployment;
 pub use self::network::{disruption_budget, network_policy, service as kube_service};
 pub use self::secret::leases_secret;
 
+use crate::apply::object;
 use crate::names::{SERVICE_LABEL, labels};
 
 /// Port for online requests.
@@ -42,8 +44,4 @@ fn metadata(service: &InferenceService, name: &str) -> Value {
 /// What selects the pods of the service.
 fn selector(service: &InferenceService) -> Value {
     json!({SERVICE_LABEL: crate::names::label_value(&service.name_any())})
-}
-
-fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
-    serde_json::from_value(value).expect("what is written here has the shape of its kind")
 }

@@ -7,6 +7,7 @@ use millrace_crds::inference_service::{Runtime, Variable};
 use serde_json::{Value, json};
 
 use super::WORKER_PORT;
+use super::computes::Given;
 use crate::pods;
 
 /// Home of the user that the server runs as, where most servers keep what they download.
@@ -25,7 +26,7 @@ pub fn volumes() -> Vec<Value> {
 
 /// The server. When its image is pulled is Kubernetes' own default: the setting of the operator is
 /// for images of this project.
-pub fn server(runtime: &Runtime, resources: &Value) -> Value {
+pub fn server(runtime: &Runtime, computes: &Given) -> Value {
     let Runtime {
         image,
         command,
@@ -39,7 +40,8 @@ pub fn server(runtime: &Runtime, resources: &Value) -> Value {
     } = runtime;
     let ready = json!({"path": runtime.ready_path(), "port": port});
     let drain = json!({"httpGet": {"path": "/drain", "port": WORKER_PORT}});
-    let mounts = WRITABLE.map(|(name, path)| json!({"name": name, "mountPath": path}));
+    let writable = WRITABLE.map(|(name, path)| json!({"name": name, "mountPath": path}));
+    let mounts = [&writable[..], &computes.mounts].concat();
     json!({
         "name": "server",
         "image": image,
@@ -53,7 +55,7 @@ pub fn server(runtime: &Runtime, resources: &Value) -> Value {
         // Servers that compute on the thread that answers are slow to answer under load.
         "readinessProbe": {"httpGet": ready, "periodSeconds": 2, "timeoutSeconds": 5},
         "livenessProbe": {"httpGet": ready, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 30},
-        "resources": resources,
+        "resources": computes.resources,
         "securityContext": pods::container_security(),
         "volumeMounts": mounts,
     })

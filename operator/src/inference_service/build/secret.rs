@@ -6,16 +6,15 @@ use millrace_crds::InferenceService;
 use serde_json::json;
 
 use super::{metadata, object};
-use crate::config::Options;
 use crate::names;
 use crate::pods::REDIS_URL_KEY;
 
 /// A Secret, because the URL may hold a password.
-pub fn leases_secret(service: &InferenceService, options: &Options) -> Secret {
+pub fn leases_secret(service: &InferenceService, url: &str) -> Secret {
     object(json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": metadata(service, &names::leases_secret(&service.name_any())),
-        "stringData": {REDIS_URL_KEY: options.redis_url},
+        "stringData": {REDIS_URL_KEY: url},
     }))
 }

@@ -1,0 +1,218 @@
+//! What is decided about a job, case by case.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use millrace_crds::BatchJob;
+use millrace_leases::Snapshot;
+use millrace_protocol::report::Report;
+use millrace_protocol::tally::Tally;
+use serde_json::json;
+
+use super::decide::*;
+use super::observe::{Seen, Step};
+use super::standing::{GiveUp, standing};
+
+fn job(suspend: bool) -> BatchJob {
+    serde_json::from_value(json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+        "metadata": {"name": "job", "namespace": "default"},
+        "spec": {
+            "serviceRef": {"name": "service"}, "suspend": suspend,
+            "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+        },
+    }))
+    .unwrap()
+}
+
+fn service() -> millrace_crds::InferenceService {
+    serde_json::from_value(json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+        "metadata": {"name": "service", "namespace": "default"},
+        "spec": {"models": [{"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}}]},
+    }))
+    .unwrap()
+}
+
+fn seen(plan: Step, finish: Step, leases: Option<Snapshot>) -> Seen {
+    Seen {
+        standing: standing(&job(false)),
+        now: Time(Timestamp::from_second(1_000).unwrap()),
+        service: Some(service().into()),
+        plan,
+        finish,
+        leases,
+        pace: None,
+    }
+}
+
+fn decided(job: &BatchJob, seen: &Seen) -> Decision {
+    decide(job, &super::check::check(job, seen), seen)
+}
+
+fn planned() -> Step {
+    Step::Ended(Report::Planned {
+        shards: 2,
+        committed: 0,
+    })
+}
+
+fn counters(open: u64, done: u64) -> Option<Snapshot> {
+    Some(Snapshot {
+        known: true,
+        open,
+        done,
+        ..Snapshot::default()
+    })
+}
+
+#[test]
+fn a_job_goes_from_plan_to_work_to_finish() {
+    let check = |seen: Seen, workers, make: Option<&str>, unmake: Option<&str>| {
+        let decision = decided(&job(false), &seen);
+        assert_eq!(decision.workers, workers, "{seen:?}");
+        assert_eq!(decision.make.map(|made| made.step), make, "{seen:?}");
+        assert_eq!(decision.unmake, unmake, "{seen:?}");
+    };
+    use Step::Absent;
+    use Workers::{Rest, Work};
+    check(
+        seen(Absent, Absent, counters(0, 0)),
+        Rest,
+        Some("plan"),
+        None,
+    );
+    check(seen(Step::Running(None), Absent, None), Rest, None, None);
+    check(seen(planned(), Absent, counters(2, 0)), Work, None, None);
+    check(
+        seen(planned(), Absent, counters(0, 2)),
+        Rest,
+        Some("finish"),
+        None,
+    );
+    let incomplete = Step::Ended(Report::Incomplete { shards: 1 });
+    check(
+        seen(planned(), incomplete, counters(1, 1)),
+        Work,
+        None,
+        Some("finish"),
+    );
+}
+
+#[test]
+fn a_lease_store_that_lost_the_run_is_filled_by_planning_again() {
+    let decision = decided(
+        &job(false),
+        &seen(planned(), Step::Absent, Some(Snapshot::default())),
+    );
+    assert_eq!(decision.unmake, Some("plan"));
+    let away = decided(&job(false), &seen(planned(), Step::Absent, None));
+    assert_eq!(away.phase, Phase::LeasesAway);
+    assert_eq!(away.workers, Workers::Work);
+}
+
+#[test]
+fn a_suspended_job_makes_nothing_and_its_workers_rest() {
+    let decision = decided(&job(true), &seen(planned(), Step::Absent, counters(2, 0)));
+    assert_eq!(decision.phase, Phase::Suspended);
+    assert_eq!(decision.workers, Workers::Rest);
+}
+
+#[test]
+fn a_job_without_its_service_waits_for_it() {
+    let mut seen = seen(Step::Absent, Step::Absent, None);
+    seen.service = None;
+    let decision = decided(&job(false), &seen);
+    assert!(
+        matches!(decision.phase, Phase::Refused(refused) if refused.reason == "ServiceNotFound")
+    );
+    assert!(decision.make.is_none());
+}
+
+/// A job that began at 900 s, with these changes to its spec.
+fn begun(patch: serde_json::Value) -> BatchJob {
+    let mut job = serde_json::to_value(job(false)).unwrap();
+    for (key, value) in patch.as_object().unwrap() {
+        job["spec"][key] = value.clone();
+    }
+    job["status"] = json!({
+        "run": 1, "startTime": Time(Timestamp::from_second(900).unwrap()),
+        "shards": {"total": 2, "committed": 1, "failed": 0},
+    });
+    serde_json::from_value(job).unwrap()
+}
+
+fn finished(complete: bool) -> Step {
+    Step::Ended(Report::Finished {
+        complete,
+        shards: 2,
+        failed_shards: u32::from(!complete),
+        tally: Tally::default(),
+        sample_errors: vec![],
+    })
+}
+
+#[test]
+fn a_job_that_is_given_up_gets_a_manifest_over_what_is_done() {
+    let cancelled = begun(json!({"cancel": true}));
+    let decision = decided(&cancelled, &seen(planned(), Step::Absent, counters(1, 1)));
+    let made = decision.make.unwrap();
+    assert_eq!(
+        (made.step, made.give_up),
+        ("finish", Some(GiveUp::Cancelled))
+    );
+    assert_eq!(decision.workers, Workers::Rest);
+    let decision = decided(&cancelled, &seen(planned(), finished(false), None));
+    assert!(matches!(
+        decision.phase,
+        Phase::GivenUp(GiveUp::Cancelled, Some(_))
+    ));
+    let decision = decided(&cancelled, &seen(planned(), finished(true), None));
+    assert!(matches!(decision.phase, Phase::Finished(_)));
+}
+
+#[test]
+fn a_job_that_is_given_up_before_its_plan_just_ends() {
+    let mut cancelled = begun(json!({"cancel": true}));
+    cancelled.status = None;
+    let decision = decided(&cancelled, &seen(Step::Running(None), Step::Absent, None));
+    assert_eq!(decision.phase, Phase::GivenUp(GiveUp::Cancelled, None));
+    assert_eq!(decision.unmake, Some("plan"));
+}
+
+#[test]
+fn a_deadline_counts_from_the_jobs_beginning() {
+    let phase = |seconds| {
+        let job = begun(json!({"activeDeadlineSeconds": seconds}));
+        decided(&job, &seen(planned(), Step::Absent, counters(1, 1))).phase
+    };
+    assert_eq!(phase(101), Phase::Running);
+    assert_eq!(phase(100), Phase::GivingUp(GiveUp::DeadlineExceeded, None));
+}
+
+#[test]
+fn a_job_that_is_over_goes_after_its_time() {
+    let phase = |seconds| {
+        let mut job = begun(json!({"ttlSecondsAfterFinished": seconds}));
+        let ended = Time(Timestamp::from_second(950).unwrap());
+        let status = job.status.as_mut().unwrap();
+        status.completion_time = Some(ended.clone());
+        status.conditions = serde_json::from_value(json!([{
+            "type": "Succeeded", "status": "True", "reason": "Completed", "message": "",
+            "lastTransitionTime": ended,
+        }]))
+        .unwrap();
+        let seen = Seen {
+            standing: standing(&job),
+            ..seen(Step::Unasked, Step::Unasked, None)
+        };
+        let Decision {
+            phase, again_in, ..
+        } = decided(&job, &seen);
+        (phase, again_in)
+    };
+    assert_eq!(phase(60), (Phase::Over, Some(Duration::from_secs(10))));
+    assert_eq!(phase(50), (Phase::Expired, None));
+    assert!(!Phase::Over.is_end(), "or its trace would be written again");
+}
