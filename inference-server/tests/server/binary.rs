@@ -72,7 +72,8 @@ async fn sigterm_under_load_costs_no_answer() {
         "--fake-backend",
         crate::scene::SLOW,
         "--drain-delay-ms",
-        "1000",
+        // A busy machine needs its time to see that the server is unready.
+        "5000",
     ];
     let mut server = Process::start(SERVICE, &args);
     let socket = server.socket();

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: everything that is compared is measured in one run, in turns, because the
 //! same machine differs by a fifth from one hour to the next. What counts are the ratios.
 
+mod cluster;
 mod job;
 mod models;
 mod scale;
@@ -29,6 +30,8 @@ pub struct Bench {
     pub python: PathBuf,
     /// The folder of the model.
     pub model: PathBuf,
+    /// The S3 server, where a cluster is measured.
+    pub gateway: PathBuf,
 }
 
 /// What a user chose.
@@ -36,6 +39,7 @@ pub struct Bench {
 struct Choice {
     models: bool,
     scale: bool,
+    cluster: bool,
     force_bf16: bool,
 }
 
@@ -43,14 +47,18 @@ struct Choice {
 pub fn run_bench(arguments: &[&str]) -> Result<()> {
     let choice = choice(arguments)?;
     needs::check(Task::Bench)?;
-    let (libtorch, python, folder, model) = {
+    let (libtorch, python, folder, model, gateway) = {
         let cache = Cache::open()?;
+        if choice.cluster {
+            setup::versitygw(&cache)?;
+        }
         let libtorch = setup::for_running(&cache)?;
         (
             libtorch,
             setup::peers(&cache)?,
             cache.path("bench"),
             cache.path(setup::MODEL),
+            cache.path(setup::VERSITYGW),
         )
     };
     let environment = environment(&libtorch)?;
@@ -66,12 +74,16 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
         folder,
         python,
         model,
+        gateway,
     };
     if choice.models {
         models::measure(&bench, choice.force_bf16)?;
     }
     if choice.scale {
         scale::measure(&bench)?;
+    }
+    if choice.cluster {
+        cluster::measure(&bench)?;
     }
     Ok(())
 }
@@ -80,22 +92,27 @@ fn choice(arguments: &[&str]) -> Result<Choice> {
     let mut choice = Choice {
         models: false,
         scale: false,
+        cluster: false,
         force_bf16: false,
     };
     for argument in arguments {
         match *argument {
             "models" => choice.models = true,
             "scale" => choice.scale = true,
+            "cluster" => choice.cluster = true,
             "--bf16" => choice.force_bf16 = true,
             other => {
-                bail!("{other:?} is unknown; usage: cargo xtask bench [models] [scale] [--bf16]")
+                bail!(
+                    "{other:?} is unknown; usage: cargo xtask bench [models] [scale] [cluster] [--bf16]"
+                )
             }
         }
     }
-    if !choice.models && !choice.scale {
+    if !choice.models && !choice.scale && !choice.cluster {
         choice = Choice {
             models: true,
             scale: true,
+            cluster: needs::can_make_clusters(),
             ..choice
         };
     }
@@ -140,6 +157,7 @@ mod tests {
         let all = Choice {
             models: true,
             scale: true,
+            cluster: needs::can_make_clusters(),
             force_bf16: true,
         };
         assert_eq!(choice(&["--bf16"]).unwrap(), all);
@@ -148,6 +166,7 @@ mod tests {
             Choice {
                 models: false,
                 scale: true,
+                cluster: false,
                 force_bf16: false
             }
         );

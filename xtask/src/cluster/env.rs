@@ -1,6 +1,7 @@
 //! What users and tests need to know about a cluster: as lines for a shell, or as JSON.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde::Serialize;
 
@@ -30,6 +31,18 @@ impl Environment {
             bin: cluster.bin().to_owned(),
             folder: cluster.folder().to_owned(),
         }
+    }
+
+    /// A program of the cluster's own folder, or of the machine, inside the cluster's network.
+    pub fn inside(&self, program: &str) -> Command {
+        let own = self.bin.join(program);
+        let program = if own.exists() { own } else { program.into() };
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.netns.display()))
+            .arg(program)
+            .env("KUBECONFIG", &self.kubeconfig);
+        command
     }
 
     /// Lines that a shell evaluates.

@@ -24,7 +24,7 @@ use anyhow::{Result, bail, ensure};
 use crate::cache::Cache;
 use crate::needs::{self, Task};
 use crate::setup;
-use env::Environment;
+pub use env::Environment;
 use names::{Cluster, DEFAULT_NAME};
 
 const USAGE: &str = "usage: cargo xtask cluster up|images|env|down [--name NAME] [--json]
@@ -57,7 +57,7 @@ pub fn run_cluster(arguments: &[&str]) -> Result<()> {
     let Choice { action, name } = choice(arguments)?;
     let cluster = Cluster::named(name)?;
     if let Action::Env { json } = action {
-        return print_environment(&cluster, json);
+        return print_environment(name, json);
     }
     ensure!(
         needs::is_root(),
@@ -87,13 +87,18 @@ pub fn run_cluster(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn print_environment(cluster: &Cluster, json: bool) -> Result<()> {
-    let name = cluster.name();
+/// Where the cluster of that name is reached.
+pub fn environment(name: &str) -> Result<Environment> {
+    let cluster = Cluster::named(name)?;
     ensure!(
         cluster.kubeconfig().exists(),
         "there is no cluster {name}: cargo xtask cluster up --name {name}"
     );
-    let environment = Environment::of(cluster);
+    Ok(Environment::of(&cluster))
+}
+
+fn print_environment(name: &str, json: bool) -> Result<()> {
+    let environment = environment(name)?;
     if json {
         println!("{}", serde_json::to_string(&environment)?);
     } else {
