@@ -20,7 +20,7 @@ const PREFIX: &str = "millrace-";
 
 /// What a user may do to its keys: run scripts, and from these change data. Nothing that shows the
 /// keys, the clients or the load of others.
-const RIGHTS: [&str; 16] = [
+const RIGHTS: [&str; 18] = [
     "+@hash",
     "+@sortedset",
     "+@set",
@@ -37,10 +37,9 @@ const RIGHTS: [&str; 16] = [
     "+evalsha",
     "+script|load",
     "+ping",
+    "+hello",
+    "+auth",
 ];
-
-/// What every client says first.
-const GREETING: [&str; 4] = ["+hello", "+auth", "+client|setinfo", "+client|setname"];
 
 /// Why no users can be made.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +115,7 @@ impl NamespaceUsers {
         make.arg("reset").arg("on");
         make.arg(format!(">{}", self.password_of(namespace)));
         make.arg(format!("~millrace:{{{namespace}/*"));
-        make.arg(&RIGHTS).arg(&GREETING);
+        make.arg(&RIGHTS);
         self.connection.query::<()>(&make).await?;
         self.admitted().insert(namespace.to_owned(), true);
         Ok(())
