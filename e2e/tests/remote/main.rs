@@ -1,0 +1,8 @@
+//! Jobs that ask an API elsewhere, run by the built binaries against the stand-in: what its record
+//! says of limits, of time, and of what was paid.
+
+mod faults;
+mod limits;
+mod rows;
+mod scene;
+mod workers;
