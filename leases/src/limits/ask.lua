@@ -12,7 +12,7 @@ if redis.call('ZSCORE', in_flight, id) then
 end
 
 -- The server forgot what was let in, and the asker knows of calls that may still count.
-if is_known and redis.call('EXISTS', state) == 0 then
+if is_known and redis.call('HLEN', state) == 0 then
   redis.call('HSET', state, 'paused_until', now_ms + window_ms)
 end
 
