@@ -78,7 +78,11 @@ impl Record {
             peak.requests = peak.requests.max((index - first + 1) as u64);
             peak.tokens = peak.tokens.max(tokens);
         }
-        let ends = |call: &Call| call.ended_ms.unwrap_or(u64::MAX);
+        // One that ends within the moment of its arrival was there all the same.
+        let ends = |call: &Call| {
+            call.ended_ms
+                .map_or(u64::MAX, |end| end.max(call.at_ms + 1))
+        };
         let mut moments: Vec<(u64, i64)> = let_in
             .iter()
             .flat_map(|call| [(call.at_ms, 1), (ends(call), -1)])

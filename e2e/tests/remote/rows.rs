@@ -1,5 +1,6 @@
 //! What becomes of rows where nothing goes wrong.
 
+use millrace_stand_in::StandInOptions;
 use serde_json::{Value, json};
 
 use crate::scene::{KEY, Scene, SceneOptions};
@@ -9,6 +10,10 @@ fn each_row_has_its_own_answer_though_several_travel_together() {
     let scene = Scene::new(SceneOptions {
         rows: 200,
         remote: json!({"rowsPerCall": 5, "limits": {"concurrency": 8}}),
+        api: StandInOptions {
+            latency_ms: 20,
+            ..StandInOptions::default()
+        },
         ..SceneOptions::default()
     });
     scene.run().succeed();

@@ -24,14 +24,9 @@ impl Pace {
         }
     }
 
-    /// Rows of the next call, at least 1, when so many wait and so many calls can be made at a time:
-    /// the last rows are spread over all calls.
-    pub fn rows(&self, waiting: usize, calls: usize) -> usize {
-        let rows = (self.rows as usize).max(1);
-        if self.is_fixed {
-            return rows;
-        }
-        rows.min(waiting.div_ceil(calls.max(1))).max(1)
+    /// Rows of the next call, at least 1.
+    pub fn rows(&self) -> usize {
+        (self.rows as usize).max(1)
     }
 
     /// A call with so many rows went well.
@@ -58,19 +53,18 @@ mod tests {
         let mut pace = Pace::new(5, None);
         pace.went_well(5);
         pace.was_too_large(5);
-        assert_eq!(pace.rows(7, 100), 5);
+        assert_eq!(pace.rows(), 5);
     }
 
     #[test]
     fn rows_grow_while_calls_go_well_and_halve_when_one_was_too_large() {
         let mut pace = Pace::new(5, Some(20));
         for _ in 0..100 {
-            let rows = pace.rows(1_000, 10);
+            let rows = pace.rows();
             pace.went_well(rows);
         }
-        assert_eq!(pace.rows(1_000, 10), 20);
+        assert_eq!(pace.rows(), 20);
         pace.was_too_large(20);
-        assert_eq!(pace.rows(1_000, 10), 10);
-        assert_eq!(pace.rows(30, 10), 3, "the last rows are spread");
+        assert_eq!(pace.rows(), 10);
     }
 }

@@ -111,8 +111,7 @@ impl<'a> Pass<'a> {
 
     /// The next rows that nobody has asked about.
     fn next(&self, fresh: &mut VecDeque<usize>) -> Piece {
-        let calls = self.caller.remote.spec.limits.concurrency as usize;
-        let rows = self.caller.pace().rows(fresh.len(), calls);
+        let rows = self.caller.pace().rows();
         let rows = fresh.drain(..rows.min(fresh.len())).collect();
         Piece { rows, attempt: 0 }
     }
