@@ -18,7 +18,8 @@ end
 
 local gone = redis.call('ZRANGEBYSCORE', calls, '-inf', now_ms - window_ms)
 for _, old in ipairs(gone) do
-  redis.call('HINCRBY', state, 'tokens', -(redis.call('HGET', tokens, old) or 0))
+  -- Not its negative, which for none would be a minus zero.
+  redis.call('HINCRBY', state, 'tokens', 0 - (redis.call('HGET', tokens, old) or 0))
   redis.call('HDEL', tokens, old)
   redis.call('ZREM', calls, old)
 end
