@@ -1,12 +1,17 @@
 //! The server of a local run: this project's own as a supervised child on a Unix socket in a private
-//! folder, or a foreign one that runs already and is left alone.
+//! folder, or a foreign one that runs already and is left alone. An API elsewhere has none.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use millrace_crds::InferenceService;
+use millrace_leases::limits::MemoryLimiter;
 use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
+use millrace_worker::store::LinkLocal;
+use millrace_worker::work::call::{Gate, minute_from_env};
+use millrace_worker::work::client::remote::{Access, Keys};
 use millrace_worker::work::client::{ServerAddress, ServerUrl};
 use tempfile::TempDir;
 
@@ -20,6 +25,8 @@ pub enum Origin {
     Child(PathBuf),
     /// One that somebody else started.
     Running(ServerUrl),
+    /// None: an API elsewhere answers.
+    Remote,
 }
 
 /// A running server. A child is stopped when this is dropped, and killed by the kernel if this
@@ -44,6 +51,12 @@ impl LocalServer {
             Origin::Running(url) => {
                 return Ok(Self {
                     address: ServerAddress::Url(url.clone()),
+                    child: None,
+                });
+            }
+            Origin::Remote => {
+                return Ok(Self {
+                    address: ServerAddress::Remote(access()),
                     child: None,
                 });
             }
@@ -127,6 +140,12 @@ fn absolute_sources(service: &InferenceService, base: &Path) -> InferenceService
 
 /// Why no server can be had for the service in this way.
 pub fn misfit(service: &InferenceService, url: Option<&ServerUrl>) -> Option<&'static str> {
+    if service.spec.remote.is_some() && url.is_some() {
+        return Some(
+            "--server-url: the rows of the service are answered by an API elsewhere (spec.remote); \
+             leave the option out",
+        );
+    }
     match (&service.spec.runtime, url) {
         (Some(_), None) => Some(
             "spec.runtime: a local run does not start the image of a service; start it yourself, and \
@@ -141,10 +160,25 @@ pub fn misfit(service: &InferenceService, url: Option<&ServerUrl>) -> Option<&'s
 }
 
 /// The server that is named, or the one to start.
-pub fn origin(url: Option<ServerUrl>, named: Option<PathBuf>) -> anyhow::Result<Origin> {
+pub fn origin(
+    service: &InferenceService,
+    url: Option<ServerUrl>,
+    named: Option<PathBuf>,
+) -> anyhow::Result<Origin> {
     match url {
         Some(url) => Ok(Origin::Running(url)),
+        None if service.spec.remote.is_some() => Ok(Origin::Remote),
         None => Ok(Origin::Child(program(named)?)),
+    }
+}
+
+/// How this process, which has the limits to itself, asks an API elsewhere.
+fn access() -> Access {
+    let limiter = MemoryLimiter::new(minute_from_env());
+    Access {
+        keys: Keys::Environment,
+        gate: Arc::new(Gate::new(Arc::new(limiter))),
+        link_local: LinkLocal::Allowed,
     }
 }
 

@@ -1,7 +1,11 @@
 //! `BatchJob`: a dataset, the models to run over it, and where the results go.
 
+mod failed_rows;
+mod prompt;
+mod retry;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::core::Duration;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
+pub use failed_rows::FailedRowsMax;
+pub use prompt::Prompt;
+pub use retry::Retry;
 
 /// Runs every row of a dataset through the models of an InferenceService. Every row ends as
 /// exactly one result or one reported error.
@@ -92,6 +99,13 @@ pub struct BatchJobSpec {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub rerun_failed: u32,
+
+    /// How many rows may end as errors, as a number or as a percentage of the rows done so far, such
+    /// as `5%` (of a hundred rows at least). One more, and the job is given up as by `cancel`: what
+    /// is done stays. By default all may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "failed_rows::schema")]
+    pub max_failed_rows: Option<IntOrString>,
 
     /// Whether the job rests: workers give their shards back, and what is done stays. A local run
     /// of a suspended job is refused.
@@ -190,7 +204,7 @@ pub struct ServiceRef {
 }
 
 /// One model applied to every row.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(JsonSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
     /// Key of this step's value in the `result` object of a result line.
@@ -200,8 +214,11 @@ pub struct Step {
     )]
     pub name: String,
     /// Name of a model of the service.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 256))]
     pub model: String,
+    /// What the model is asked about each row; for a service with `remote` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<Prompt>,
 }
 
 /// The dataset.
@@ -258,7 +275,8 @@ pub struct Input {
     #[schemars(length(min = 1, max = 256))]
     pub id_field: Option<String>,
 
-    /// Field that holds the text. By default `text`.
+    /// Field that holds the text. By default `text`, or, where no prompt of the job names that, the
+    /// first field that one names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub text_field: Option<String>,
@@ -362,50 +380,6 @@ impl Default for Sharding {
             target_bytes: 4 << 20,
         }
     }
-}
-
-/// How often a row is tried again when the fault lies with the moment, not with the row.
-#[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("duration(self.initialBackoff) > duration('0s') && duration(self.maxBackoff) >= duration(self.initialBackoff) && duration(self.maxBackoff) <= duration('1h')")
-        .message("maxBackoff must be at least initialBackoff and at most 1h, and both above zero"),
-)]
-pub struct Retry {
-    /// Tries per row, the first one included.
-    #[serde(default = "default_max_attempts")]
-    #[schemars(range(min = 1, max = 100))]
-    pub max_attempts: u32,
-    /// Wait before the second try, such as `200ms`; doubles with each further one.
-    #[serde(default = "default_initial_backoff")]
-    #[schemars(length(max = 16), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
-    pub initial_backoff: Duration,
-    /// Longest wait between two tries.
-    #[serde(default = "default_max_backoff")]
-    #[schemars(length(max = 16), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
-    pub max_backoff: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            max_attempts: default_max_attempts(),
-            initial_backoff: default_initial_backoff(),
-            max_backoff: default_max_backoff(),
-        }
-    }
-}
-
-fn default_max_attempts() -> u32 {
-    3
-}
-
-fn default_initial_backoff() -> Duration {
-    std::time::Duration::from_millis(200).into()
-}
-
-fn default_max_backoff() -> Duration {
-    std::time::Duration::from_secs(10).into()
 }
 
 /// What became of the job so far. The same object is printed by a local run with `-o json`.

@@ -1,5 +1,6 @@
 //! `InferenceService`: models that run together in one server.
 
+mod remote;
 mod runtime;
 mod template;
 
@@ -10,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
+pub use remote::{Remote, RemoteApi, RemoteLimits, SecretKeyRef};
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
 pub use template::{
     ConfigMapVolume, EmptyDirVolume, Medium, ModelCache, PodTemplate, ResourceClaim, Resources,
@@ -37,8 +39,8 @@ pub use template::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     // A list of what can answer rows, so that a further way is a further entry.
-    validation = Rule::new("[has(self.models), has(self.runtime)].exists_one(given, given)")
-        .message("give exactly one of models, which this project's own server runs, and runtime, a server image of your own"),
+    validation = Rule::new("[has(self.models), has(self.runtime), has(self.remote)].exists_one(given, given)")
+        .message("give exactly one of models, which this project's own server runs, runtime, a server image of your own, and remote, an API elsewhere"),
     validation = Rule::new("!has(self.modelCache) || (has(self.models) && self.models.all(m, has(m.source.digest)))")
         .message("modelCache needs models, each with source.digest: without it nobody could tell whether what lies in the cache is what is meant"),
 )]
@@ -55,8 +57,12 @@ pub struct InferenceServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<Runtime>,
 
+    /// An API elsewhere that answers for money and within limits, in the place of a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
+
     /// How requests are gathered into batches. Means nothing with `runtime`, whose server has
-    /// settings of its own.
+    /// settings of its own, nor with `remote`.
     #[serde(default)]
     pub batching: Batching,
 
@@ -91,7 +97,9 @@ impl InferenceServiceSpec {
     pub fn model_names(&self) -> impl Iterator<Item = &str> {
         let own = self.models.iter().map(|model| model.name.as_str());
         let brought = self.runtime.iter().flat_map(|runtime| &runtime.models);
+        let elsewhere = self.remote.iter().map(|remote| remote.model.as_str());
         own.chain(brought.map(|model| model.name.as_str()))
+            .chain(elsewhere)
     }
 }
 

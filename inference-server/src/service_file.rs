@@ -22,8 +22,8 @@ pub enum ServiceFileError {
         found: usize,
     },
     /// The service has no models for this server.
-    #[error("{} brings a server of its own (spec.runtime); this one has nothing to serve", path.display())]
-    Runtime {
+    #[error("{} has no models, but spec.runtime or spec.remote: there is nothing to serve", path.display())]
+    NoModels {
         /// The file.
         path: PathBuf,
     },
@@ -64,9 +64,9 @@ pub fn read(path: &Path) -> Result<InferenceServiceSpec, ServiceFileError> {
             found,
         });
     };
-    if spec.runtime.is_some() {
+    if spec.runtime.is_some() || spec.remote.is_some() {
         let path = path.to_owned();
-        return Err(ServiceFileError::Runtime { path });
+        return Err(ServiceFileError::NoModels { path });
     }
     for model in &mut spec.models {
         absolute_uri(&mut model.source.uri, folder.unwrap_or(Path::new("/")));
@@ -127,7 +127,7 @@ mod tests {
         let runtime = "image: a, port: 80, protocol: TEI, models: [{name: m, task: Embedding}]";
         let yaml = service("").replace("models: []", &format!("runtime: {{{runtime}}}"));
         let refused = check(&yaml);
-        assert!(matches!(refused, Err(ServiceFileError::Runtime { .. })));
+        assert!(matches!(refused, Err(ServiceFileError::NoModels { .. })));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use millrace_protocol::{
     tally::Tally,
 };
 
+pub mod limits;
 mod memory;
 mod redis;
 mod registry;

@@ -53,6 +53,8 @@ pub struct Row {
     pub id: Option<String>,
     /// The text that goes to the models.
     pub text: String,
+    /// The fields that prompts are made of, as one JSON object, if the job has prompts.
+    pub prompted: Option<Box<RawValue>>,
     /// The joined input fields as one JSON object, if the job joins any.
     pub input: Option<Box<RawValue>>,
 }
@@ -135,19 +137,24 @@ pub enum RowErrorCode {
     OutOfMemory,
     /// The model failed on this row alone.
     ModelFailed,
-    /// A server that the user brings takes everything but this row.
+    /// A server that the user brings, or an API, takes everything but this row.
     Refused,
     /// The inference-server died on this row alone, more than once.
     ServerCrashed,
     /// The row was not answered in time.
     Timeout,
+    /// What a language model answered is not what it was asked for, or was cut.
+    AnswerInvalid,
 }
 
 impl RowErrorCode {
     /// Whether another try may succeed: the fault lies with the moment, not with the row.
     pub fn is_retryable(self) -> bool {
         match self {
-            RowErrorCode::ModelFailed | RowErrorCode::Timeout | RowErrorCode::OutOfMemory => true,
+            RowErrorCode::ModelFailed
+            | RowErrorCode::Timeout
+            | RowErrorCode::OutOfMemory
+            | RowErrorCode::AnswerInvalid => true,
             RowErrorCode::InvalidUtf8
             | RowErrorCode::InvalidJson
             | RowErrorCode::InvalidCsv
@@ -181,6 +188,7 @@ impl RowErrorCode {
             RowErrorCode::Refused => "refused",
             RowErrorCode::ServerCrashed => "server_crashed",
             RowErrorCode::Timeout => "timeout",
+            RowErrorCode::AnswerInvalid => "answer_invalid",
         }
     }
 }

@@ -53,6 +53,8 @@ pub enum Prediction {
     Entities(Vec<Entity>),
     /// What a generic TorchScript module returned for the text, flattened.
     Values(Vec<f32>),
+    /// What a language model wrote: a string, or JSON of the schema that was asked for.
+    Answer(serde_json::Value),
 }
 
 /// A label and how likely it is.
@@ -90,6 +92,8 @@ impl Prediction {
             Prediction::Entities(entities) => {
                 entities.iter().all(|entity| entity.score.is_finite())
             }
+            // JSON has no other numbers.
+            Prediction::Answer(_) => true,
         }
     }
 }
@@ -110,6 +114,7 @@ impl Serialize for Untagged<'_> {
             Prediction::Embedding(values) | Prediction::Values(values) => seq(values, serializer),
             Prediction::Labels(labels) => seq(labels, serializer),
             Prediction::Entities(entities) => seq(entities, serializer),
+            Prediction::Answer(answer) => answer.serialize(serializer),
         }
     }
 }

@@ -1,12 +1,15 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod remote;
 mod runtime;
 
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millrace_crds::batch_job::{self, BatchJobSpec, JobService, OutputCompression};
+use millrace_crds::batch_job::{
+    self, BatchJobSpec, FailedRowsMax, JobService, OutputCompression, Prompt,
+};
 use millrace_crds::inference_service::Runtime;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::RunKey;
@@ -14,6 +17,7 @@ use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use self::remote::Remote;
 use crate::store::INLINE_ROWS;
 
 /// Field that holds the text where a job names none.
@@ -32,8 +36,10 @@ pub struct CheckedJob {
     pub run: RunNumber,
     /// What to do with each row, never empty.
     pub steps: Vec<Step>,
-    /// The server that the user brings, if this project's own does not answer.
+    /// The server that the user brings, if that answers.
     pub runtime: Option<Runtime>,
+    /// The API elsewhere, if that answers.
+    pub remote: Option<Remote>,
     /// The dataset.
     pub input: Input,
     /// Where results go.
@@ -44,6 +50,8 @@ pub struct CheckedJob {
     pub retry: Retry,
     /// How many times a shard is handed to a worker before it is given up, the first included.
     pub deliveries_max: u64,
+    /// How many rows may fail before the run is given up.
+    pub failed_rows_max: Option<FailedRowsMax>,
     /// Hash of everything in job and service that decides what a result line says, hexadecimal.
     pub spec_sha256: String,
 }
@@ -69,12 +77,14 @@ impl CheckedJob {
 }
 
 /// One model applied to every row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// Key of this step's value in the `result` object.
     pub name: String,
     /// Name of a model of the service.
     pub model: String,
+    /// What a remote model is asked.
+    pub prompt: Option<Prompt>,
 }
 
 /// The models of `steps`, each once, in the order of the steps: what a server is asked for.
@@ -114,6 +124,8 @@ pub struct Fields {
     pub text: String,
     /// Fields carried into the result line.
     pub join: Vec<String>,
+    /// Fields that prompts are made of.
+    pub prompted: Vec<String>,
 }
 
 /// Where results go.
@@ -148,6 +160,16 @@ pub enum JobError {
         named: String,
         /// Name of the service.
         given: String,
+    },
+    /// A step's prompt cannot be used.
+    #[error("spec.steps[{index}].prompt{field}: {message}")]
+    Prompt {
+        /// Index of the step.
+        index: usize,
+        /// Field of the prompt, with a dot before it; empty for the prompt as a whole.
+        field: &'static str,
+        /// What is wrong and what to do.
+        message: String,
     },
     /// A step names a model that the service lacks.
     #[error("spec.steps[{index}].model: the service has no model {model:?}; it has {known}")]
@@ -185,6 +207,7 @@ pub fn check(
         priority: _,
         credentials: _,
         backoff_limit_per_index,
+        max_failed_rows: _,
     } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
     if let JobService::Shared(named) = job.spec.service()
@@ -196,6 +219,7 @@ pub fn check(
         });
     }
     let steps = check_steps(steps.as_deref(), service)?;
+    let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
     let uris = input.uris.iter().flatten();
     let uris: Vec<String> = match &input.inline {
         Some(_) => vec![INLINE_ROWS.to_owned()],
@@ -203,16 +227,15 @@ pub fn check(
     };
     let checked_input = Input {
         uris,
-        inline: input.inline.as_ref().map(|texts| inline_rows(texts, input)),
+        inline: (input.inline.as_ref())
+            .map(|texts| inline_rows(texts, input.id_field.as_deref(), &text_field)),
         format: input.format.map(format),
         compression: input.compression.map(compression),
         fields: Fields {
             id: input.id_field.clone(),
-            text: input
-                .text_field
-                .clone()
-                .unwrap_or_else(|| DEFAULT_TEXT_FIELD.to_owned()),
+            text: text_field,
             join: output.join.clone(),
+            prompted,
         },
         row_bytes_max: input.max_row_bytes as usize,
     };
@@ -228,6 +251,7 @@ pub fn check(
         spec_sha256: spec_sha256(&steps, input, &checked_input.uris, output, service),
         steps,
         runtime: service.spec.runtime.clone(),
+        remote: remote::remote(service),
         input: checked_input,
         output: Output {
             uri: absolute(&output.uri, base).trim_end_matches('/').to_owned(),
@@ -241,6 +265,7 @@ pub fn check(
             backoff_max: retry.max_backoff.into(),
         },
         deliveries_max: u64::from(*backoff_limit_per_index) + 1,
+        failed_rows_max: job.spec.failed_rows_max(),
     })
 }
 
@@ -253,39 +278,43 @@ fn check_steps(
         let step = |model: &&str| Step {
             name: (*model).to_owned(),
             model: (*model).to_owned(),
+            prompt: None,
         };
         return Ok(models.iter().map(step).collect());
     };
-    let checked = steps
-        .iter()
-        .enumerate()
-        .map(|(index, batch_job::Step { name, model })| {
-            if models.contains(&model.as_str()) {
-                Ok(Step {
-                    name: name.clone(),
-                    model: model.clone(),
-                })
-            } else {
-                let known = models.join(", ");
-                Err(JobError::UnknownModel {
-                    index,
-                    model: model.clone(),
-                    known,
-                })
-            }
-        });
+    let checked = steps.iter().enumerate().map(|(index, step)| {
+        let batch_job::Step {
+            name,
+            model,
+            prompt,
+        } = step;
+        if models.contains(&model.as_str()) {
+            remote::check_prompt(index, prompt.as_ref(), service)?;
+            Ok(Step {
+                name: name.clone(),
+                model: model.clone(),
+                prompt: prompt.clone(),
+            })
+        } else {
+            let known = models.join(", ");
+            Err(JobError::UnknownModel {
+                index,
+                model: model.clone(),
+                known,
+            })
+        }
+    });
     checked.collect()
 }
 
 /// The rows that a manifest holds, as a file with one JSON object per line, its fields named as the
 /// job names them.
-fn inline_rows(texts: &[String], input: &batch_job::Input) -> Bytes {
-    let text_field = input.text_field.as_deref().unwrap_or(DEFAULT_TEXT_FIELD);
+fn inline_rows(texts: &[String], id_field: Option<&str>, text_field: &str) -> Bytes {
     let mut lines = Vec::new();
     for (index, text) in texts.iter().enumerate() {
         let mut row = serde_json::Map::new();
-        if let Some(id_field) = &input.id_field {
-            row.insert(id_field.clone(), index.into());
+        if let Some(id_field) = id_field {
+            row.insert(id_field.to_owned(), index.into());
         }
         row.insert(text_field.to_owned(), text.as_str().into());
         serde_json::to_writer(&mut lines, &row).expect("a row is plain data");
@@ -359,6 +388,10 @@ fn spec_sha256(
         models: &'a [millrace_crds::inference_service::ModelSpec],
         #[serde(skip_serializing_if = "Option::is_none")]
         runtime: Option<runtime::Decisive<'a>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        remote: Option<remote::Decisive<'a>>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        prompts: Vec<(usize, &'a Prompt)>,
         uris: &'a [String],
         #[serde(skip_serializing_if = "Option::is_none")]
         inline: &'a Option<Vec<String>>,
@@ -377,6 +410,10 @@ fn spec_sha256(
             .collect(),
         models: &service.spec.models,
         runtime: service.spec.runtime.as_ref().map(runtime::decisive),
+        remote: service.spec.remote.as_ref().map(remote::decisive),
+        prompts: (steps.iter().enumerate())
+            .filter_map(|(index, step)| Some((index, step.prompt.as_ref()?)))
+            .collect(),
         uris,
         inline,
         format,
@@ -392,92 +429,4 @@ fn spec_sha256(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn manifests(job_spec: serde_json::Value) -> (BatchJob, InferenceService) {
-        let job = serde_json::json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
-            "metadata": {"name": "job"}, "spec": job_spec,
-        });
-        let service = serde_json::json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
-            "metadata": {"name": "service"},
-            "spec": {"models": [
-                {"name": "embed", "task": "Embedding", "source": {"uri": "hf://a/b"}},
-                {"name": "mood", "task": "SequenceClassification", "source": {"uri": "hf://a/c"}},
-            ]},
-        });
-        (
-            serde_json::from_value(job).unwrap(),
-            serde_json::from_value(service).unwrap(),
-        )
-    }
-
-    fn check_spec(patch: serde_json::Value) -> Result<CheckedJob, JobError> {
-        let mut spec = serde_json::json!({
-            "serviceRef": {"name": "service"},
-            "input": {"uris": ["data/*.jsonl"]},
-            "output": {"uri": "../out/"},
-        });
-        for (key, value) in patch.as_object().unwrap() {
-            spec[key] = value.clone();
-        }
-        let (job, service) = manifests(spec);
-        check(&job, &service, Path::new("/jobs/here"))
-    }
-
-    #[test]
-    fn relative_paths_are_taken_from_the_manifests_folder() {
-        let job = check_spec(serde_json::json!({})).unwrap();
-        assert_eq!(job.input.uris, ["file:///jobs/here/data/*.jsonl"]);
-        assert_eq!(job.output.uri, "file:///jobs/out");
-    }
-
-    #[test]
-    fn without_steps_every_model_of_the_service_is_one() {
-        let job = check_spec(serde_json::json!({})).unwrap();
-        let steps: Vec<_> = job.steps.iter().map(|step| step.name.as_str()).collect();
-        assert_eq!(steps, ["embed", "mood"]);
-    }
-
-    #[test]
-    fn a_step_with_an_unknown_model_is_refused_with_what_is_known() {
-        let error = check_spec(serde_json::json!({"steps": [{"name": "a", "model": "nope"}]}));
-        let message = error.unwrap_err().to_string();
-        assert!(message.contains("spec.steps[0].model"), "{message}");
-        assert!(message.contains("embed, mood"), "{message}");
-    }
-
-    #[test]
-    fn a_service_of_another_name_is_refused() {
-        let error = check_spec(serde_json::json!({"serviceRef": {"name": "other"}}));
-        assert!(matches!(error, Err(JobError::OtherService { .. })));
-    }
-
-    #[test]
-    fn only_what_decides_a_result_line_changes_the_spec_hash() {
-        let hash = |patch| check_spec(patch).unwrap().spec_sha256;
-        let plain = hash(serde_json::json!({}));
-        assert_eq!(
-            plain,
-            hash(serde_json::json!({"output": {"uri": "elsewhere", "merge": true}}))
-        );
-        assert_eq!(
-            plain,
-            hash(serde_json::json!({"sharding": {"targetBytes": 2048}}))
-        );
-        assert_eq!(
-            plain,
-            hash(serde_json::json!({"retry": {"maxAttempts": 9}}))
-        );
-        assert_ne!(
-            plain,
-            hash(serde_json::json!({"output": {"uri": "../out", "join": ["a"]}}))
-        );
-        assert_ne!(
-            plain,
-            hash(serde_json::json!({"steps": [{"name": "e", "model": "embed"}]}))
-        );
-    }
-}
+mod tests;

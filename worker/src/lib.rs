@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod models;
 pub mod output;
 pub mod plan;
+pub mod prompt;
 pub mod read;
 pub mod run;
 pub mod serve;

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use millrace_protocol::report::Report;
 use millrace_telemetry::TelemetryOptions;
 use millrace_worker::memory;
-use millrace_worker::work::client::{ServerAddress, ServerUrl};
+use millrace_worker::work::client::ServerUrl;
 
 /// Exit code of `finish` when shards were given up.
 const EXIT_FAILED_SHARDS: u8 = 3;
@@ -94,16 +94,9 @@ struct Server {
     /// Where the server of a service with `spec.runtime` listens, such as http://127.0.0.1:8000.
     #[arg(long = "server-url", env = "MILLRACE_SERVER_URL")]
     url: Option<ServerUrl>,
-}
-
-impl Server {
-    fn address(self) -> ServerAddress {
-        let Self { socket, url } = self;
-        let socket = socket.map(ServerAddress::Socket);
-        socket
-            .or(url.map(ServerAddress::Url))
-            .expect("the group of the two requires one")
-    }
+    /// There is none: the API of a service with `spec.remote` is asked.
+    #[arg(long, env = "MILLRACE_REMOTE")]
+    remote: bool,
 }
 
 /// What the worker of a service takes.

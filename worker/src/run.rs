@@ -17,10 +17,11 @@ use crate::job::CheckedJob;
 use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError, Stores};
 use crate::trace;
+use crate::work::call::{Caller, CallerOptions};
 use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
-use crate::work::{Ended, ShardContext, WorkError, Worker};
+use crate::work::{Answerer, Ended, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
 use millrace_telemetry::in_span;
 
@@ -33,6 +34,13 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Wait between a server's first readiness and the first rows: twice what a supervisor probes in.
 const FIRST_ROWS_DELAY: Duration = Duration::from_millis(100);
+
+/// How often it is seen to how many rows failed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What is said of shards that were not worked off because too many rows failed.
+pub const TOO_MANY_FAILED: &str =
+    "more rows failed than spec.maxFailedRows allows before this shard was done";
 
 /// Dead letters that are read at a time; each is at most a kilobyte and a bit.
 const GIVEN_UP_PAGE: usize = 1_000;
@@ -188,22 +196,63 @@ pub async fn worker(
         progress,
         stop: _,
     } = options;
-    let client = Client::new(server, job)?;
-    let submit_options = SubmitOptions {
-        retry: job.retry.clone(),
-        chunks_in_flight_max: CHUNKS_IN_FLIGHT_MAX,
-        server_patience: SERVER_PATIENCE,
-    };
+    let (answerer, models) = answerer(server, job).await?;
     let context = ShardContext {
         job: job.clone(),
         plan: plan.clone(),
         stores: stores.with_inline_rows(&job.input),
         output: output.clone(),
-        submitter: Submitter::new(client.clone(), job.steps.clone(), submit_options),
-        models: models(&client).await.map_err(RunError::Server)?,
+        answerer,
+        models,
         progress: progress.clone(),
     };
     Ok(Worker::new(Arc::new(context), leases.clone(), *lease_ttl))
+}
+
+/// Who answers the rows of the job, and what tells the results of each of its models from those of
+/// another.
+async fn answerer(
+    server: &ServerAddress,
+    job: &CheckedJob,
+) -> Result<(Answerer, BTreeMap<String, String>), RunError> {
+    let (access, remote) = match (server, &job.remote) {
+        (ServerAddress::Remote(access), Some(remote)) => (access, remote),
+        (_, Some(_)) => return Err(AddressError::IsRemote.into()),
+        (_, None) => {
+            let client = Client::new(server, job)?;
+            let options = SubmitOptions {
+                retry: job.retry.clone(),
+                chunks_in_flight_max: CHUNKS_IN_FLIGHT_MAX,
+                server_patience: SERVER_PATIENCE,
+            };
+            let models = models(&client).await.map_err(RunError::Server)?;
+            let submitter = Submitter::new(client, job.steps.clone(), options);
+            return Ok((Answerer::Server(Box::new(submitter)), models));
+        }
+    };
+    let options = CallerOptions {
+        retry: job.retry.clone(),
+        patience: SERVER_PATIENCE,
+    };
+    let (steps, text_field) = (job.steps.clone(), &job.input.fields.text);
+    let caller = Caller::new(remote, steps, text_field, access, options);
+    let caller = caller.map_err(RunError::Server)?;
+    let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
+    Ok((Answerer::Remote(Box::new(caller)), models))
+}
+
+/// Waits until more rows failed than the job allows.
+async fn too_many_failed(job: &CheckedJob, progress: &Progress) {
+    let Some(max) = job.failed_rows_max else {
+        return std::future::pending().await;
+    };
+    loop {
+        let rows = progress.snapshot().done.rows;
+        if max.is_exceeded(rows.failed, rows.total()) {
+            return;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 /// Works off shards until none is left or `stop` is cancelled.
@@ -219,7 +268,16 @@ pub async fn work(
         worker = worker(stores, job, prepared, options) => worker?,
         () = options.stop.cancelled() => return Ok(Ended::Stopped),
     };
-    Ok(worker.run(options.stop.clone()).await?)
+    let stop = options.stop.child_token();
+    let mut working = std::pin::pin!(worker.run(stop.clone()));
+    tokio::select! {
+        ended = &mut working => Ok(ended?),
+        () = too_many_failed(job, &options.progress) => {
+            stop.cancel();
+            working.await?;
+            Ok(Ended::GivenUp)
+        }
+    }
 }
 
 /// The server's models by name. A server that dies while it is asked is asked again.
@@ -269,10 +327,12 @@ pub async fn drive(
     let mut missing_before = Vec::new();
     loop {
         commits::fill(options.leases.as_ref(), &prepared.plan, &prepared.committed).await?;
-        if work(stores, job, &prepared, options).await? == Ended::Stopped {
-            return Ok(RunEnd::Stopped);
-        }
-        match conclude(job, &prepared, options.leases.as_ref(), None).await? {
+        let give_up = match work(stores, job, &prepared, options).await? {
+            Ended::Stopped => return Ok(RunEnd::Stopped),
+            Ended::GivenUp => Some(TOO_MANY_FAILED),
+            Ended::Drained => None,
+        };
+        match conclude(job, &prepared, options.leases.as_ref(), give_up).await? {
             Finish::Finished(manifest) => return Ok(RunEnd::Finished(manifest)),
             Finish::Incomplete(missing) if missing == missing_before => {
                 return Err(RunError::Incomplete {

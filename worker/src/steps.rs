@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::TryStreamExt;
 use millrace_crds::manifest::{self, Manifest};
+use millrace_leases::limits::RedisLimiter;
 use millrace_leases::{JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions};
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::report::{ErrorSample, Report};
@@ -17,6 +18,9 @@ use millrace_worker::job::CheckedJob;
 use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::serve::{self, Door, ServeOptions};
 use millrace_worker::store::{LinkLocal, Stores};
+use millrace_worker::work::call::{Gate, minute_from_env};
+use millrace_worker::work::client::ServerAddress;
+use millrace_worker::work::client::remote::{Access, Keys};
 use millrace_worker::work::progress::Progress;
 use millrace_worker::{manifests, models, output};
 
@@ -93,8 +97,46 @@ pub async fn plan(job: Job) -> anyhow::Result<Report> {
     })
 }
 
+/// What the callers of an API elsewhere share.
+struct Shared<'a> {
+    redis: RedisOptions,
+    namespace: &'a str,
+    service: &'a str,
+    keys: Keys,
+}
+
+/// Where the server is, or how the API is asked.
+fn address(server: Server, shared: Option<Shared>) -> anyhow::Result<ServerAddress> {
+    let Server {
+        socket,
+        url,
+        remote: _,
+    } = server;
+    if let Some(socket) = socket {
+        return Ok(ServerAddress::Socket(socket));
+    }
+    if let Some(url) = url {
+        return Ok(ServerAddress::Url(url));
+    }
+    let shared = shared.context("--remote is for a service with spec.remote")?;
+    let Shared {
+        redis,
+        namespace,
+        service,
+        keys,
+    } = shared;
+    let limiter = RedisLimiter::new(&redis, namespace, service, minute_from_env())
+        .context("the Redis of the limits cannot be used")?;
+    Ok(ServerAddress::Remote(Access {
+        keys,
+        gate: Arc::new(Gate::new(Arc::new(limiter))),
+        link_local: LinkLocal::from_env(),
+    }))
+}
+
 /// Works off the shards of one run.
 pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
+    let redis = RedisOptions::new(&job.leases.redis_url);
     let Opened {
         stores,
         job,
@@ -102,8 +144,14 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
         lease_ttl,
     } = open(job)?;
     let prepared = run::resume(&stores, &job).await?;
+    let limits = job.remote.as_ref().map(|remote| Shared {
+        redis,
+        namespace: &job.namespace,
+        service: &remote.service,
+        keys: Keys::Environment,
+    });
     let options = WorkOptions {
-        server: server.address(),
+        server: address(server, limits)?,
         leases,
         lease_ttl,
         progress: Arc::new(Progress::default()),
@@ -193,11 +241,17 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
     });
     let registry = JobRegistry::new(&redis, &namespace, &service)
         .context("the Redis of the leases cannot be used")?;
+    let limits = Shared {
+        redis: redis.clone(),
+        namespace: &namespace,
+        service: &service,
+        keys: Keys::Secrets(secrets.clone()),
+    };
     let options = ServeOptions {
         registry,
         redis,
         lease_ttl: Duration::from_millis(lease_ttl_ms),
-        server: server.address(),
+        server: address(server, Some(limits))?,
         pod,
         secrets,
         metrics: door.metrics.clone(),

@@ -66,8 +66,10 @@ fn job(keys: &[&str]) -> CheckedJob {
         steps: vec![Step {
             name: "step".into(),
             model: "model".into(),
+            prompt: None,
         }],
         runtime: None,
+        remote: None,
         input: Input {
             uris: keys.iter().map(|key| uri(key)).collect(),
             inline: None,
@@ -77,6 +79,7 @@ fn job(keys: &[&str]) -> CheckedJob {
                 id: Some("id".into()),
                 text: "text".into(),
                 join: Vec::new(),
+                prompted: Vec::new(),
             },
             row_bytes_max: ROW_BYTES_MAX,
         },
@@ -92,6 +95,7 @@ fn job(keys: &[&str]) -> CheckedJob {
             backoff_max: Duration::from_millis(1),
         },
         deliveries_max: 1,
+        failed_rows_max: None,
         spec_sha256: "spec".into(),
     }
 }

@@ -19,6 +19,7 @@ pub fn setup() -> Result<()> {
     let cache = Cache::open()?;
     let libtorch = setup::for_running(&cache)?;
     setup::versitygw(&cache)?;
+    setup::openai(&cache)?;
     println!(
         "everything is in {}; to call cargo yourself:",
         cache.path("").display()
@@ -36,6 +37,7 @@ pub fn test() -> Result<()> {
     let libtorch = {
         let cache = Cache::open()?;
         setup::versitygw(&cache)?;
+        setup::openai(&cache)?;
         if needs::can_make_clusters() {
             setup::kubernetes(&cache)?;
         } else {
@@ -124,6 +126,8 @@ pub fn environment(libtorch: &Libtorch) -> Result<Vec<(&'static str, OsString)>>
         std::env::join_paths(folders).context("PATH is malformed")?,
     ));
     environment.push(("MILLRACE_MODEL_CACHE", root.join("models").into()));
+    let openai = root.join("openai/bin/python");
+    environment.push(("MILLRACE_OPENAI_PYTHON", openai.into()));
     environment.push(("MILLRACE_VERSITYGW", root.join(setup::VERSITYGW).into()));
     Ok(environment)
 }

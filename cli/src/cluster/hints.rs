@@ -63,6 +63,11 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
              later spec.activeDeadlineSeconds, goes on from there"
                 .to_owned()
         }
+        "TooManyFailedRows" => format!(
+            "{} shows why; what is committed stays, and a job with the same input and output, and \
+             another spec.maxFailedRows, goes on from there",
+            command(&format!("errors {name}"))
+        ),
         _ => return None,
     };
     Some(hint)
@@ -114,6 +119,7 @@ mod tests {
             "FinishFailed",
             "Cancelled",
             "DeadlineExceeded",
+            "TooManyFailedRows",
         ];
         for reason in bad {
             let job = job("False", reason);

@@ -61,6 +61,8 @@ pub async fn dry_run(
     let preflight = plan::preflight(stores, job, &plan, counter).await?;
     let read = started.elapsed();
     let rows_per_second = match server {
+        // Whoever wants to see what a job is about to do does not want to pay for it.
+        Ok(Origin::Remote) => None,
         Ok(origin) => measured(stores, loaded, &plan, &origin, mode).await,
         Err(_) => None,
     };
@@ -81,8 +83,8 @@ pub async fn dry_run(
 }
 
 fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
-    // Nobody but the server that the user brings knows its models' tokenisers.
-    if loaded.job.runtime.is_some() {
+    // Nobody but the server that the user brings, or the API, knows its models' tokenisers.
+    if loaded.job.runtime.is_some() || loaded.job.remote.is_some() {
         return None;
     }
     match plan::token_counter(&loaded.service, &loaded.job.steps, &default_model_cache()) {

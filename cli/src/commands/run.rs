@@ -69,7 +69,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if dry_run {
         let server = match misfit {
             Some(misfit) => Err(anyhow::Error::msg(misfit)),
-            None => local_server::origin(server_url, inference_server),
+            None => local_server::origin(&loaded.service, server_url, inference_server),
         };
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;
     }
@@ -88,7 +88,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         return Ok(exit::BAD_MANIFEST.into());
     }
     memory::give_back_large_blocks();
-    let origin = local_server::origin(server_url, inference_server)?;
+    let origin = local_server::origin(&loaded.service, server_url, inference_server)?;
     let (started, started_at) = (Instant::now(), SystemTime::now());
     loop {
         let job = loaded.job.at_run(next);

@@ -144,6 +144,7 @@ fn row_status_and_type(code: RowErrorCode) -> (StatusCode, &'static str) {
         RowErrorCode::NotFinite
         | RowErrorCode::OutOfMemory
         | RowErrorCode::ModelFailed
+        | RowErrorCode::AnswerInvalid
         | RowErrorCode::Refused
         | RowErrorCode::ServerCrashed => (StatusCode::FAILED_DEPENDENCY, "Backend"),
         RowErrorCode::InvalidUtf8

@@ -102,7 +102,9 @@ async fn answer(app: &App, request: Request<Body>) -> Result<EmbeddingsReply, Ap
         .map(|(index, prediction)| {
             let values = match prediction {
                 Prediction::Embedding(values) | Prediction::Values(values) => values,
-                Prediction::Labels(_) | Prediction::Entities(_) => Vec::new(),
+                Prediction::Labels(_) | Prediction::Entities(_) | Prediction::Answer(_) => {
+                    Vec::new()
+                }
             };
             EmbeddingEntry {
                 object: "embedding",

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod faults;
+mod limits;
 mod model;
 mod proxy;
 mod subject;

@@ -146,7 +146,7 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
             later => rest(Phase::Over, later),
         };
     }
-    if let Some(reason) = give_up(job, seen.standing, &seen.now) {
+    if let Some(reason) = give_up(job, seen.standing, seen.leases.as_ref(), &seen.now) {
         return giving_up(job, reason, checked, seen);
     }
     if job.spec.suspend {

@@ -275,6 +275,15 @@ fn conditions(phase: &Phase) -> Vec<Said> {
                 reason,
             ),
         ),
+        Phase::GivingUp(GiveUp::TooManyFailedRows, reason) => (
+            Unknown,
+            "Stopping",
+            waits(
+                "more rows failed than spec.maxFailedRows allows: the manifest is being written over \
+                 what is done",
+                reason,
+            ),
+        ),
         Phase::GivenUp(give_up, None) => (
             False,
             give_up.reason(),

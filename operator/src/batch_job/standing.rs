@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::{BatchJob, BatchJobStatus};
+use millrace_leases::Snapshot;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 
 use crate::conditions::find;
@@ -73,6 +74,8 @@ pub enum GiveUp {
     Cancelled,
     /// `spec.activeDeadlineSeconds` are over.
     DeadlineExceeded,
+    /// More rows failed than `spec.maxFailedRows`.
+    TooManyFailedRows,
 }
 
 impl GiveUp {
@@ -81,6 +84,7 @@ impl GiveUp {
         match self {
             GiveUp::Cancelled => "Cancelled",
             GiveUp::DeadlineExceeded => "DeadlineExceeded",
+            GiveUp::TooManyFailedRows => "TooManyFailedRows",
         }
     }
 
@@ -91,14 +95,29 @@ impl GiveUp {
             GiveUp::DeadlineExceeded => {
                 "spec.activeDeadlineSeconds were over before this shard was done"
             }
+            GiveUp::TooManyFailedRows => {
+                "more rows failed than spec.maxFailedRows allows before this shard was done"
+            }
         }
     }
 }
 
 /// Whether the job is to be given up. A job that rests has no deadline running.
-pub fn give_up(job: &BatchJob, standing: Standing, now: &Time) -> Option<GiveUp> {
+pub fn give_up(
+    job: &BatchJob,
+    standing: Standing,
+    leases: Option<&Snapshot>,
+    now: &Time,
+) -> Option<GiveUp> {
     if job.spec.cancel {
         return Some(GiveUp::Cancelled);
+    }
+    let failed = job.spec.failed_rows_max().zip(leases);
+    if failed.is_some_and(|(max, leases)| {
+        let rows = leases.tally.rows;
+        max.is_exceeded(rows.failed, rows.total())
+    }) {
+        return Some(GiveUp::TooManyFailedRows);
     }
     let rest = until_deadline(job, standing, now)?;
     (rest == Duration::ZERO && !job.spec.suspend).then_some(GiveUp::DeadlineExceeded)

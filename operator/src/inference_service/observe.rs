@@ -84,13 +84,14 @@ pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, 
 
 /// Whether the job's state changes without its user.
 fn is_at_work(job: &BatchJob) -> bool {
-    const MOVING: [&str; 6] = [
+    const MOVING: [&str; 7] = [
         "Planning",
         "Running",
         "LeasesUnavailable",
         "Finishing",
         "Cancelling",
         "Expiring",
+        "Stopping",
     ];
     reason(job).is_none_or(|reason| MOVING.contains(&reason))
 }

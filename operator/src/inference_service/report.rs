@@ -77,7 +77,8 @@ fn status(
     InferenceServiceStatus {
         conditions: written(said, &before.conditions, generation, now),
         observed_generation: Some(generation),
-        url: Some(format!("http://{host}.{namespace}.svc")),
+        // Whoever asks an API elsewhere asks it there.
+        url: (service.spec.remote.is_none()).then(|| format!("http://{host}.{namespace}.svc")),
         replicas: Some(scale.replicas),
         ready_replicas: Some(ready),
         idle_since: scale.idle_since.clone(),

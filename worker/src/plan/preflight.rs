@@ -106,6 +106,7 @@ pub async fn preflight(
         // Joined fields are not needed to know what becomes of a row.
         fields: Fields {
             join: Vec::new(),
+            prompted: Vec::new(),
             ..job.input.fields.clone()
         },
         row_bytes_max: job.input.row_bytes_max,

@@ -40,8 +40,10 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         steps: vec![Step {
             name: "step".into(),
             model: "model".into(),
+            prompt: None,
         }],
         runtime: None,
+        remote: None,
         input: Input {
             uris: uris.iter().map(uri).collect(),
             inline: None,
@@ -51,6 +53,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
                 id: None,
                 text: "text".into(),
                 join: Vec::new(),
+                prompted: Vec::new(),
             },
             row_bytes_max: 1 << 20,
         },
@@ -66,6 +69,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
             backoff_max: Duration::from_millis(1),
         },
         deliveries_max: 1,
+        failed_rows_max: None,
         spec_sha256: "spec".into(),
     }
 }

@@ -28,7 +28,7 @@ pub(crate) enum Parser {
     /// A CSV record.
     Csv(Box<RecordParser>),
     /// The text itself.
-    Text,
+    Text(Wanted),
 }
 
 impl Parser {
@@ -40,9 +40,9 @@ impl Parser {
                 Err(Refused::new(RowErrorCode::InvalidCsv, message))
             }
             Parser::Csv(record) => record.parse(bytes),
-            Parser::Text => {
+            Parser::Text(wanted) => {
                 let text = view::utf8(bytes)?;
-                view::row(None, Ok(text.into()), || None)
+                view::row(None, Ok(text.into()), || wanted.carried_of_text(text))
             }
         }
     }

@@ -131,7 +131,7 @@ pub async fn open_shard(
     };
     let (row_end, parser) = match input.format {
         Format::Jsonl => (RowEnd::Newline, Parser::Jsonl(wanted)),
-        Format::Text => (RowEnd::Newline, Parser::Text),
+        Format::Text => (RowEnd::Newline, Parser::Text(wanted)),
         Format::Csv => {
             let columns = input.columns.as_deref().unwrap_or_default();
             let record = RecordParser::new(&input.uri, columns, wanted)?;

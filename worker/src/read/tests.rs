@@ -36,6 +36,7 @@ impl File {
             id: Some("id".into()),
             text,
             join,
+            prompted: Vec::new(),
         };
         let stores = Stores::new(StoreOptions::default());
         Self {
@@ -196,6 +197,7 @@ async fn one_field_may_be_id_text_and_joined() {
         id: Some("text".into()),
         text: "text".into(),
         join: vec!["text".into()],
+        prompted: Vec::new(),
     };
     check(
         &file,
@@ -304,6 +306,7 @@ async fn json_nested_250_000_deep_is_a_row_error() {
                 id: None,
                 text: "text".into(),
                 join: vec!["other".into()],
+                prompted: Vec::new(),
             }),
         );
         assert_eq!(row.unwrap_err().error.code.as_str(), "invalid_json");

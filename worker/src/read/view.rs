@@ -14,8 +14,17 @@ pub(crate) struct RowView<'a> {
     pub(crate) id: Option<Cow<'a, str>>,
     /// The text, never empty.
     pub(crate) text: Cow<'a, str>,
-    /// The joined fields as one JSON object, if the job joins any.
+    /// What else of the row is carried along.
+    pub(crate) carried: Carried,
+}
+
+/// What is carried of a row beside its text, each as one JSON object.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Carried {
+    /// The joined fields, if the job joins any.
     pub(crate) input: Option<Box<RawValue>>,
+    /// The fields that prompts name, if the job has prompts.
+    pub(crate) prompted: Option<Box<RawValue>>,
 }
 
 /// A row that cannot become one for the models.
@@ -48,12 +57,16 @@ impl Refused {
 /// Owns what a parser borrowed.
 pub(crate) fn owned(place: Place, row: Result<RowView<'_>, Refused>) -> ReadRow {
     match row {
-        Ok(RowView { id, text, input }) => ReadRow::Row(Row {
-            place,
-            id: id.map(Cow::into_owned),
-            text: text.into_owned(),
-            input,
-        }),
+        Ok(RowView { id, text, carried }) => {
+            let Carried { input, prompted } = carried;
+            ReadRow::Row(Row {
+                place,
+                id: id.map(Cow::into_owned),
+                text: text.into_owned(),
+                prompted,
+                input,
+            })
+        }
         Err(Refused { id, error }) => ReadRow::Bad { place, id, error },
     }
 }
@@ -65,6 +78,7 @@ pub(crate) fn borrowed(row: &ReadRow) -> (u64, Result<RowView<'_>, Refused>) {
             place: _,
             id,
             text,
+            prompted,
             input,
         }) => {
             let id = id.as_deref().map(Cow::Borrowed);
@@ -74,7 +88,10 @@ pub(crate) fn borrowed(row: &ReadRow) -> (u64, Result<RowView<'_>, Refused>) {
                 Ok(RowView {
                     id,
                     text,
-                    input: input.clone(),
+                    carried: Carried {
+                        input: input.clone(),
+                        prompted: prompted.clone(),
+                    },
                 }),
             )
         }
@@ -99,49 +116,96 @@ pub(crate) struct Wanted {
     pub(crate) id: Option<String>,
     /// Field that holds the text.
     pub(crate) text: String,
-    /// Fields carried into the result line, each once.
+    /// Fields carried along, each once.
     pub(crate) join: Vec<JoinedField>,
 }
 
-/// A field carried into the result line.
+/// A field carried into the result line, into prompts, or both.
 #[derive(Debug, Clone)]
 pub(crate) struct JoinedField {
     /// Its name.
     pub(crate) name: String,
     /// Its name as a JSON string with the colon behind it.
     key: String,
+    is_joined: bool,
+    is_prompted: bool,
 }
 
 impl Wanted {
     /// Prepares a job's fields.
     pub(crate) fn new(fields: &Fields) -> Self {
-        let Fields { id, text, join } = fields;
+        let Fields {
+            id,
+            text,
+            join,
+            prompted,
+        } = fields;
         let mut wanted = Self {
             id: id.clone(),
             text: text.clone(),
             join: Vec::new(),
         };
         for name in join {
-            if wanted.join.iter().all(|field| field.name != *name) {
-                let key = format!("{}:", serde_json::Value::from(name.as_str()));
-                wanted.join.push(JoinedField {
-                    name: name.clone(),
-                    key,
-                });
-            }
+            wanted.field(name).is_joined = true;
+        }
+        for name in prompted {
+            wanted.field(name).is_prompted = true;
         }
         wanted
     }
 
-    /// The joined fields as one JSON object: those that the row has, in the job's order. `None` if
-    /// the job joins none.
-    pub(crate) fn object<V: AsRef<str>>(&self, values: &[Option<V>]) -> Option<Box<RawValue>> {
+    /// The field of this name, which is added where it is missing.
+    fn field(&mut self, name: &str) -> &mut JoinedField {
+        let found = self.join.iter().position(|field| field.name == *name);
+        let index = found.unwrap_or_else(|| {
+            self.join.push(JoinedField {
+                name: name.to_owned(),
+                key: format!("{}:", serde_json::Value::from(name)),
+                is_joined: false,
+                is_prompted: false,
+            });
+            self.join.len() - 1
+        });
+        &mut self.join[index]
+    }
+
+    /// What is carried of a row with these `values` of the fields in [`Self::join`].
+    pub(crate) fn carried<V: AsRef<str>>(&self, values: &[Option<V>]) -> Carried {
+        Carried {
+            input: self.object(values, |field| field.is_joined),
+            prompted: self.object(values, |field| field.is_prompted),
+        }
+    }
+
+    /// What is carried of a row that is its text alone.
+    pub(crate) fn carried_of_text(&self, text: &str) -> Carried {
         if self.join.is_empty() {
+            return Carried::default();
+        }
+        let value = |field: &JoinedField| {
+            let is_text = field.name == self.text && field.is_prompted;
+            is_text.then(|| serde_json::Value::from(text).to_string())
+        };
+        let values: Vec<_> = self.join.iter().map(value).collect();
+        Carried {
+            input: None,
+            ..self.carried(&values)
+        }
+    }
+
+    /// Some of the fields as one JSON object: those that the row has, in the job's order. `None` if
+    /// the job wants none of them.
+    fn object<V: AsRef<str>>(
+        &self,
+        values: &[Option<V>],
+        is_in: impl Fn(&JoinedField) -> bool,
+    ) -> Option<Box<RawValue>> {
+        if !self.join.iter().any(&is_in) {
             return None;
         }
         let mut object = String::from("{");
         for (field, value) in self.join.iter().zip(values) {
-            if let Some(value) = value {
+            if let Some(value) = value.as_ref().filter(|_| is_in(field)) {
                 if object.len() > 1 {
                     object.push(',');
                 }
@@ -175,7 +239,7 @@ pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, Refused> {
 pub(crate) fn row<'a>(
     id: Option<Cow<'a, str>>,
     text: Result<Cow<'a, str>, RowError>,
-    input: impl FnOnce() -> Option<Box<RawValue>>,
+    carried: impl FnOnce() -> Carried,
 ) -> Result<RowView<'a>, Refused> {
     let checked = text.and_then(|text| {
         if text.chars().all(char::is_whitespace) {
@@ -191,7 +255,7 @@ pub(crate) fn row<'a>(
         Ok(text) => Ok(RowView {
             id,
             text,
-            input: input(),
+            carried: carried(),
         }),
         Err(error) => Err(Refused {
             id: id.map(Cow::into_owned),

@@ -75,6 +75,21 @@ impl HttpConnector for Guard {
     }
 }
 
+/// A client for `url`, which its user names, that reaches no service of the machine's own link unless
+/// that is allowed. What is wrong is said in words.
+pub fn guarded(
+    client: reqwest::ClientBuilder,
+    url: &str,
+    link_local: super::LinkLocal,
+) -> Result<reqwest::ClientBuilder, String> {
+    if link_local == super::LinkLocal::Allowed {
+        return Ok(client);
+    }
+    let url = Url::parse(url).map_err(|error| error.to_string())?;
+    literal(&url).map_err(|forbidden| forbidden.to_string())?;
+    Ok(client.dns_resolver(Arc::new(GuardedNames)))
+}
+
 /// Looks at the addresses that URLs name themselves, which no resolver sees.
 #[derive(Debug)]
 struct GuardedClient(reqwest::Client);

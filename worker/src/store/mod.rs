@@ -30,6 +30,7 @@ use object_store::{
 
 use crate::job::Input;
 use guard::Guard;
+pub(crate) use guard::guarded;
 
 pub use error::StoreError;
 pub use object::{Created, create, probe_create_only, read, replace};

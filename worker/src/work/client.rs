@@ -5,6 +5,7 @@
 //! differently and leaves the rest to it.
 
 mod foreign;
+pub mod remote;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::foreign::Foreign;
 pub use self::foreign::{ServerUrl, ServerUrlError};
+use self::remote::Access;
 use crate::job::CheckedJob;
 
 /// Longest a request may take; a batch of the longest rows takes far less on the slowest device.
@@ -105,12 +107,14 @@ struct Info {
 }
 
 /// Where a server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum ServerAddress {
     /// This project's own, on a Unix socket.
     Socket(PathBuf),
     /// A foreign one.
     Url(ServerUrl),
+    /// None: an API elsewhere is asked.
+    Remote(Access),
 }
 
 /// Why the server at an address cannot be the job's.
@@ -122,6 +126,12 @@ pub enum AddressError {
     /// A URL means a server of the user's own.
     #[error("--server-url is for a service with spec.runtime; this one has models")]
     NoRuntime,
+    /// An API elsewhere is no server.
+    #[error("the service is an API elsewhere (spec.remote): ask it with --remote, and no server")]
+    IsRemote,
+    /// There is no API elsewhere.
+    #[error("--remote is for a service with spec.remote; this one has a server")]
+    NoRemote,
 }
 
 /// A cheap handle on a server.
@@ -141,6 +151,7 @@ impl Client {
             (ServerAddress::Url(url), Some(runtime)) => {
                 Ok(Self::Foreign(Foreign::new(url, runtime, &job.steps)))
             }
+            (ServerAddress::Remote(_), _) => Err(AddressError::NoRemote),
             (ServerAddress::Socket(_), Some(_)) => Err(AddressError::NoUrl),
             (ServerAddress::Url(_), None) => Err(AddressError::NoRuntime),
         }

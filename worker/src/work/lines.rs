@@ -22,8 +22,8 @@ pub struct PendingRow {
 }
 
 impl PendingRow {
-    /// Splits a read row into what stays and the text that goes to the server; a bad row keeps its
-    /// error and sends nothing.
+    /// Splits a read row into what stays and what goes to the server: the text, or the fields that
+    /// prompts are made of. A bad row keeps its error and sends nothing.
     pub fn split(row: ReadRow) -> (Self, Option<String>) {
         match row {
             ReadRow::Row(row) => {
@@ -33,7 +33,8 @@ impl PendingRow {
                     input: row.input,
                     outcome: None,
                 };
-                (pending, Some(row.text))
+                let prompted = row.prompted.map(|fields| fields.get().to_owned());
+                (pending, Some(prompted.unwrap_or(row.text)))
             }
             ReadRow::Bad { place, id, error } => (
                 Self {
@@ -181,6 +182,7 @@ mod tests {
         Step {
             name: name.to_owned(),
             model: name.to_owned(),
+            prompt: None,
         }
     }
 
@@ -193,6 +195,7 @@ mod tests {
             place: Place::Offset { offset },
             id: Some(format!("row-{offset}")),
             text: "a text".to_owned(),
+            prompted: None,
             input: None,
         };
         let (mut pending, text) = PendingRow::split(ReadRow::Row(row));

@@ -3,6 +3,7 @@
 //! It believes the output store before the lease store: a shard that has a commit is acknowledged
 //! without work, and a lease store that forgot everything is filled again from plan and commits.
 
+pub mod call;
 pub mod client;
 pub mod commit;
 mod failed;
@@ -38,7 +39,7 @@ use crate::commits::{self, CommitsError};
 use crate::metrics::ShardOutcome;
 use crate::trace;
 use millrace_leases::{Acknowledgement, Claim, FailOutcome, LeaseError, LeaseStore};
-pub use shard::{ShardContext, ShardError};
+pub use shard::{Answerer, ShardContext, ShardError};
 
 /// Shards in hand at a time: while one writes its last window, the next already fills the queue.
 pub const SHARDS_IN_HAND_MAX: usize = 2;
@@ -78,6 +79,8 @@ pub enum Ended {
     Drained,
     /// It was asked to stop; its leases are released.
     Stopped,
+    /// More rows failed than the job allows; its leases are released.
+    GivenUp,
 }
 
 /// Works off the shards of one run until none is left or it is told to stop.

@@ -16,6 +16,7 @@ use millrace_protocol::tally::{Rows, Tally};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
+use super::call::{Caller, Told};
 use super::commit::{CommitError, Verdict, commit};
 use super::failed::{FailedError, FailedRows};
 use super::lines::{Lines, PendingRow, lines};
@@ -42,6 +43,14 @@ const CHUNK_LIMITS: ChunkLimits = ChunkLimits {
     text_bytes_max: 16 << 10,
 };
 
+/// Who answers rows.
+pub enum Answerer {
+    /// A server beside this worker.
+    Server(Box<Submitter>),
+    /// An API elsewhere.
+    Remote(Box<Caller>),
+}
+
 /// What all shards of a worker share.
 pub struct ShardContext {
     /// The job.
@@ -52,8 +61,8 @@ pub struct ShardContext {
     pub stores: Stores,
     /// Where the output is.
     pub output: Location,
-    /// The way to the inference-server.
-    pub submitter: Submitter,
+    /// Who answers rows.
+    pub answerer: Answerer,
     /// Digest of each model that the server has loaded, by name.
     pub models: BTreeMap<String, String>,
     /// Counts for whoever shows them.
@@ -244,6 +253,18 @@ async fn answer_window(
         .collect();
     let bad = (rows.len() - at_server.len()) as u64;
     ctx.progress.answered(shard, answered_tally(0, bad, 0));
+    let submitter = match &ctx.answerer {
+        Answerer::Server(submitter) => submitter,
+        Answerer::Remote(caller) => {
+            let asked: Vec<String> = texts.into_iter().flatten().collect();
+            let tell = |told| ctx.progress.answered(shard, told_tally(told));
+            let Answered { outcomes, tokens } = caller.answer(&asked, tell).await?;
+            for (row, outcome) in at_server.into_iter().zip(outcomes) {
+                rows[row].answer(outcome);
+            }
+            return Ok(Window { rows, tokens });
+        }
+    };
     let lengths: Vec<usize> = at_server
         .iter()
         .map(|&row| texts[row].as_ref().map_or(0, String::len))
@@ -254,7 +275,7 @@ async fn answer_window(
             .iter()
             .map(|&row| texts[row].take().expect("sent once"))
             .collect();
-        answer_chunk(&ctx, shard, chunk, texts)
+        answer_chunk(&ctx, submitter, shard, chunk, texts)
     });
     let submitted: Vec<_> = submitted.collect();
     let mut tokens = 0;
@@ -269,17 +290,27 @@ async fn answer_window(
 
 async fn answer_chunk(
     ctx: &ShardContext,
+    submitter: &Submitter,
     shard: ShardIndex,
     chunk: Vec<usize>,
     texts: Vec<String>,
 ) -> Result<(Vec<usize>, Answered), SubmitError> {
-    let answered = ctx.submitter.submit(texts).await?;
+    let answered = submitter.submit(texts).await?;
     let outcomes = answered.outcomes.iter();
     let failed = outcomes.filter(|outcome| outcome.is_err()).count() as u64;
     let succeeded = answered.outcomes.len() as u64 - failed;
     let tally = answered_tally(succeeded, failed, answered.tokens);
     ctx.progress.answered(shard, tally);
     Ok((chunk, answered))
+}
+
+fn told_tally(told: Told) -> Tally {
+    let Told {
+        succeeded,
+        failed,
+        tokens,
+    } = told;
+    answered_tally(succeeded, failed, tokens)
 }
 
 fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {

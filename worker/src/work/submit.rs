@@ -12,6 +12,7 @@ use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
 use tokio::sync::{RwLock, Semaphore};
 
+use super::call::LimitsError;
 use super::client::{Client, ClientError};
 use crate::job::{Retry, Step, models};
 
@@ -31,6 +32,9 @@ pub enum SubmitError {
     /// The server does not do what the job asks.
     #[error("the inference-server refused the job's rows")]
     Refused(#[source] ClientError),
+    /// Calls may not be made.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
 }
 
 /// What became of one row: one prediction per step, or the reason why not.

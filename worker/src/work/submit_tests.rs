@@ -14,6 +14,7 @@ fn step(name: &str, model: &str) -> Step {
     Step {
         name: name.to_owned(),
         model: model.to_owned(),
+        prompt: None,
     }
 }
 

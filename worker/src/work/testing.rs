@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::client::{Client, Own, ServerAddress};
 use super::progress::Progress;
 use super::submit::{SubmitOptions, Submitter};
-use super::{ShardContext, Worker};
+use super::{Answerer, ShardContext, Worker};
 use crate::job::{self, CheckedJob, Retry};
 use crate::plan;
 use crate::store::{Location, StoreOptions, Stores};
@@ -209,7 +209,7 @@ impl Scene {
             plan,
             stores,
             output,
-            submitter,
+            answerer: Answerer::Server(Box::new(submitter)),
             models: Default::default(),
             progress: Arc::new(Progress::default()),
         };

@@ -64,6 +64,7 @@ pub fn patient_submitter(client: Client, server_patience: Duration) -> Submitter
     let steps = vec![job::Step {
         name: "step".to_owned(),
         model: "step".to_owned(),
+        prompt: None,
     }];
     let options = SubmitOptions {
         retry: Retry {

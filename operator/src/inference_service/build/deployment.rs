@@ -1,5 +1,6 @@
 //! The pods of a service: models are fetched, then the worker stands beside the server, and both
-//! talk over a Unix socket. A foreign server brings its own models and is spoken to over HTTP.
+//! talk over a Unix socket. A foreign server brings its own models and is spoken to over HTTP. Where
+//! an API elsewhere answers, the worker is all there is.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::config_map::{MODELS, SERVER_KEY, SERVICE_KEY};
-use super::{HTTP_PORT, WORKER_PORT, computes, metadata, object, runtime, selector};
+use super::{
+    HTTP_PORT, WORKER_PORT, computes, metadata, object, remote, runtime, secret, selector,
+};
 use crate::config::Options;
 use crate::names::{SERVICE_LABEL, child, inference, labels, leases_secret};
 use crate::pods;
@@ -40,12 +43,14 @@ pub fn deployment(
         priority_class_name,
         runtime_class_name,
     } = &service.spec.template;
-    let of_models = service.spec.models.iter();
-    let of_models = of_models.filter_map(|model| model.source.credentials.as_ref());
-    let secrets: BTreeSet<&SecretRef> = service.spec.secrets.iter().chain(of_models).collect();
+    let secrets = secret::mounted(service);
     let worker = worker(service, options);
     let computes = computes::Given::of(&service.spec.template);
-    let (mut volumes, init_containers, server) = match &service.spec.runtime {
+    let (mut volumes, init_containers, containers) = match &service.spec.runtime {
+        None if service.spec.remote.is_some() => {
+            let worker = remote::alone(worker, &computes);
+            (Vec::new(), Vec::new(), vec![worker])
+        }
         None => (
             vec![
                 json!({"name": "run", "emptyDir": {}}),
@@ -53,12 +58,12 @@ pub fn deployment(
                 json!({"name": "service", "configMap": {"name": child(&name, "service")}}),
             ],
             vec![fetcher(&secrets, options), worker],
-            server(options, &computes),
+            vec![server(options, &computes)],
         ),
         Some(runtime) => (
             runtime::volumes(),
             vec![worker],
-            runtime::server(runtime, &computes),
+            vec![runtime::server(runtime, &computes)],
         ),
     };
     volumes.extend(
@@ -81,11 +86,12 @@ pub fn deployment(
         "securityContext": pods::pod_security(),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "initContainers": init_containers,
-        "containers": [server],
+        "containers": containers,
         "volumes": volumes,
     });
     // Servers read their manifest once, so other models make other pods.
-    let models = Sha256::digest(serde_json::to_vec(&service.spec.models).expect("plain data"));
+    let models = serde_json::to_vec(&service.spec.models).expect("plain data");
+    let models = Sha256::digest(models);
     let models = data_encoding::HEXLOWER.encode(&models[..16]);
     object(json!({
         "apiVersion": "apps/v1",
@@ -125,7 +131,7 @@ fn models(cache: Option<&ModelCache>) -> Value {
 }
 
 /// Brings the models into the pod before anything else starts.
-fn fetcher(secrets: &BTreeSet<&SecretRef>, options: &Options) -> Value {
+fn fetcher(secrets: &BTreeSet<SecretRef>, options: &Options) -> Value {
     let mut variables = pods::store_variables(options);
     variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
     let mut mounts = vec![
@@ -157,6 +163,9 @@ fn worker(service: &InferenceService, options: &Options) -> Value {
     variables.extend(pods::store_variables(options));
     let mut mounts = Vec::new();
     match &service.spec.runtime {
+        None if service.spec.remote.is_some() => {
+            variables.push(json!({"name": "MILLRACE_REMOTE", "value": "true"}));
+        }
         None => {
             let socket = format!("{RUN}/server.sock");
             variables.push(json!({"name": "MILLRACE_SERVER_SOCKET", "value": socket}));
@@ -171,8 +180,13 @@ fn worker(service: &InferenceService, options: &Options) -> Value {
     variables.push(json!({"name": "MILLRACE_NAMESPACE", "value": service.namespace()}));
     variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
     variables.extend(pods::telemetry_variables(options));
-    let secrets = service.spec.secrets.iter();
-    mounts.extend(secrets.map(|secret| pods::credentials(&secret.name).1));
+    let shared = service.spec.secrets.iter().cloned();
+    let secrets: BTreeSet<SecretRef> = shared.chain(remote::secret(service)).collect();
+    mounts.extend(
+        secrets
+            .iter()
+            .map(|secret| pods::credentials(&secret.name).1),
+    );
     json!({
         "name": "worker",
         "image": options.worker_image,

@@ -4,6 +4,7 @@ mod computes;
 mod config_map;
 mod deployment;
 mod network;
+mod remote;
 mod runtime;
 mod secret;
 
@@ -26,10 +27,14 @@ pub const HTTP_PORT: u16 = 8080;
 /// Port of the worker: probes and `/drain`.
 pub const WORKER_PORT: u16 = 8081;
 
-/// Port on which the pods answer online requests.
+/// Port on which the pods answer online requests; that of the worker where nothing does.
 fn serving_port(service: &InferenceService) -> u16 {
     let runtime = service.spec.runtime.as_ref();
-    runtime.map_or(HTTP_PORT, |runtime| runtime.port)
+    match runtime {
+        Some(runtime) => runtime.port,
+        None if service.spec.remote.is_some() => WORKER_PORT,
+        None => HTTP_PORT,
+    }
 }
 
 fn metadata(service: &InferenceService, name: &str) -> Value {

@@ -1,0 +1,146 @@
+//! `spec.remote`: a paid API outside of the cluster, in the place of a server.
+
+use kube::KubeSchema;
+use kube::core::Duration;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// An API that answers rows for money and within limits. The pods of such a service hold workers
+/// alone, and all of them together keep to its limits.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
+#[x_kube(
+    // A rule and no pattern: an API server repeats a value that has not the form.
+    validation = Rule::new("self.baseUrl.matches('^https?://[^/?#@]+(/[^?#@]*)?$')")
+        .message("baseUrl must be http(s)://host[:port][/path], without credentials, query or fragment; the key belongs into a Secret, named by apiKeySecretRef"),
+    validation = Rule::new("!has(self.rowsPerCall) || self.rowsPerCall <= 2048")
+        .message("rowsPerCall can be at most 2048"),
+    validation = Rule::new("!has(self.rowsPerCallMax) || self.rowsPerCallMax >= (has(self.rowsPerCall) ? self.rowsPerCall : 1)")
+        .message("rowsPerCallMax must be at least rowsPerCall"),
+    validation = Rule::new("duration(self.timeout) >= duration('1s') && duration(self.timeout) <= duration('1h')")
+        .message("timeout must be 1s to 1h"),
+)]
+pub struct Remote {
+    /// Where the API is, such as `https://api.openai.com/v1`: what its paths are appended to.
+    #[schemars(length(min = 1, max = 1024))]
+    pub base_url: String,
+
+    /// Which of its endpoints answers.
+    pub api: RemoteApi,
+
+    /// Name of the model, as the API knows it; steps call it by the same name.
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^\S+$"))]
+    pub model: String,
+
+    /// The key, in a Secret of the same namespace. A local run takes it from the environment
+    /// variable `MILLRACE_API_KEY`. Without one, calls carry no key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_secret_ref: Option<SecretKeyRef>,
+
+    /// Rows that travel in one call. Their answer is split again; what cannot be split is asked row
+    /// by row. By default 1, for `Embeddings` 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2048))]
+    pub rows_per_call: Option<u32>,
+
+    /// Lets the rows of a call grow up to this number while requests are what is short, and shrink
+    /// again when answers get late or cannot be split. By default their number is fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2048))]
+    pub rows_per_call_max: Option<u32>,
+
+    /// What the API allows. All workers and jobs of the service keep to it together.
+    #[serde(default)]
+    pub limits: RemoteLimits,
+
+    /// Longest wait for the answer of a call.
+    #[serde(default = "default_timeout")]
+    #[schemars(length(max = 16), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    pub timeout: Duration,
+}
+
+impl Remote {
+    /// Rows that travel in one call at first.
+    pub fn rows_per_call(&self) -> u32 {
+        let default = match self.api {
+            RemoteApi::Chat | RemoteApi::Responses => 1,
+            RemoteApi::Embeddings => 256,
+        };
+        self.rows_per_call.unwrap_or(default)
+    }
+}
+
+fn default_timeout() -> Duration {
+    std::time::Duration::from_secs(120).into()
+}
+
+/// An endpoint, as OpenAI has it.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RemoteApi {
+    /// `/chat/completions`.
+    Chat,
+    /// `/embeddings`.
+    Embeddings,
+    /// `/responses`.
+    Responses,
+}
+
+/// Names a key of a Secret in the same namespace.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Key in it.
+    #[serde(default = "default_key")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    )]
+    pub key: String,
+}
+
+fn default_key() -> String {
+    "apiKey".to_owned()
+}
+
+/// What an API allows. Minutes and days slide: what counts is any sixty seconds.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RemoteLimits {
+    /// Most requests in any minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub requests_per_minute: Option<u32>,
+    /// Most tokens of prompts and answers in any minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000_000_u64))]
+    pub tokens_per_minute: Option<u64>,
+    /// Most requests in any day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub requests_per_day: Option<u32>,
+    /// Most calls at one time. Fewer are made for a while when the API says that it is too much; 1
+    /// asks one call after the other.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub concurrency: u32,
+}
+
+impl Default for RemoteLimits {
+    fn default() -> Self {
+        Self {
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            requests_per_day: None,
+            concurrency: 5,
+        }
+    }
+}

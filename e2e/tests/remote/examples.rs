@@ -1,0 +1,69 @@
+//! The examples that ask the stand-in run as they are.
+
+use std::path::Path;
+use std::process::Command;
+
+use millrace_e2e::process::{Process, binary};
+use millrace_stand_in::{Record, StandIn, StandInOptions};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+/// Where the examples expect the stand-in.
+const ADDRESS: &str = "http://127.0.0.1:8090/v1";
+
+/// Runs an example with the stand-in at another port, and returns its totals and what was asked.
+fn run(example: &str) -> (Value, Record) {
+    let runtime = Runtime::new().unwrap();
+    let options = StandInOptions {
+        latency_ms: 20,
+        ..StandInOptions::default()
+    };
+    let stand_in = runtime.block_on(StandIn::start(options)).unwrap();
+    let manifest_dir = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+    let from = Path::new(&manifest_dir).join("../examples").join(example);
+    let folder = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(from)
+        .arg(folder.path())
+        .status();
+    assert!(copied.unwrap().success());
+    let place = folder.path().join(example);
+    let service = std::fs::read_to_string(place.join("service.yaml")).unwrap();
+    assert!(service.contains(ADDRESS));
+    let service = service.replace(ADDRESS, &stand_in.base_url());
+    std::fs::write(place.join("service.yaml"), service).unwrap();
+    let mut command = Command::new(binary("millrace"));
+    command
+        .env("MILLRACE_API_KEY", "any")
+        // The limits of a minute pass in a second.
+        .env("MILLRACE_MINUTE_MS", "1000")
+        .arg("run")
+        .arg("-f")
+        .arg(&place);
+    Process::start(command, folder.path().join("run.log")).succeed();
+    let manifest = std::fs::read(place.join("output/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let _here = runtime.enter();
+    (manifest["totals"]["rows"].clone(), stand_in.record())
+}
+
+#[test]
+fn comments_on_the_posts_of_two_projects() {
+    let (rows, record) = run("comments");
+    assert_eq!(
+        (&rows["succeeded"], &rows["failed"]),
+        (&100.into(), &0.into())
+    );
+    assert_eq!(record.calls.len(), 20);
+}
+
+#[test]
+fn facts_from_a_transcript() {
+    let (rows, record) = run("transcripts");
+    assert_eq!(
+        (&rows["succeeded"], &rows["failed"]),
+        (&400.into(), &0.into())
+    );
+    assert!(record.calls.len() <= 80, "{}", record.calls.len());
+}

@@ -1,0 +1,162 @@
+//! What goes wrong keeps no row from its end, and ends no other row.
+
+use std::time::Duration;
+
+use millrace_e2e::process::until;
+use millrace_stand_in::{Faults, StandInOptions};
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, SceneOptions};
+
+fn scene(rows: usize, faults: Faults) -> Scene {
+    Scene::new(SceneOptions {
+        rows,
+        remote: json!({"rowsPerCall": 5, "timeout": "2s", "limits": {"concurrency": 10}}),
+        job: json!({"retry": {"maxAttempts": 8, "initialBackoff": "10ms", "maxBackoff": "50ms"}}),
+        api: StandInOptions {
+            faults,
+            ..StandInOptions::default()
+        },
+    })
+}
+
+fn check_all_succeed(faults: Faults) {
+    let scene = scene(200, faults);
+    scene.run().succeed();
+    assert_eq!(scene.lines("parts").len(), 200);
+    assert_eq!(scene.lines("errors"), [] as [Value; 0]);
+    scene.assert_nothing_is_told(&["run.log"]);
+}
+
+#[test]
+fn calls_that_fail_are_made_again() {
+    check_all_succeed(Faults {
+        failed_every: Some(5),
+        overloaded_every: Some(7),
+        ..Faults::default()
+    });
+}
+
+#[test]
+fn answers_that_cannot_be_split_are_asked_for_row_by_row() {
+    check_all_succeed(Faults {
+        malformed_every: Some(7),
+        short_every: Some(3),
+        ..Faults::default()
+    });
+}
+
+#[test]
+fn a_call_without_an_answer_is_made_again() {
+    check_all_succeed(Faults {
+        silent_every: Some(20),
+        ..Faults::default()
+    });
+}
+
+#[test]
+fn a_refused_row_is_found_among_its_company() {
+    let scene = scene(
+        50,
+        Faults {
+            refused_text: Some("Row 17:".to_owned()),
+            ..Faults::default()
+        },
+    );
+    scene.run().succeed();
+    assert_eq!(scene.lines("parts").len(), 49);
+    let errors = scene.lines("errors");
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert_eq!(errors[0]["id"], "row-17");
+    assert_eq!(errors[0]["error"]["code"], "refused");
+    assert_eq!(errors[0]["error"]["step"], "said");
+}
+
+#[test]
+fn too_many_failed_rows_stop_the_job_and_keep_what_is_done() {
+    let scene = Scene::new(SceneOptions {
+        rows: 600,
+        remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 4}}),
+        job: json!({"maxFailedRows": "5%", "sharding": {"targetBytes": 1024}}),
+        api: StandInOptions {
+            latency_ms: 30,
+            faults: Faults {
+                // A few of the first two hundred, and all of the next.
+                refused_text: Some("row 2".to_owned()),
+                ..Faults::default()
+            },
+            ..StandInOptions::default()
+        },
+    });
+    assert!(!scene.run().wait().success());
+    let (done, failed) = (scene.lines("parts").len(), scene.lines("errors").len());
+    assert!(done > 0 && done + failed < 500, "{done} {failed}");
+    let manifest = std::fs::read(scene.path("out/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["complete"], false);
+    assert!(manifest.to_string().contains("maxFailedRows"), "{manifest}");
+}
+
+#[test]
+fn a_row_that_is_too_long_ends_alone() {
+    let scene = scene(
+        20,
+        Faults {
+            context_tokens_max: Some(400),
+            ..Faults::default()
+        },
+    );
+    let mut rows = std::fs::read_to_string(scene.path("rows.jsonl")).unwrap();
+    let long = "word ".repeat(1_000);
+    rows.push_str(&format!(
+        "\n{}",
+        json!({"id": "long", "title": "a", "text": long})
+    ));
+    std::fs::write(scene.path("rows.jsonl"), rows).unwrap();
+    scene.run().succeed();
+    assert_eq!(scene.lines("parts").len(), 20);
+    let errors = scene.lines("errors");
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert_eq!(errors[0]["error"]["code"], "text_too_long");
+}
+
+#[test]
+fn a_wrong_key_stops_the_run_and_blames_no_row() {
+    let scene = Scene::new(SceneOptions {
+        api: StandInOptions {
+            api_key: Some("another".to_owned()),
+            ..StandInOptions::default()
+        },
+        ..SceneOptions::default()
+    });
+    let mut run = scene.run();
+    assert!(!run.wait().success());
+    assert!(run.log().contains("apiKeySecretRef"), "{}", run.log());
+    assert_eq!(scene.lines("errors"), [] as [Value; 0]);
+    scene.assert_nothing_is_told(&["run.log"]);
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_and_each_row_ends_once() {
+    let scene = Scene::new(SceneOptions {
+        rows: 400,
+        remote: json!({"rowsPerCall": 5, "limits": {"concurrency": 10}}),
+        job: json!({"sharding": {"targetBytes": 2048}}),
+        api: StandInOptions {
+            latency_ms: 20,
+            ..StandInOptions::default()
+        },
+    });
+    for calls in [20, 40, 60] {
+        let mut run = scene.run();
+        let seen = until(Duration::from_secs(30), || {
+            (scene.record().calls.len() >= calls).then_some(())
+        });
+        assert!(seen.is_some(), "{}", run.log());
+        run.kill();
+    }
+    scene.run().succeed();
+    let manifest = std::fs::read(scene.path("out/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["totals"]["rows"]["succeeded"], 400, "{manifest}");
+}

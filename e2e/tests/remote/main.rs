@@ -1,0 +1,9 @@
+//! Jobs that ask an API elsewhere, run by the built binaries against the stand-in: what its record
+//! says of limits, of time, and of what was paid.
+
+mod examples;
+mod faults;
+mod limits;
+mod rows;
+mod scene;
+mod workers;

@@ -1,0 +1,161 @@
+//! A job over rows in a folder of its own, and the stand-in that it asks.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use millrace_e2e::process::{Process, binary};
+use millrace_stand_in::{Record, StandIn, StandInOptions};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// The key of the tests, which must stand nowhere but in the stand-in's record.
+pub const KEY: &str = "sk-not-to-be-seen";
+
+/// A word of every row, which must stand in no log.
+pub const WORD: &str = "millwheel";
+
+/// A job in a folder of its own.
+pub struct Scene {
+    folder: TempDir,
+    stand_in: StandIn,
+    runtime: Runtime,
+    time_factor: f64,
+}
+
+/// What a scene is made of.
+pub struct SceneOptions {
+    /// Number of rows.
+    pub rows: usize,
+    /// Fields of `spec.remote` besides the address.
+    pub remote: Value,
+    /// Fields of the BatchJob's spec besides input and output.
+    pub job: Value,
+    /// How the API behaves.
+    pub api: StandInOptions,
+}
+
+impl Default for SceneOptions {
+    fn default() -> Self {
+        Self {
+            rows: 10,
+            remote: json!({}),
+            job: json!({}),
+            api: StandInOptions::default(),
+        }
+    }
+}
+
+impl Scene {
+    /// Starts the stand-in, and writes rows and manifests.
+    pub fn new(options: SceneOptions) -> Self {
+        let SceneOptions {
+            rows,
+            remote,
+            job,
+            api,
+        } = options;
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let time_factor = api.time_factor;
+        let stand_in = runtime.block_on(StandIn::start(api)).unwrap();
+        let scene = Self {
+            folder,
+            stand_in,
+            runtime,
+            time_factor,
+        };
+        scene.write_rows(0..rows);
+        let mut service = json!({
+            "baseUrl": scene.stand_in.base_url(), "api": "Chat", "model": "m",
+            "apiKeySecretRef": {"name": "api"},
+        });
+        merge(&mut service, remote);
+        let mut spec = json!({
+            "serviceRef": {"name": "api"},
+            "steps": [{"name": "said", "model": "m", "prompt": {"template": "{{ title }}: {{ text }}"}}],
+            "input": {"uris": ["rows.jsonl"], "idField": "id", "textField": "text"},
+            "output": {"uri": "out"},
+        });
+        merge(&mut spec, job);
+        let manifest = |kind: &str, name: &str, spec: Value| {
+            json!({
+                "apiVersion": "millrace.dev/v1alpha1", "kind": kind,
+                "metadata": {"name": name}, "spec": spec,
+            })
+        };
+        let service = manifest("InferenceService", "api", json!({"remote": service}));
+        let job = manifest("BatchJob", "scene", spec);
+        std::fs::write(scene.path("job.yaml"), format!("{service}\n---\n{job}\n")).unwrap();
+        scene
+    }
+
+    /// Writes rows of these numbers.
+    pub fn write_rows(&self, rows: std::ops::Range<usize>) {
+        let line = |row: usize| {
+            let text = format!("the {WORD} of row {row}");
+            json!({"id": format!("row-{row}"), "title": format!("Row {row}"), "text": text})
+                .to_string()
+        };
+        let lines: Vec<String> = rows.map(line).collect();
+        std::fs::write(self.path("rows.jsonl"), lines.join("\n")).unwrap();
+    }
+
+    /// A path below the scene's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A command that knows the key, and how fast time passes.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(binary(name));
+        let minute_ms = (60_000.0 / self.time_factor) as u64;
+        command
+            .env("MILLRACE_API_KEY", KEY)
+            .env("MILLRACE_MINUTE_MS", minute_ms.to_string());
+        command
+    }
+
+    /// Starts `millrace run`.
+    pub fn run(&self) -> Process {
+        let mut command = self.command("millrace");
+        command.arg("run").arg("-f").arg(self.path("job.yaml"));
+        Process::start(command, self.path("run.log"))
+    }
+
+    /// What the stand-in was asked so far.
+    pub fn record(&self) -> Record {
+        let _here = self.runtime.enter();
+        self.stand_in.record()
+    }
+
+    /// The lines of all parts, or of all error files.
+    pub fn lines(&self, folder: &str) -> Vec<Value> {
+        let mut lines = Vec::new();
+        for file in std::fs::read_dir(self.path("out").join(folder))
+            .into_iter()
+            .flatten()
+        {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let parsed = text.lines().map(|line| serde_json::from_str(line).unwrap());
+            lines.extend(parsed);
+        }
+        lines.sort_by_key(|line: &Value| line["position"]["offset"].as_u64());
+        lines
+    }
+
+    /// Makes sure that neither the key nor what stands in rows is in a log.
+    pub fn assert_nothing_is_told(&self, logs: &[&str]) {
+        for log in logs {
+            let text = std::fs::read_to_string(self.path(log)).unwrap();
+            assert!(!text.contains(KEY), "{log} holds the key:\n{text}");
+            assert!(!text.contains(WORD), "{log} holds a row:\n{text}");
+        }
+    }
+}
+
+fn merge(into: &mut Value, more: Value) {
+    for (name, value) in more.as_object().unwrap() {
+        into[name] = value.clone();
+    }
+}

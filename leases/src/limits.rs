@@ -1,0 +1,138 @@
+//! The limits of an API that all workers and jobs of a service share: requests and tokens in any
+//! minute, requests in any day, and calls at one time.
+//!
+//! A call is let in by one atomic step that looks at all limits, and settled when it has ended: its
+//! tokens are corrected, and what the API said of itself is believed. Calls at one time go down by
+//! half when the API says that it is too much, to one after the other at worst, and grow again with
+//! each call that went well.
+
+mod memory;
+mod redis;
+mod state;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::LeaseError;
+
+pub use self::memory::MemoryLimiter;
+pub use self::redis::RedisLimiter;
+
+/// What an API allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most requests in any minute.
+    pub requests_per_minute: Option<u64>,
+    /// Most tokens in any minute.
+    pub tokens_per_minute: Option<u64>,
+    /// Most requests in any day.
+    pub requests_per_day: Option<u64>,
+    /// Most calls at one time, at least 1.
+    pub concurrency: u64,
+}
+
+/// How long a minute of a limit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Minute {
+    length: Duration,
+}
+
+impl Minute {
+    /// A minute of this length; another one than sixty seconds means a rehearsal in which time passes
+    /// faster.
+    pub fn of(length: Duration) -> Self {
+        Self { length }
+    }
+
+    /// How long a call counts, in milliseconds: a little longer than a minute, since the API counts
+    /// from when it hears of a call, which varies.
+    pub(crate) fn window_ms(self) -> u64 {
+        let ms = self.length.as_millis() as u64;
+        ms + ms / 50
+    }
+
+    /// The length of a piece of a day, of which [`Self::DAY_PIECES`] make one.
+    pub(crate) fn day_piece_ms(self) -> u64 {
+        (self.length.as_millis() as u64 * 1_440 / Self::DAY_PIECES).max(1)
+    }
+
+    /// Pieces of a day. A day is counted in pieces, and one more than make a day counts, so that no
+    /// day holds too many.
+    pub(crate) const DAY_PIECES: u64 = 96;
+}
+
+impl Default for Minute {
+    fn default() -> Self {
+        Self::of(Duration::from_secs(60))
+    }
+}
+
+/// A call that wants to be let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// What the API allows.
+    pub limits: Limits,
+    /// Tokens that the call will take at most, as far as one can tell.
+    pub tokens: u64,
+    /// Most workers that there can be at a time, among whom the limits are shared out while nobody
+    /// else can keep them.
+    pub workers_max: u64,
+    /// Longest that the call can take; after that it counts as ended whatever became of its caller.
+    pub call_timeout: Duration,
+}
+
+/// What became of a wish to be let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Grant {
+    /// The call may be made now, and must be settled.
+    Granted(Ticket),
+    /// Ask again after this time, or once a call has ended.
+    Wait(Duration),
+}
+
+/// A call that was let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket {
+    pub(crate) id: String,
+    /// Whether the limiter itself let it in, without those who share it.
+    pub(crate) is_alone: bool,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settlement {
+    /// Tokens that it took; `None` where nobody knows, and what was asked for stands.
+    pub tokens: Option<u64>,
+    /// What it says of how many calls the API bears at a time.
+    pub verdict: Verdict,
+    /// How long no call may be made from now on, as the API said.
+    pub pause: Option<Duration>,
+    /// Most calls at one time that the service allows.
+    pub concurrency: u64,
+}
+
+/// What a call says of how many the API bears at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was answered: there may be more.
+    Fine,
+    /// The API said that it is too much: there must be fewer.
+    TooMuch,
+    /// It failed for another reason, which says nothing.
+    Nothing,
+}
+
+/// Lets calls in.
+#[async_trait]
+pub trait Limiter: Send + Sync {
+    /// Lets a call in, or says how long to wait.
+    async fn ask(&self, ask: &Ask) -> Result<Grant, LeaseError>;
+
+    /// Ends a call. May be repeated; a repetition changes nothing more.
+    async fn settle(&self, ticket: &Ticket, settlement: &Settlement) -> Result<(), LeaseError>;
+}
+
+fn new_id() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}

@@ -1,0 +1,91 @@
+
+-- Lets a call in. Returns {1} or {0, milliseconds to wait}; -1 means until a call has ended.
+local id, wanted = ARGV[1], tonumber(ARGV[2])
+local requests_max, tokens_max, day_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local concurrency, window_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
+local timeout_ms, piece_ms, pieces = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local is_known = ARGV[11] == '1'
+
+-- A repeated question of a call that was let in.
+if redis.call('ZSCORE', in_flight, id) then
+  return {1}
+end
+
+-- The server forgot what was let in, and the asker knows of calls that may still count.
+if is_known and redis.call('HLEN', state) == 0 then
+  redis.call('HSET', state, 'paused_until', now_ms + window_ms)
+end
+
+local gone = redis.call('ZRANGEBYSCORE', calls, '-inf', now_ms - window_ms)
+for _, old in ipairs(gone) do
+  -- Not its negative, which for none would be a minus zero.
+  redis.call('HINCRBY', state, 'tokens', 0 - (redis.call('HGET', tokens, old) or 0))
+  redis.call('HDEL', tokens, old)
+  redis.call('ZREM', calls, old)
+end
+redis.call('ZREMRANGEBYSCORE', in_flight, '-inf', now_ms)
+
+local paused_until = number('paused_until') or 0
+if paused_until > now_ms then
+  touch()
+  return {0, paused_until - now_ms}
+end
+
+local calls_max = math.floor(math.min(number('calls_max') or concurrency, concurrency))
+if redis.call('ZCARD', in_flight) >= math.max(calls_max, 1) then
+  return {0, -1}
+end
+
+local wait_ms = 0
+local counted = redis.call('ZCARD', calls)
+if requests_max > 0 and counted >= requests_max then
+  local first = redis.call('ZRANGE', calls, counted - requests_max, counted - requests_max, 'WITHSCORES')
+  wait_ms = math.max(wait_ms, first[2] + window_ms - now_ms)
+end
+
+local sum = number('tokens') or 0
+if tokens_max > 0 and counted > 0 and sum + wanted > tokens_max then
+  local needed, freed, leaves = sum + wanted - tokens_max, 0, nil
+  local at = 0
+  while freed < needed and at < counted do
+    local some = redis.call('ZRANGE', calls, at, at + 99, 'WITHSCORES')
+    for i = 1, #some, 2 do
+      if freed < needed then
+        freed = freed + (redis.call('HGET', tokens, some[i]) or 0)
+        leaves = some[i + 1]
+      end
+    end
+    at = at + 100
+  end
+  wait_ms = math.max(wait_ms, leaves + window_ms - now_ms)
+end
+
+if day_max > 0 then
+  local piece, today, first = math.floor(now_ms / piece_ms), 0, nil
+  local all = redis.call('HGETALL', day)
+  for i = 1, #all, 2 do
+    local at = tonumber(all[i])
+    if at + pieces < piece then
+      redis.call('HDEL', day, all[i])
+    else
+      today = today + all[i + 1]
+      first = math.min(first or at, at)
+    end
+  end
+  if today >= day_max then
+    wait_ms = math.max(wait_ms, (first + pieces + 1) * piece_ms - now_ms)
+  end
+end
+
+if wait_ms > 0 then
+  return {0, wait_ms}
+end
+redis.call('ZADD', calls, now_ms, id)
+redis.call('HSET', tokens, id, wanted)
+redis.call('HINCRBY', state, 'tokens', wanted)
+redis.call('ZADD', in_flight, now_ms + timeout_ms, id)
+if day_max > 0 then
+  redis.call('HINCRBY', day, math.floor(now_ms / piece_ms), 1)
+end
+touch()
+return {1}

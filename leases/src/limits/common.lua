@@ -1,0 +1,24 @@
+-- What the scripts of the limits share: the names of the keys and the clock. The rules are those of
+-- `state.rs`, where they are tested.
+
+local calls     = KEYS[1] -- sorted set: calls that count in the present minute, by when they were let in, ms
+local tokens    = KEYS[2] -- hash: such a call -> its tokens
+local in_flight = KEYS[3] -- sorted set: calls being made, by when they have ended at the latest, ms
+local state     = KEYS[4] -- hash: tokens (their sum), calls_max, steady, cut_at, paused_until
+local day       = KEYS[5] -- hash: piece of a day -> requests
+
+-- What nobody touches for two days belongs to no window any more.
+local RETENTION_MS = 2 * 24 * 3600 * 1000
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function number(name)
+  return tonumber(redis.call('HGET', state, name))
+end
+
+local function touch()
+  for _, key in ipairs(KEYS) do
+    redis.call('PEXPIRE', key, RETENTION_MS)
+  end
+end

@@ -1,0 +1,40 @@
+
+-- Ends a call: its tokens are corrected, and what it says of the API is believed.
+local id, actual, verdict = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local pause_ms, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5])
+
+if redis.call('ZREM', in_flight, id) == 0 then
+  return 0
+end
+local at_ms = tonumber(redis.call('ZSCORE', calls, id))
+if actual >= 0 and at_ms then
+  local before = redis.call('HGET', tokens, id) or 0
+  redis.call('HSET', tokens, id, actual)
+  redis.call('HINCRBY', state, 'tokens', actual - before)
+end
+if pause_ms > 0 then
+  local until_ms = math.max(number('paused_until') or 0, now_ms + pause_ms)
+  redis.call('HSET', state, 'paused_until', until_ms)
+end
+local calls_max = number('calls_max')
+if verdict == 'fine' and calls_max then
+  if calls_max < (number('steady') or 0) then
+    calls_max = calls_max + 1
+  else
+    calls_max = calls_max + 1 / calls_max
+  end
+  if calls_max >= concurrency then
+    redis.call('HDEL', state, 'calls_max', 'steady', 'cut_at')
+  else
+    redis.call('HSET', state, 'calls_max', tostring(calls_max))
+  end
+elseif verdict == 'too_much' then
+  -- Calls that were on their way at a cut say nothing that it did not.
+  local cut_at = number('cut_at')
+  if not cut_at or not at_ms or at_ms > cut_at then
+    local half = math.max(math.min(calls_max or concurrency, concurrency) / 2, 1)
+    redis.call('HSET', state, 'calls_max', tostring(half), 'steady', tostring(half), 'cut_at', now_ms)
+  end
+end
+touch()
+return 1

@@ -1,0 +1,217 @@
+//! The limits of a service on a real server: what several workers let in together.
+
+use std::time::{Duration, Instant};
+
+use millrace_e2e::redis_server::RedisServer;
+use millrace_leases::RedisOptions;
+use millrace_leases::limits::{
+    Ask, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Ticket, Verdict,
+};
+
+/// How long a minute of the tests is.
+const MINUTE: Duration = Duration::from_millis(500);
+
+const NONE: Limits = Limits {
+    requests_per_minute: None,
+    tokens_per_minute: None,
+    requests_per_day: None,
+    concurrency: 100,
+};
+
+fn limiter(redis: &RedisServer) -> RedisLimiter {
+    let options = RedisOptions {
+        command_timeout: Duration::from_millis(500),
+        ..RedisOptions::new(redis.url())
+    };
+    RedisLimiter::new(&options, "tenant", "api", Minute::of(MINUTE)).unwrap()
+}
+
+fn ask(limits: Limits, tokens: u64) -> Ask {
+    Ask {
+        limits,
+        tokens,
+        workers_max: 2,
+        call_timeout: Duration::from_secs(60),
+    }
+}
+
+fn settled(tokens: Option<u64>, verdict: Verdict) -> Settlement {
+    Settlement {
+        tokens,
+        verdict,
+        pause: None,
+        concurrency: 8,
+    }
+}
+
+async fn granted(limiter: &RedisLimiter, ask: &Ask) -> Ticket {
+    match limiter.ask(ask).await.unwrap() {
+        Grant::Granted(ticket) => ticket,
+        wait => panic!("{wait:?}"),
+    }
+}
+
+async fn waits(limiter: &RedisLimiter, ask: &Ask) -> Duration {
+    match limiter.ask(ask).await.unwrap() {
+        Grant::Wait(wait) => wait,
+        granted => panic!("{granted:?}"),
+    }
+}
+
+/// When each of `calls` was let in, from several workers that ask as fast as they may.
+async fn race(limiters: &[RedisLimiter], ask: Ask, calls: usize) -> Vec<Instant> {
+    let each = calls / limiters.len();
+    let of_worker = limiters.iter().map(|limiter| async move {
+        let mut moments = Vec::new();
+        while moments.len() < each {
+            match limiter.ask(&ask).await.unwrap() {
+                Grant::Granted(ticket) => {
+                    moments.push(Instant::now());
+                    let fine = settled(None, Verdict::Fine);
+                    limiter.settle(&ticket, &fine).await.unwrap();
+                }
+                Grant::Wait(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+        moments
+    });
+    let mut all = futures::future::join_all(of_worker).await.concat();
+    all.sort_unstable();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_race_let_in_no_more_than_a_minute_allows() {
+    let redis = RedisServer::start();
+    let limits = Limits {
+        requests_per_minute: Some(20),
+        ..NONE
+    };
+    let limiters = [limiter(&redis), limiter(&redis), limiter(&redis)];
+    let moments = race(&limiters, ask(limits, 0), 60).await;
+    for window in moments.windows(21) {
+        let took = window[20].duration_since(window[0]);
+        // A reply takes a moment to arrive, which varies.
+        assert!(took + Duration::from_millis(8) >= MINUTE, "{took:?}");
+    }
+    let took = moments[59].duration_since(moments[0]);
+    assert!(
+        took < MINUTE * 3,
+        "no more time is lost than must be: {took:?}"
+    );
+}
+
+#[tokio::test]
+async fn tokens_are_shared_and_corrected() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    let limits = Limits {
+        tokens_per_minute: Some(100),
+        ..NONE
+    };
+    let ticket = granted(&one, &ask(limits, 80)).await;
+    assert!(waits(&other, &ask(limits, 50)).await > Duration::from_millis(100));
+    let fewer = settled(Some(50), Verdict::Fine);
+    one.settle(&ticket, &fewer).await.unwrap();
+    one.settle(&ticket, &fewer).await.unwrap();
+    granted(&other, &ask(limits, 50)).await;
+    waits(&one, &ask(limits, 1)).await;
+}
+
+#[tokio::test]
+async fn calls_go_down_to_one_and_up_again_for_all_workers() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    let limits = Limits {
+        concurrency: 8,
+        ..NONE
+    };
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let ticket = granted(&one, &ask(limits, 0)).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        one.settle(&ticket, &settled(None, Verdict::TooMuch))
+            .await
+            .unwrap();
+    }
+    let only = granted(&other, &ask(limits, 0)).await;
+    waits(&one, &ask(limits, 0)).await;
+    other
+        .settle(&only, &settled(None, Verdict::Fine))
+        .await
+        .unwrap();
+    for _ in 0..40 {
+        let ticket = granted(&one, &ask(limits, 0)).await;
+        one.settle(&ticket, &settled(None, Verdict::Fine))
+            .await
+            .unwrap();
+    }
+    for _ in 0..8 {
+        granted(&other, &ask(limits, 0)).await;
+    }
+    waits(&one, &ask(limits, 0)).await;
+}
+
+#[tokio::test]
+async fn a_pause_and_a_day_hold_everyone_back() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    let limits = Limits {
+        requests_per_day: Some(2),
+        ..NONE
+    };
+    let ticket = granted(&one, &ask(limits, 0)).await;
+    let paused = Settlement {
+        pause: Some(Duration::from_millis(300)),
+        ..settled(None, Verdict::Nothing)
+    };
+    one.settle(&ticket, &paused).await.unwrap();
+    assert!(waits(&other, &ask(limits, 0)).await > Duration::from_millis(200));
+    tokio::time::sleep(Duration::from_millis(310)).await;
+    granted(&other, &ask(limits, 0)).await;
+    assert!(
+        waits(&one, &ask(limits, 0)).await > MINUTE,
+        "the day is used up"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_everything_lets_nothing_in_for_a_minute() {
+    let redis = RedisServer::start();
+    let one = limiter(&redis);
+    granted(&one, &ask(NONE, 0)).await;
+    redis.command::<()>(&["FLUSHALL"]);
+    waits(&one, &ask(NONE, 0)).await;
+    tokio::time::sleep(MINUTE + Duration::from_millis(20)).await;
+    granted(&one, &ask(NONE, 0)).await;
+}
+
+#[tokio::test]
+async fn without_a_server_a_worker_waits_for_a_minute_and_keeps_to_its_share() {
+    let mut redis = RedisServer::start();
+    let one = limiter(&redis);
+    let limits = Limits {
+        requests_per_minute: Some(6),
+        ..NONE
+    };
+    granted(&one, &ask(limits, 0)).await;
+    redis.stop();
+    let (stopped, mut moments) = (Instant::now(), Vec::new());
+    while stopped.elapsed() < MINUTE * 4 {
+        match one.ask(&ask(limits, 0)).await.unwrap() {
+            Grant::Granted(_) => moments.push(Instant::now()),
+            Grant::Wait(wait) => tokio::time::sleep(wait.min(MINUTE / 20)).await,
+        }
+    }
+    assert!(moments[0].duration_since(stopped) >= MINUTE);
+    assert!(moments.len() >= 6, "work goes on: {}", moments.len());
+    for window in moments.windows(4) {
+        assert!(
+            window[3].duration_since(window[0]) >= MINUTE,
+            "half of six is three"
+        );
+    }
+    redis.start_again();
+    tokio::time::sleep(MINUTE * 2).await;
+    granted(&one, &ask(limits, 0)).await;
+}

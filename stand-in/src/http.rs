@@ -1,0 +1,383 @@
+//! The endpoints: a call is let in or not, waits as long as a model would take, and is answered.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::StreamExt;
+use serde_json::{Value, json};
+
+use crate::answer::{self, Asked};
+use crate::faults::Fate;
+use crate::limits::{Standing, Window};
+use crate::options::StandInOptions;
+use crate::record::{Call, Record};
+use crate::replies::{self, Said};
+use crate::stream;
+
+/// Largest request: 2,048 inputs of a few thousand tokens.
+const BODY_BYTES_MAX: usize = 64 << 20;
+
+/// Words of a refusal.
+const REFUSAL: &str = "I'm sorry, but I can't help with that.";
+
+/// What all calls share.
+pub struct Served {
+    options: StandInOptions,
+    started: Instant,
+    state: Mutex<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    windows: HashMap<String, Window>,
+    calls: Vec<Call>,
+    let_in: u64,
+}
+
+impl Served {
+    pub fn new(options: StandInOptions) -> Self {
+        Self {
+            options,
+            started: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    pub fn record(&self) -> Record {
+        let calls = self.lock().calls.clone();
+        Record { calls }
+    }
+
+    /// Milliseconds since the start, as they pass for the API.
+    fn now_ms(&self) -> u64 {
+        (self.started.elapsed().as_secs_f64() * 1000.0 * self.options.time_factor) as u64
+    }
+
+    async fn sleep_ms(&self, ms: u64) {
+        let real = Duration::from_secs_f64(ms as f64 / 1000.0 / self.options.time_factor);
+        tokio::time::sleep(real).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self, index: usize, status: StatusCode) {
+        let now_ms = self.now_ms();
+        let call = &mut self.lock().calls[index];
+        call.status = Some(status.as_u16());
+        call.ended_ms = Some(now_ms);
+    }
+}
+
+pub fn router(served: Arc<Served>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/responses", post(responses))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/record", get(record))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(served)
+}
+
+/// What an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Api {
+    Chat,
+    Responses,
+    Embeddings,
+}
+
+async fn record(State(served): State<Arc<Served>>) -> Json<Record> {
+    Json(served.record())
+}
+
+async fn chat(served: State<Arc<Served>>, headers: HeaderMap, body: Bytes) -> Response {
+    call(served, Api::Chat, headers, body).await
+}
+
+async fn responses(served: State<Arc<Served>>, headers: HeaderMap, body: Bytes) -> Response {
+    call(served, Api::Responses, headers, body).await
+}
+
+async fn embeddings(served: State<Arc<Served>>, headers: HeaderMap, body: Bytes) -> Response {
+    call(served, Api::Embeddings, headers, body).await
+}
+
+async fn call(
+    State(served): State<Arc<Served>>,
+    api: Api,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let key = key(&headers);
+    let is_known = match &served.options.api_key {
+        Some(expected) => *expected == key,
+        None => !key.is_empty(),
+    };
+    if !is_known {
+        let said = replies::error(
+            "invalid_request_error",
+            "invalid_api_key",
+            "Incorrect API key provided.",
+        );
+        return (StatusCode::UNAUTHORIZED, Json(said)).into_response();
+    }
+    let asked = serde_json::from_slice::<Value>(&body)
+        .map_err(|_| "the request is no JSON")
+        .and_then(|body| Ok((asked(api, &body)?, body)));
+    let (asked, body) = match asked {
+        Ok(asked) => asked,
+        Err(message) => return refused(StatusCode::BAD_REQUEST, "invalid_value", message),
+    };
+    let content = asked.content();
+    let said_tokens = match api {
+        Api::Embeddings => 0,
+        Api::Chat | Api::Responses => answer::tokens(&content),
+    };
+    let tokens = asked.prompt_tokens + said_tokens;
+    let (index, number, standing) = arrive(&served, api, key, &asked, tokens);
+    let headers = limit_headers(&served.options, &standing);
+    let Some(number) = number else {
+        let reply = refused(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_exceeded",
+            "Rate limit reached. Please try again later.",
+        );
+        return (headers, reply).into_response();
+    };
+    let fate = served.options.faults.fate(number, &asked);
+    let rows = asked.rows.len() as u64;
+    let StandInOptions {
+        latency_ms,
+        latency_per_row_ms,
+        ..
+    } = served.options;
+    if fate != Fate::TooLong {
+        served
+            .sleep_ms(latency_ms + latency_per_row_ms * rows)
+            .await;
+    }
+    if let Some((status, reply)) = failed(fate) {
+        served.ended(index, status);
+        return (headers, reply).into_response();
+    }
+    if fate == Fate::Silent {
+        return std::future::pending().await;
+    }
+    let said = Said {
+        id: format!("{index:08}"),
+        content: match fate {
+            Fate::Refused => Err(REFUSAL.to_owned()),
+            Fate::Malformed => Ok(content.chars().take(content.chars().count() / 2).collect()),
+            Fate::Short => Ok(shortened(&asked)),
+            _ => Ok(content),
+        },
+        tokens: said_tokens,
+    };
+    if asked.is_streamed && api != Api::Embeddings {
+        let events = match api {
+            Api::Chat => stream::chat(
+                &asked,
+                &said,
+                body["stream_options"]["include_usage"] == true,
+            ),
+            Api::Responses | Api::Embeddings => stream::response(&asked, &said),
+        };
+        return (headers, streamed(served, index, events)).into_response();
+    }
+    let reply = match api {
+        Api::Chat => replies::chat(&asked, &said),
+        Api::Responses => replies::response(&asked, &said),
+        Api::Embeddings => {
+            let mut vectors = asked.vectors(served.options.dimensions);
+            if fate == Fate::Short {
+                vectors.pop();
+            }
+            replies::embeddings(&asked, vectors)
+        }
+    };
+    served.ended(index, StatusCode::OK);
+    (headers, Json(reply)).into_response()
+}
+
+fn key(headers: &HeaderMap) -> String {
+    let value = headers.get("authorization");
+    let value = value
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value.trim_start_matches("Bearer ").to_owned()
+}
+
+fn asked(api: Api, body: &Value) -> Result<Asked, &'static str> {
+    match api {
+        Api::Chat => answer::chat(body),
+        Api::Responses => answer::responses(body),
+        Api::Embeddings => answer::embeddings(body),
+    }
+}
+
+/// Notes the call and lets it in or not. Returns its place in the record, its number among those that
+/// were let in, and what headers say.
+fn arrive(
+    served: &Served,
+    api: Api,
+    key: String,
+    asked: &Asked,
+    tokens: u64,
+) -> (usize, Option<u64>, Standing) {
+    let StandInOptions {
+        requests_per_minute,
+        tokens_per_minute,
+        ..
+    } = served.options;
+    let mut shared = served.lock();
+    // Read under the lock, so that the record is in the order of its moments.
+    let at_ms = served.now_ms();
+    let window = shared.windows.entry(key.clone()).or_default();
+    let standing = window.ask(at_ms, tokens, requests_per_minute, tokens_per_minute);
+    let path = match api {
+        Api::Chat => "/v1/chat/completions",
+        Api::Responses => "/v1/responses",
+        Api::Embeddings => "/v1/embeddings",
+    };
+    let is_let_in = standing.is_let_in;
+    shared.calls.push(Call {
+        at_ms,
+        ended_ms: (!is_let_in).then_some(at_ms),
+        key,
+        path: path.to_owned(),
+        status: (!is_let_in).then_some(429),
+        tokens,
+        rows: asked.rows.clone(),
+    });
+    let number = is_let_in.then(|| {
+        shared.let_in += 1;
+        shared.let_in
+    });
+    (shared.calls.len() - 1, number, standing)
+}
+
+fn failed(fate: Fate) -> Option<(StatusCode, Response)> {
+    let (status, code, message) = match fate {
+        Fate::Overloaded => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded",
+            "The engine is currently overloaded, please try again later.",
+        ),
+        Fate::Failed => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "The server had an error while processing your request.",
+        ),
+        Fate::TooLong => (
+            StatusCode::BAD_REQUEST,
+            "context_length_exceeded",
+            "This model's maximum context length is exceeded by your messages.",
+        ),
+        Fate::Answered | Fate::Malformed | Fate::Short | Fate::Silent | Fate::Refused => {
+            return None;
+        }
+    };
+    Some((status, refused(status, code, message)))
+}
+
+fn refused(status: StatusCode, code: &str, message: &str) -> Response {
+    let kind = match status {
+        StatusCode::TOO_MANY_REQUESTS => "requests",
+        status if status.is_server_error() => "server_error",
+        _ => "invalid_request_error",
+    };
+    (status, Json(replies::error(kind, code, message))).into_response()
+}
+
+/// The answer without its last row, where there are several.
+fn shortened(asked: &Asked) -> String {
+    let rows = match asked.rows.len() {
+        0 | 1 => asked.rows.clone(),
+        several => asked.rows[..several - 1].to_vec(),
+    };
+    Asked {
+        rows,
+        ..asked.clone()
+    }
+    .content()
+}
+
+fn streamed(
+    served: Arc<Served>,
+    index: usize,
+    events: Vec<Event>,
+) -> Sse<impl futures::Stream<Item = Result<Event, Infallible>>> {
+    let last = events.len().saturating_sub(1);
+    let events = futures::stream::iter(events.into_iter().enumerate());
+    let paused = events.then(move |(number, event)| {
+        let served = served.clone();
+        async move {
+            if number > 0 {
+                served.sleep_ms(served.options.stream_pause_ms).await;
+            }
+            if number == last {
+                served.ended(index, StatusCode::OK);
+            }
+            Ok(event)
+        }
+    });
+    Sse::new(paused)
+}
+
+fn limit_headers(options: &StandInOptions, standing: &Standing) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    // Whoever calls lives in real time.
+    let real_ms = |ms: u64| (ms as f64 / options.time_factor).ceil() as u64;
+    let mut put = |name: &'static str, value: String| {
+        let value = HeaderValue::from_str(&value).expect("numbers make a header");
+        headers.insert(name, value);
+    };
+    if let Some(requests) = options.requests_per_minute {
+        put("x-ratelimit-limit-requests", requests.to_string());
+        put(
+            "x-ratelimit-remaining-requests",
+            standing.requests_left.to_string(),
+        );
+        put(
+            "x-ratelimit-reset-requests",
+            duration(real_ms(standing.requests_reset_ms)),
+        );
+    }
+    if let Some(tokens) = options.tokens_per_minute {
+        put("x-ratelimit-limit-tokens", tokens.to_string());
+        put(
+            "x-ratelimit-remaining-tokens",
+            standing.tokens_left.to_string(),
+        );
+        put(
+            "x-ratelimit-reset-tokens",
+            duration(real_ms(standing.tokens_reset_ms)),
+        );
+    }
+    if !standing.is_let_in {
+        let wait_ms = real_ms(standing.requests_reset_ms.max(standing.tokens_reset_ms));
+        put("retry-after", wait_ms.div_ceil(1000).to_string());
+        put("retry-after-ms", wait_ms.to_string());
+    }
+    headers
+}
+
+/// As OpenAI writes it: `59.5s`, `120ms`, `6m0s`.
+fn duration(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms}ms"),
+        1_000..60_000 => format!("{}s", json!(ms as f64 / 1000.0)),
+        _ => format!("{}m{}s", ms / 60_000, (ms % 60_000).div_ceil(1000)),
+    }
+}

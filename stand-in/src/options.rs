@@ -1,0 +1,78 @@
+//! How a stand-in behaves. Times are those of the API that it stands in for; `time_factor` says how
+//! much faster they pass here. What headers say is real time, since that is what callers live in.
+
+use clap::Args;
+
+/// Limits, pace and faults.
+#[derive(Debug, Clone, Args)]
+pub struct StandInOptions {
+    /// Requests in any minute, per key; more are answered 429.
+    #[arg(long)]
+    pub requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers in any minute, per key.
+    #[arg(long)]
+    pub tokens_per_minute: Option<u64>,
+    /// Milliseconds that a call takes.
+    #[arg(long, default_value_t = 0)]
+    pub latency_ms: u64,
+    /// Milliseconds that each row of a call takes on top.
+    #[arg(long, default_value_t = 0)]
+    pub latency_per_row_ms: u64,
+    /// Milliseconds between two pieces of a stream.
+    #[arg(long, default_value_t = 0)]
+    pub stream_pause_ms: u64,
+    /// How much faster time passes than for the API that this stands in for.
+    #[arg(long, default_value_t = 1.0)]
+    pub time_factor: f64,
+    /// Key that calls must carry; by default any will do.
+    #[arg(long)]
+    pub api_key: Option<String>,
+    /// Numbers in an embedding.
+    #[arg(long, default_value_t = 8)]
+    pub dimensions: usize,
+    #[command(flatten)]
+    /// What goes wrong.
+    pub faults: Faults,
+}
+
+impl Default for StandInOptions {
+    fn default() -> Self {
+        Self {
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            latency_ms: 0,
+            latency_per_row_ms: 0,
+            stream_pause_ms: 0,
+            time_factor: 1.0,
+            api_key: None,
+            dimensions: 8,
+            faults: Faults::default(),
+        }
+    }
+}
+
+/// What goes wrong, counted over the calls that are let in: `3` spoils the third, the sixth and so on.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Faults {
+    /// Every how many calls the answer is 503.
+    #[arg(long)]
+    pub overloaded_every: Option<u64>,
+    /// Every how many calls the answer is 500.
+    #[arg(long)]
+    pub failed_every: Option<u64>,
+    /// Every how many calls the answer is cut in its middle, so that it is no JSON of any schema.
+    #[arg(long)]
+    pub malformed_every: Option<u64>,
+    /// Every how many calls the answer lacks one of several rows.
+    #[arg(long)]
+    pub short_every: Option<u64>,
+    /// Every how many calls nothing is answered at all.
+    #[arg(long)]
+    pub silent_every: Option<u64>,
+    /// Rows that hold this text are refused, whoever travels with them.
+    #[arg(long)]
+    pub refused_text: Option<String>,
+    /// Most tokens of a prompt; a longer one is answered 400.
+    #[arg(long)]
+    pub context_tokens_max: Option<u64>,
+}

@@ -1,0 +1,89 @@
+//! What a job and its service make together.
+
+use super::*;
+
+fn manifests(job_spec: serde_json::Value) -> (BatchJob, InferenceService) {
+    let job = serde_json::json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+        "metadata": {"name": "job"}, "spec": job_spec,
+    });
+    let service = serde_json::json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+        "metadata": {"name": "service"},
+        "spec": {"models": [
+            {"name": "embed", "task": "Embedding", "source": {"uri": "hf://a/b"}},
+            {"name": "mood", "task": "SequenceClassification", "source": {"uri": "hf://a/c"}},
+        ]},
+    });
+    (
+        serde_json::from_value(job).unwrap(),
+        serde_json::from_value(service).unwrap(),
+    )
+}
+
+fn check_spec(patch: serde_json::Value) -> Result<CheckedJob, JobError> {
+    let mut spec = serde_json::json!({
+        "serviceRef": {"name": "service"},
+        "input": {"uris": ["data/*.jsonl"]},
+        "output": {"uri": "../out/"},
+    });
+    for (key, value) in patch.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    let (job, service) = manifests(spec);
+    check(&job, &service, Path::new("/jobs/here"))
+}
+
+#[test]
+fn relative_paths_are_taken_from_the_manifests_folder() {
+    let job = check_spec(serde_json::json!({})).unwrap();
+    assert_eq!(job.input.uris, ["file:///jobs/here/data/*.jsonl"]);
+    assert_eq!(job.output.uri, "file:///jobs/out");
+}
+
+#[test]
+fn without_steps_every_model_of_the_service_is_one() {
+    let job = check_spec(serde_json::json!({})).unwrap();
+    let steps: Vec<_> = job.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!(steps, ["embed", "mood"]);
+}
+
+#[test]
+fn a_step_with_an_unknown_model_is_refused_with_what_is_known() {
+    let error = check_spec(serde_json::json!({"steps": [{"name": "a", "model": "nope"}]}));
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("spec.steps[0].model"), "{message}");
+    assert!(message.contains("embed, mood"), "{message}");
+}
+
+#[test]
+fn a_service_of_another_name_is_refused() {
+    let error = check_spec(serde_json::json!({"serviceRef": {"name": "other"}}));
+    assert!(matches!(error, Err(JobError::OtherService { .. })));
+}
+
+#[test]
+fn only_what_decides_a_result_line_changes_the_spec_hash() {
+    let hash = |patch| check_spec(patch).unwrap().spec_sha256;
+    let plain = hash(serde_json::json!({}));
+    assert_eq!(
+        plain,
+        hash(serde_json::json!({"output": {"uri": "elsewhere", "merge": true}}))
+    );
+    assert_eq!(
+        plain,
+        hash(serde_json::json!({"sharding": {"targetBytes": 2048}}))
+    );
+    assert_eq!(
+        plain,
+        hash(serde_json::json!({"retry": {"maxAttempts": 9}}))
+    );
+    assert_ne!(
+        plain,
+        hash(serde_json::json!({"output": {"uri": "../out", "join": ["a"]}}))
+    );
+    assert_ne!(
+        plain,
+        hash(serde_json::json!({"steps": [{"name": "e", "model": "embed"}]}))
+    );
+}

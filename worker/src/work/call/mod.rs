@@ -1,0 +1,203 @@
+//! Gets an answer for every row from an API elsewhere: several rows in a call, several calls at a
+//! time, within the limits that all callers share.
+//!
+//! A call that fails is tried again after a while, then split; rows whose answers cannot be told
+//! apart are asked alone. Nothing that one row does keeps another from its answer.
+
+mod gate;
+mod guess;
+mod pace;
+mod pass;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use millrace_leases::LeaseError;
+use millrace_leases::limits::{Ask, Limits, Minute};
+use millrace_protocol::row::RowError;
+use tokio::sync::Semaphore;
+
+pub use self::gate::Gate;
+use self::guess::Guess;
+use self::pace::Pace;
+use self::pass::Pass;
+use super::client::ClientError;
+use super::client::remote::{Access, Api};
+use super::submit::{Answered, RowOutcome, SubmitError};
+use crate::job::{Remote, Retry, Step};
+use crate::prompt::Prompts;
+
+/// How long after the end of a call it counts as made if its caller does not say that it has ended.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Milliseconds that a minute of limits lasts, in a rehearsal whose API's time passes faster.
+const MINUTE_VARIABLE: &str = "MILLRACE_MINUTE_MS";
+
+/// How long a minute of limits is: `MILLRACE_MINUTE_MS` makes it another one than sixty seconds, for a
+/// rehearsal against a stand-in whose time passes faster.
+pub fn minute_from_env() -> Minute {
+    let named = std::env::var(MINUTE_VARIABLE).ok();
+    let ms = named.and_then(|ms| ms.parse().ok()).filter(|&ms| ms > 0);
+    ms.map_or(Minute::default(), |ms| {
+        Minute::of(Duration::from_millis(ms))
+    })
+}
+
+/// How a caller behaves.
+pub struct CallerOptions {
+    /// How often a row is tried again.
+    pub retry: Retry,
+    /// Longest wait for an API that cannot be reached.
+    pub patience: Duration,
+}
+
+/// Asks one API about the rows of one job.
+pub struct Caller {
+    api: Api,
+    prompts: Prompts,
+    steps: Vec<Step>,
+    gate: Arc<Gate>,
+    remote: Remote,
+    options: CallerOptions,
+    /// Calls that this caller has begun, those that wait for their turn included.
+    slots: Semaphore,
+    pace: Mutex<Pace>,
+    guess: Mutex<Guess>,
+}
+
+/// What became of some rows, for whoever shows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Rows that have all their answers.
+    pub succeeded: u64,
+    /// Rows that ended as errors.
+    pub failed: u64,
+    /// Tokens that it took.
+    pub tokens: u64,
+}
+
+impl Caller {
+    /// A caller for the steps of a job whose text stands in `text_field`.
+    pub fn new(
+        remote: &Remote,
+        steps: Vec<Step>,
+        text_field: &str,
+        access: &Access,
+        options: CallerOptions,
+    ) -> Result<Self, ClientError> {
+        let spec = &remote.spec;
+        let refused = |message: String| ClientError::Refused { status: 0, message };
+        let key = access.keys.find(spec.api_key_secret_ref.as_ref());
+        let key = key.map_err(|error| refused(error.to_string()))?;
+        let prompts = Prompts::new(steps.iter().map(Step::template), text_field);
+        Ok(Self {
+            api: Api::new(spec, &steps, key, access.link_local)?,
+            prompts: prompts.expect("the job was checked"),
+            pace: Mutex::new(Pace::new(spec.rows_per_call(), spec.rows_per_call_max)),
+            guess: Mutex::new(Guess::new(&steps)),
+            slots: Semaphore::new(spec.limits.concurrency as usize),
+            steps,
+            gate: access.gate.clone(),
+            remote: remote.clone(),
+            options,
+        })
+    }
+
+    /// What tells the results of the model from those of another.
+    pub fn identity(&self) -> String {
+        self.api.identity()
+    }
+
+    /// Answers every row, which is its text or the fields that prompts are made of. `tell` hears of
+    /// what became of them on the way.
+    pub async fn answer(
+        &self,
+        rows: &[String],
+        tell: impl Fn(Told),
+    ) -> Result<Answered, SubmitError> {
+        let mut outcomes: Vec<RowOutcome> = rows.iter().map(|_| Ok(Vec::new())).collect();
+        let mut tokens = 0;
+        for (step, Step { name, .. }) in self.steps.iter().enumerate() {
+            let of_step = |error: RowError| RowError {
+                step: Some(name.clone()),
+                ..error
+            };
+            let mut prompts = Vec::new();
+            for (row, outcome) in outcomes.iter_mut().enumerate() {
+                if outcome.is_err() {
+                    continue;
+                }
+                match self.prompts.render(step, &rows[row]) {
+                    Ok(prompt) => prompts.push((row, prompt)),
+                    Err(error) => {
+                        *outcome = Err(of_step(error));
+                        tell(Told {
+                            failed: 1,
+                            ..Told::default()
+                        });
+                    }
+                }
+            }
+            let is_last = step + 1 == self.steps.len();
+            let (row_of, prompts): (Vec<usize>, Vec<String>) = prompts.into_iter().unzip();
+            let pass = Pass::new(self, step, &prompts);
+            tokens += pass
+                .run(
+                    |prompt, said| {
+                        let outcome = &mut outcomes[row_of[prompt]];
+                        match said {
+                            Ok(prediction) => {
+                                outcome.as_mut().expect("it was asked").push(prediction);
+                            }
+                            Err(error) => *outcome = Err(of_step(error)),
+                        }
+                        let failed = u64::from(outcome.is_err());
+                        let succeeded = u64::from(is_last && outcome.is_ok());
+                        tell(Told {
+                            succeeded,
+                            failed,
+                            tokens: 0,
+                        });
+                    },
+                    |tokens| {
+                        tell(Told {
+                            tokens,
+                            ..Told::default()
+                        });
+                    },
+                )
+                .await?;
+        }
+        Ok(Answered { outcomes, tokens })
+    }
+
+    /// A call's wish to be let in.
+    fn ask(&self, tokens: u64) -> Ask {
+        let limits = &self.remote.spec.limits;
+        let timeout: Duration = self.remote.spec.timeout.into();
+        Ask {
+            limits: Limits {
+                requests_per_minute: limits.requests_per_minute.map(u64::from),
+                tokens_per_minute: limits.tokens_per_minute,
+                requests_per_day: limits.requests_per_day.map(u64::from),
+                concurrency: u64::from(limits.concurrency),
+            },
+            tokens,
+            workers_max: u64::from(self.remote.workers_max),
+            call_timeout: timeout + SETTLED_WITHIN,
+        }
+    }
+
+    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guess(&self) -> std::sync::MutexGuard<'_, Guess> {
+        self.guess.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The limits of an API could not be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("the limits of the API cannot be kept")]
+pub struct LimitsError(#[from] LeaseError);

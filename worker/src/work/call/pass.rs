@@ -1,0 +1,321 @@
+//! One step over some rows: calls are begun while there are slots and rows, and what comes of each
+//! decides what is asked next.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use backon::BackoffBuilder;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use millrace_leases::limits::Verdict;
+use millrace_protocol::row::{RowError, RowErrorCode};
+use millrace_protocol::wire::Prediction;
+use tokio::sync::SemaphorePermit;
+
+use super::{Caller, LimitsError};
+use crate::job::Retry;
+use crate::work::client::ClientError;
+use crate::work::client::remote::{CallError, Hints, Said};
+use crate::work::submit::SubmitError;
+
+/// How often a call that the API puts off says so.
+const PUT_OFF_WARNING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Rows that travel together, and how often they were tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    /// Indices of their prompts.
+    rows: Vec<usize>,
+    attempt: u32,
+}
+
+/// How a call ended.
+enum End {
+    Said(Said),
+    /// It may succeed another time.
+    Failed(RowError),
+    /// One of its rows is to blame.
+    Rejected(RowError),
+}
+
+/// One step over some rows.
+pub struct Pass<'a> {
+    caller: &'a Caller,
+    step: usize,
+    prompts: &'a [String],
+}
+
+/// What is to be asked.
+struct Open {
+    /// Rows that nobody has asked about yet.
+    fresh: VecDeque<usize>,
+    /// Pieces that are asked again now.
+    again: VecDeque<Piece>,
+    /// Pieces that are asked again after a while.
+    later: Vec<(Duration, Piece)>,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(caller: &'a Caller, step: usize, prompts: &'a [String]) -> Self {
+        Self {
+            caller,
+            step,
+            prompts,
+        }
+    }
+
+    /// Asks until every row has its end, of which `end` hears with the index of its prompt; `spent`
+    /// hears of tokens. Returns all tokens.
+    pub async fn run(
+        &self,
+        mut end: impl FnMut(usize, Result<Prediction, RowError>),
+        spent: impl Fn(u64),
+    ) -> Result<u64, SubmitError> {
+        let slots = &self.caller.slots;
+        let mut open = Open {
+            fresh: (0..self.prompts.len()).collect(),
+            again: VecDeque::new(),
+            later: Vec::new(),
+        };
+        let mut tokens = 0;
+        let mut calls = FuturesUnordered::new();
+        let mut resting = FuturesUnordered::new();
+        loop {
+            for (wait, piece) in open.later.drain(..) {
+                resting.push(async move {
+                    tokio::time::sleep(wait).await;
+                    piece
+                });
+            }
+            let is_open = !open.fresh.is_empty() || !open.again.is_empty();
+            tokio::select! {
+                biased;
+                Some(ended) = calls.next(), if !calls.is_empty() => {
+                    let (piece, ended): (Piece, End) = ended?;
+                    if let End::Said(Said { usage: Some(usage), .. }) = &ended {
+                        tokens += usage.total();
+                        spent(usage.total());
+                    }
+                    self.take(piece, ended, &mut open, &mut end);
+                }
+                Some(piece) = resting.next(), if !resting.is_empty() => open.again.push_back(piece),
+                slot = slots.acquire(), if is_open => {
+                    let slot = slot.expect("the semaphore is never closed");
+                    let piece = open.again.pop_front().unwrap_or_else(|| self.next(&mut open.fresh));
+                    calls.push(self.call(piece, slot));
+                }
+                else => return Ok(tokens),
+            }
+        }
+    }
+
+    /// The next rows that nobody has asked about.
+    fn next(&self, fresh: &mut VecDeque<usize>) -> Piece {
+        let rows = self.caller.pace().rows();
+        let rows = fresh.drain(..rows.min(fresh.len())).collect();
+        Piece { rows, attempt: 0 }
+    }
+
+    /// Makes a call, again and again while the API puts it off.
+    async fn call(
+        &self,
+        piece: Piece,
+        _slot: SemaphorePermit<'a>,
+    ) -> Result<(Piece, End), SubmitError> {
+        let (caller, count) = (self.caller, piece.rows.len());
+        let prompts: Vec<&str> = piece.rows.iter().map(|&row| &*self.prompts[row]).collect();
+        let call = caller.api.call(self.step, &prompts);
+        let writes = caller.writes();
+        let mut waits = backoff(&caller.options.retry, usize::MAX);
+        let (mut warned, mut away_since) = (Instant::now(), None);
+        loop {
+            let guessed = caller.guess().tokens(call.bytes(), count, writes);
+            let entered = caller.gate.enter(&caller.ask(guessed)).await;
+            let entered = entered.map_err(|error| SubmitError::Limits(LimitsError(error)))?;
+            let asked = Instant::now();
+            let (said, hints) = caller.api.make(&call).await;
+            let pause = pause(&hints, asked.elapsed());
+            let error = match said {
+                Ok(said) => {
+                    let tokens = said.usage.map(|usage| usage.total());
+                    entered.leave(tokens, Verdict::Fine, pause).await;
+                    if let Some(usage) = said.usage {
+                        caller.guess().learn(call.bytes(), count, usage);
+                    }
+                    return Ok((piece, End::Said(said)));
+                }
+                Err(error) => error,
+            };
+            let wait = waits.next().unwrap_or(caller.options.retry.backoff_max);
+            match error {
+                CallError::TooMuch { retry_after } => {
+                    let pause = pause.max(retry_after);
+                    entered.leave(Some(0), Verdict::TooMuch, pause).await;
+                    away_since = None;
+                    if warned.elapsed() >= PUT_OFF_WARNING_INTERVAL {
+                        warned = Instant::now();
+                        tracing::warn!(rows = count, "the API still puts a call off");
+                    }
+                }
+                CallError::Away(words) => {
+                    entered.leave(Some(0), Verdict::Nothing, pause).await;
+                    let since = *away_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= caller.options.patience {
+                        return Err(SubmitError::ServerAway(ClientError::Away(words)));
+                    }
+                }
+                CallError::Failed(error) => {
+                    entered.leave(None, Verdict::Nothing, pause).await;
+                    return Ok((piece, End::Failed(error)));
+                }
+                CallError::Rejected(error) => {
+                    entered.leave(None, Verdict::Nothing, pause).await;
+                    return Ok((piece, End::Rejected(error)));
+                }
+                CallError::Refused(error) => {
+                    entered.leave(Some(0), Verdict::Nothing, pause).await;
+                    return Err(SubmitError::Refused(error));
+                }
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Decides what becomes of the rows of a call.
+    fn take(
+        &self,
+        piece: Piece,
+        ended: End,
+        open: &mut Open,
+        end: &mut impl FnMut(usize, Result<Prediction, RowError>),
+    ) {
+        let count = piece.rows.len();
+        match ended {
+            End::Said(Said { rows, usage: _ }) => {
+                let mut is_whole = true;
+                for (row, said) in piece.rows.into_iter().zip(rows) {
+                    let Some(prediction) = said else {
+                        is_whole = false;
+                        let alone = Piece {
+                            rows: vec![row],
+                            attempt: piece.attempt,
+                        };
+                        match count {
+                            1 => self.again(alone, not_what_was_asked(), open, end),
+                            // Told apart from its company, it has all its tries before it.
+                            _ => open.again.push_back(alone),
+                        }
+                        continue;
+                    };
+                    match prediction.is_finite() {
+                        true => end(row, Ok(prediction)),
+                        false => end(row, Err(not_finite())),
+                    }
+                }
+                match is_whole {
+                    true => self.caller.pace().went_well(count),
+                    false => self.caller.pace().was_too_large(count),
+                }
+            }
+            End::Failed(error) => {
+                if error.code == RowErrorCode::Timeout {
+                    self.caller.pace().was_too_large(count);
+                }
+                self.again(piece, error, open, end);
+            }
+            End::Rejected(error) => match count {
+                1 => end(piece.rows[0], Err(error)),
+                _ => open.again.extend(halves(&piece)),
+            },
+        }
+    }
+
+    /// Asks rows of a failed call again after a while: first as they were, then in halves, in the end
+    /// one by one. A row that has no try left ends with the error.
+    fn again(
+        &self,
+        piece: Piece,
+        error: RowError,
+        open: &mut Open,
+        end: &mut impl FnMut(usize, Result<Prediction, RowError>),
+    ) {
+        let retry = &self.caller.options.retry;
+        let piece = Piece {
+            attempt: piece.attempt + 1,
+            ..piece
+        };
+        let is_spent = piece.attempt >= retry.attempts_max;
+        if is_spent && piece.rows.len() == 1 {
+            end(piece.rows[0], Err(error));
+            return;
+        }
+        let pieces = match piece.attempt {
+            _ if is_spent => ones(&piece, retry.attempts_max.saturating_sub(1)),
+            1 => vec![piece.clone()],
+            _ => halves(&piece),
+        };
+        let mut waits = backoff(retry, piece.attempt as usize);
+        let wait = waits.nth(piece.attempt as usize - 1);
+        let wait = wait.unwrap_or(retry.backoff_max);
+        open.later
+            .extend(pieces.into_iter().map(|piece| (wait, piece)));
+    }
+}
+
+impl Caller {
+    /// Whether answers are texts.
+    fn writes(&self) -> bool {
+        use millrace_crds::inference_service::RemoteApi;
+        self.remote.spec.api != RemoteApi::Embeddings
+    }
+}
+
+/// The two halves of a piece, or the piece itself if it is one row.
+fn halves(piece: &Piece) -> Vec<Piece> {
+    let size = piece.rows.len().div_ceil(2).max(1);
+    let half = |rows: &[usize]| Piece {
+        rows: rows.to_vec(),
+        attempt: piece.attempt,
+    };
+    piece.rows.chunks(size).map(half).collect()
+}
+
+fn ones(piece: &Piece, attempt: u32) -> Vec<Piece> {
+    let one = |&row: &usize| Piece {
+        rows: vec![row],
+        attempt,
+    };
+    piece.rows.iter().map(one).collect()
+}
+
+/// How long nobody may ask from now on, `since` having passed since the call was made. What headers
+/// say holds from when the API let the call in.
+fn pause(hints: &Hints, since: Duration) -> Option<Duration> {
+    let exhausted = hints.exhausted?.checked_sub(since)?;
+    Some(exhausted).filter(|pause| !pause.is_zero())
+}
+
+/// Waits between tries: each twice the one before it, with jitter so that many callers do not come
+/// back at once.
+fn backoff(retry: &Retry, times: usize) -> impl Iterator<Item = Duration> {
+    backon::ExponentialBuilder::default()
+        .with_min_delay(retry.backoff_initial)
+        .with_max_delay(retry.backoff_max)
+        .with_max_times(times)
+        .with_jitter()
+        .build()
+}
+
+fn not_what_was_asked() -> RowError {
+    RowError::new(
+        RowErrorCode::AnswerInvalid,
+        "the model's answer is not what was asked for",
+    )
+}
+
+fn not_finite() -> RowError {
+    RowError::new(
+        RowErrorCode::NotFinite,
+        "the model answered NaN or infinity",
+    )
+}

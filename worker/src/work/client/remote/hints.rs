@@ -1,0 +1,124 @@
+//! What an API says of its own limits in the headers of an answer. Pure.
+
+use std::time::Duration;
+
+use http::{HeaderMap, header};
+
+/// Longest that an API is believed to need.
+const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What an API says of its limits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// How long to wait before the next call.
+    pub retry_after: Option<Duration>,
+    /// How long from the moment of asking on nothing more is let in.
+    pub exhausted: Option<Duration>,
+}
+
+impl Hints {
+    /// Reads `retry-after`, `retry-after-ms` and `x-ratelimit-*`.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name)?.to_str().ok();
+        let precise = text("retry-after-ms").and_then(|ms| ms.trim().parse::<f64>().ok());
+        let seconds = || {
+            let seconds = text(header::RETRY_AFTER.as_str())?;
+            seconds.trim().parse::<f64>().ok()
+        };
+        let retry_after = precise
+            .map(|ms| ms / 1000.0)
+            .or_else(seconds)
+            .and_then(bounded);
+        let exhausted = |what: &str| {
+            let left = text(&format!("x-ratelimit-remaining-{what}"))?;
+            if left.trim().parse::<f64>().ok()? > 0.0 {
+                return None;
+            }
+            duration(text(&format!("x-ratelimit-reset-{what}"))?)
+        };
+        Self {
+            retry_after,
+            exhausted: exhausted("requests").max(exhausted("tokens")),
+        }
+    }
+}
+
+/// `6m0s`, `1.5s`, `120ms`, or seconds.
+fn duration(text: &str) -> Option<Duration> {
+    let (mut seconds, mut number, mut rest) = (0.0, String::new(), text.trim().chars().peekable());
+    while let Some(character) = rest.next() {
+        if character.is_ascii_digit() || character == '.' {
+            number.push(character);
+            continue;
+        }
+        let value: f64 = std::mem::take(&mut number).parse().ok()?;
+        seconds += value
+            * match character {
+                'd' => 86_400.0,
+                'h' => 3_600.0,
+                'm' if rest.next_if_eq(&'s').is_some() => 0.001,
+                'm' => 60.0,
+                's' => 1.0,
+                _ => return None,
+            };
+    }
+    if !number.is_empty() {
+        seconds += number.parse::<f64>().ok()?;
+    }
+    bounded(seconds)
+}
+
+fn bounded(seconds: f64) -> Option<Duration> {
+    let wait = Duration::try_from_secs_f64(seconds).ok()?;
+    Some(wait.min(PAUSE_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hints(headers: &[(&'static str, &str)]) -> Hints {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().unwrap());
+        }
+        Hints::of(&map)
+    }
+
+    #[test]
+    fn durations_are_read_in_every_form_that_is_in_use() {
+        for (text, ms) in [
+            ("6m0s", 360_000),
+            ("1m30.5s", 90_500),
+            ("120ms", 120),
+            ("1.5s", 1_500),
+            ("7", 7_000),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(duration(text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        assert_eq!(duration("soon"), None);
+    }
+
+    #[test]
+    fn what_is_left_is_believed_only_when_it_is_nothing() {
+        let left = hints(&[
+            ("x-ratelimit-remaining-requests", "3"),
+            ("x-ratelimit-reset-requests", "20s"),
+        ]);
+        assert_eq!(left, Hints::default());
+        let nothing = hints(&[
+            ("x-ratelimit-remaining-tokens", "0"),
+            ("x-ratelimit-reset-tokens", "6s"),
+        ]);
+        assert_eq!(nothing.exhausted, Some(Duration::from_secs(6)));
+    }
+
+    #[test]
+    fn the_more_precise_wait_counts() {
+        let both = hints(&[("retry-after", "2"), ("retry-after-ms", "1200")]);
+        assert_eq!(both.retry_after, Some(Duration::from_millis(1_200)));
+        let endless = hints(&[("retry-after", "-5")]);
+        assert_eq!(endless.retry_after, None);
+    }
+}

@@ -1,0 +1,116 @@
+//! HTTPS to an API elsewhere: pooled connections, HTTP/2 where the API speaks it, bounded in time and
+//! size.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use millrace_crds::inference_service::{Remote, RemoteApi};
+use millrace_protocol::row::{RowError, RowErrorCode};
+use millrace_telemetry::chain;
+use reqwest::redirect::Policy;
+
+use super::{ApiKey, CallError};
+use crate::store::{LinkLocal, guarded};
+use crate::work::client::ClientError;
+
+/// Longest that connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an idle connection is kept. Load balancers close theirs after a minute or so.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Largest answer: 2,048 vectors of 3,072 numbers in JSON.
+const REPLY_BYTES_MAX: usize = 128 << 20;
+
+/// What an API said.
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// A handle on the connections to an API.
+pub struct Http {
+    client: reqwest::Client,
+    url: String,
+    key: ApiKey,
+}
+
+impl Http {
+    pub fn new(spec: &Remote, key: ApiKey, link_local: LinkLocal) -> Result<Self, ClientError> {
+        let base = spec.base_url.trim_end_matches('/');
+        let endpoint = match spec.api {
+            RemoteApi::Chat => "chat/completions",
+            RemoteApi::Responses => "responses",
+            RemoteApi::Embeddings => "embeddings",
+        };
+        let url = format!("{base}/{endpoint}");
+        let client = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(spec.timeout.into())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tcp_nodelay(true)
+            // The key is for the API that the service names and for nobody else.
+            .redirect(Policy::none());
+        let client = guarded(client, &url, link_local)
+            .and_then(|client| client.build().map_err(|error| chain(&error)));
+        let client = client.map_err(|message| ClientError::Refused { status: 0, message })?;
+        Ok(Self { client, url, key })
+    }
+
+    pub async fn post(&self, body: Bytes) -> Result<Answer, CallError> {
+        let mut request = self
+            .client
+            .post(&self.url)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json")
+            .body(body);
+        if let Some(key) = self.key.value() {
+            let bearer = HeaderValue::from_str(&format!("Bearer {key}"));
+            let mut bearer = bearer.map_err(|_| {
+                CallError::Refused(ClientError::Refused {
+                    status: 0,
+                    message: "spec.remote.apiKeySecretRef: the key has characters that no header \
+                              can carry"
+                        .to_owned(),
+                })
+            })?;
+            bearer.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        let mut reply = request.send().await.map_err(failed)?;
+        let mut whole = BytesMut::new();
+        while let Some(piece) = reply.chunk().await.map_err(failed)? {
+            if whole.len() + piece.len() > REPLY_BYTES_MAX {
+                let message = format!("the API's answer is longer than {REPLY_BYTES_MAX} bytes");
+                let error = RowError::new(RowErrorCode::AnswerInvalid, message);
+                return Err(CallError::Rejected(error));
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(Answer {
+            status: reply.status(),
+            headers: reply.headers().clone(),
+            body: whole.freeze(),
+        })
+    }
+}
+
+/// What a failed exchange means. Names no URL: whoever reads an error line has no use for it.
+fn failed(error: reqwest::Error) -> CallError {
+    let error = error.without_url();
+    if error.is_connect() {
+        return CallError::Away(chain(&error));
+    }
+    CallError::Failed(match error.is_timeout() {
+        true => RowError::new(
+            RowErrorCode::Timeout,
+            "the API did not answer within spec.remote.timeout",
+        ),
+        false => RowError::new(
+            RowErrorCode::ModelFailed,
+            "the API ended the connection before it answered",
+        ),
+    })
+}
