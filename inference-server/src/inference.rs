@@ -11,9 +11,11 @@ use futures::StreamExt;
 use millrace_models::model::{Encoding, Model};
 use millrace_protocol::row::{RowError, RowErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Span;
 
 use crate::{
+    answers::Answers,
     batcher::{Item, Priority},
     metrics::Metrics,
     queue::{DoorError, QueueHandle},
@@ -75,7 +77,19 @@ impl Inference {
 
     /// Asks every model about every text: answer `text * models + model`, in that order.
     /// Dropping the future withdraws the texts that have not run yet.
-    pub async fn ask(&self, question: Question) -> Result<Vec<Answer>, DoorError> {
+    pub async fn ask(self: &Arc<Self>, question: Question) -> Result<Vec<Answer>, DoorError> {
+        let mut coming = self.begin(question)?;
+        let mut answers = Vec::new();
+        while let Some(answer) = coming.next().await {
+            answers.push(answer);
+        }
+        answers.sort_unstable_by_key(|answer| answer.slot);
+        trace::note_tokens(answers.iter().map(|answer| answer.tokens).sum());
+        Ok(answers)
+    }
+
+    /// Asks as [`Inference::ask`] does, for answers as they come.
+    pub fn begin(self: &Arc<Self>, question: Question) -> Result<Answers, DoorError> {
         let Question {
             texts,
             models,
@@ -86,30 +100,25 @@ impl Inference {
         let slots = texts.len() * models.len();
         let permits = self.queue.enter(slots, priority)?;
         let (sender, receiver) = mpsc::channel(slots.max(1));
-        let arrived = Instant::now();
-        trace::note_rows(texts.len());
-        let chunks = self.chunks(&Arc::new(texts), &models, permits, &sender);
-        drop(sender);
         let asked = Asked {
             priority,
             truncate,
-            arrived,
+            arrived: Instant::now(),
             deadline,
         };
-        let tokenizing = futures::stream::iter(chunks)
-            .for_each_concurrent(self.tokenize_threads, |chunk| self.encode(chunk, asked));
-        let withdraw = WithdrawOnDrop {
-            queue: &self.queue,
-            waiting: true,
+        trace::note_rows(texts.len());
+        let chunks = chunks(&Arc::new(texts), &models, permits, &sender);
+        let inference = self.clone();
+        let work = async move {
+            let encode = |chunk| inference.encode(chunk, asked);
+            let chunks = futures::stream::iter(chunks);
+            chunks
+                .for_each_concurrent(inference.tokenize_threads, encode)
+                .await;
         };
-        let until = tokio::time::sleep_until(deadline.into());
-        let answers = tokio::select! {
-            ((), answers) = futures::future::join(tokenizing, collect(receiver, slots)) => answers,
-            () = until => timed_out(slots),
-        };
-        withdraw.answered();
-        trace::note_tokens(answers.iter().map(|answer| answer.tokens).sum());
-        Ok(answers)
+        let work = AbortOnDropHandle::new(tokio::spawn(work));
+        let queue = self.queue.clone();
+        Ok(Answers::new(receiver, slots, deadline, queue, work))
     }
 
     /// Encodes a chunk on a blocking thread once one is free, and queues it. Owns all it needs,
@@ -134,33 +143,33 @@ impl Inference {
             }
         }
     }
+}
 
-    fn chunks(
-        &self,
-        texts: &Arc<Vec<String>>,
-        models: &[usize],
-        mut permits: OwnedSemaphorePermit,
-        sender: &mpsc::Sender<Answer>,
-    ) -> Vec<Chunk> {
-        let mut chunks = Vec::with_capacity(texts.len().div_ceil(CHUNK_TEXTS) * models.len());
-        for start in (0..texts.len()).step_by(CHUNK_TEXTS) {
-            let range = start..texts.len().min(start + CHUNK_TEXTS);
-            for (position, &model) in models.iter().enumerate() {
-                let replies = range.clone().map(|index| {
-                    let permit = permits.split(1).expect("the door gave one permit per slot");
-                    Reply::new(sender.clone(), index * models.len() + position, permit)
-                });
-                chunks.push(Chunk {
-                    texts: texts.clone(),
-                    range: range.clone(),
-                    model,
-                    span: Span::current(),
-                    replies: replies.collect(),
-                });
-            }
+/// The texts in pieces for the blocking threads; all models of the first texts come before the next.
+fn chunks(
+    texts: &Arc<Vec<String>>,
+    models: &[usize],
+    mut permits: OwnedSemaphorePermit,
+    sender: &mpsc::Sender<Answer>,
+) -> Vec<Chunk> {
+    let mut chunks = Vec::with_capacity(texts.len().div_ceil(CHUNK_TEXTS) * models.len());
+    for start in (0..texts.len()).step_by(CHUNK_TEXTS) {
+        let range = start..texts.len().min(start + CHUNK_TEXTS);
+        for (position, &model) in models.iter().enumerate() {
+            let replies = range.clone().map(|index| {
+                let permit = permits.split(1).expect("the door gave one permit per slot");
+                Reply::new(sender.clone(), index * models.len() + position, permit)
+            });
+            chunks.push(Chunk {
+                texts: texts.clone(),
+                range: range.clone(),
+                model,
+                span: Span::current(),
+                replies: replies.collect(),
+            });
         }
-        chunks
     }
+    chunks
 }
 
 /// What all chunks of a question share.
@@ -228,47 +237,4 @@ fn encode(model: &Model, text: &str, truncate: bool) -> Result<Encoding, RowErro
         ));
     }
     Ok(encoding)
-}
-
-/// Tells the queue to look for withdrawn texts if the question is dropped before its answers came.
-struct WithdrawOnDrop<'a> {
-    queue: &'a QueueHandle,
-    waiting: bool,
-}
-
-impl WithdrawOnDrop<'_> {
-    fn answered(mut self) {
-        self.waiting = false;
-    }
-}
-
-impl Drop for WithdrawOnDrop<'_> {
-    fn drop(&mut self) {
-        if self.waiting {
-            self.queue.sweep();
-        }
-    }
-}
-
-/// All answers in the order of their slots.
-async fn collect(mut receiver: mpsc::Receiver<Answer>, slots: usize) -> Vec<Answer> {
-    let mut answers = Vec::with_capacity(slots);
-    while let Some(answer) = receiver.recv().await {
-        answers.push(answer);
-    }
-    answers.sort_unstable_by_key(|answer| answer.slot);
-    assert_eq!(answers.len(), slots, "every reply sends exactly one answer");
-    answers
-}
-
-fn timed_out(slots: usize) -> Vec<Answer> {
-    let message = "the answers did not come before the deadline; send fewer texts at a time";
-    let error = RowError::new(RowErrorCode::Timeout, message);
-    (0..slots)
-        .map(|slot| Answer {
-            slot,
-            tokens: 0,
-            result: Err(error.clone()),
-        })
-        .collect()
 }

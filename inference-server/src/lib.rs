@@ -5,6 +5,7 @@
 //! async runtime, [`queue`] holds it, [`batcher`] decides with whom it runs, [`engine`] runs the
 //! batch on the model and answers. [`server`] puts them together and takes them apart again.
 
+pub mod answers;
 pub mod batcher;
 pub mod engine;
 pub mod http;

@@ -69,10 +69,20 @@ fn names(tasks: &[Task]) -> String {
         .join(", ")
 }
 
+/// What an endpoint answers in the place of what it cannot.
 #[derive(Serialize)]
-struct ErrorBody {
+pub struct ErrorBody {
     error: String,
     error_type: &'static str,
+}
+
+impl From<RowError> for ErrorBody {
+    fn from(error: RowError) -> Self {
+        Self {
+            error_type: row_status_and_type(error.code).1,
+            error: error.message,
+        }
+    }
 }
 
 #[derive(Serialize)]

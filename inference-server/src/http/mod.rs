@@ -1,5 +1,6 @@
 //! The HTTP edge: what is asked for, in which shape, and what is refused before it costs anything.
 
+mod analyze;
 pub mod app;
 mod body;
 mod error;
@@ -33,6 +34,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/embed", post(online::embed))
         .route("/predict", post(online::predict))
         .route("/v1/embeddings", post(openai::embeddings))
+        .route(analyze::ANALYZE, post(analyze::analyze))
+        .route(analyze::BATCH_ANALYZE, post(analyze::batch_analyze))
+        .route(analyze::STREAM_ANALYZE, post(analyze::stream_analyze))
+        .route(analyze::ONE_MODEL, post(analyze::one_model))
         .route(ROWS_PATH, post(rows::rows))
         .route("/health", get(info::health))
         .route("/ready", get(info::ready))
@@ -44,29 +49,33 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// Endpoints that answer texts. Their requests are traced.
+const ANSWERING: [&str; 8] = [
+    "/embed",
+    "/predict",
+    "/v1/embeddings",
+    analyze::ANALYZE,
+    analyze::BATCH_ANALYZE,
+    analyze::STREAM_ANALYZE,
+    analyze::ONE_MODEL,
+    ROWS_PATH,
+];
+
+/// Endpoints that say how the server is.
+const TELLING: [&str; 4] = ["/health", "/ready", "/metrics", "/info"];
+
 /// Counts a request under the route it matched; paths nobody serves share one label. Requests for
 /// answers are traced as well.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let endpoint = match request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(MatchedPath::as_str)
-    {
-        Some("/embed") => "/embed",
-        Some("/predict") => "/predict",
-        Some("/v1/embeddings") => "/v1/embeddings",
-        Some(ROWS_PATH) => ROWS_PATH,
-        Some("/health") => "/health",
-        Some("/ready") => "/ready",
-        Some("/metrics") => "/metrics",
-        Some("/info") => "/info",
-        _ => "other",
+    let route = request.extensions().get::<MatchedPath>();
+    let among = |endpoints: &[&'static str]| {
+        let route = route.map(MatchedPath::as_str);
+        endpoints.iter().copied().find(|known| route == Some(known))
     };
-    let span = match endpoint {
-        "/embed" | "/predict" | "/v1/embeddings" | ROWS_PATH => trace::request(endpoint, &request),
-        _ => Span::none(),
-    };
+    let answering = among(&ANSWERING);
+    let endpoint = answering.or_else(|| among(&TELLING)).unwrap_or("other");
+    let span = answering.map_or_else(Span::none, |endpoint| trace::request(endpoint, &request));
     let response = next.run(request).instrument(span.clone()).await;
     trace::note_status(&span, response.status());
     app.metrics

@@ -1,5 +1,6 @@
 //! The server as its clients see it: the real server over real sockets, with the stand-in backend.
 
+mod analyze;
 mod binary;
 mod client;
 mod faults;
