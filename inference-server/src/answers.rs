@@ -24,9 +24,9 @@ pub struct Answers {
     /// Once the deadline has passed, the slot from which on those without an answer time out.
     late_from: Option<usize>,
     queue: QueueHandle,
-    /// Brings the texts into the queue. A task of its own, so that a client who is slow to read
+    /// Brings the texts into the queue, if any must. A task of its own, so that a client who is slow to read
     /// holds up nobody who waits for the same text.
-    _work: AbortOnDropHandle<()>,
+    _work: Option<AbortOnDropHandle<()>>,
 }
 
 impl Answers {
@@ -36,7 +36,7 @@ impl Answers {
         slots: usize,
         deadline: Instant,
         queue: QueueHandle,
-        work: AbortOnDropHandle<()>,
+        work: Option<AbortOnDropHandle<()>>,
     ) -> Self {
         Self {
             receiver,
@@ -76,6 +76,7 @@ impl Answers {
         Some(Answer {
             slot,
             tokens: 0,
+            cached: false,
             result: Err(RowError::new(RowErrorCode::Timeout, message)),
         })
     }

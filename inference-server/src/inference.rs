@@ -1,22 +1,26 @@
-//! From texts to answers: the door, the tokenisers, the queue and back.
+//! From texts to answers: the cache, the door, the tokenisers, the queue and back.
 //!
 //! Never runs a model and never tokenises on the async runtime: texts are encoded in chunks on
 //! blocking threads, at most [`Inference::tokenize_threads`] at a time per priority, and each
 //! chunk goes into the queue as soon as it is ready, so the engine starts on the first while the
 //! others are still being encoded.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use futures::StreamExt;
 use millrace_models::model::{Encoding, Model};
-use millrace_protocol::row::{RowError, RowErrorCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use millrace_protocol::{
+    row::{RowError, RowErrorCode},
+    wire::Prediction,
+};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Span;
 
 use crate::{
     answers::Answers,
     batcher::{Item, Priority},
+    cache::{Cache, Keys, Lead, Role},
     metrics::Metrics,
     queue::{DoorError, QueueHandle},
     trace,
@@ -34,6 +38,7 @@ pub struct Inference {
     /// Permits of their own, so that a job's thousands of texts never delay an online text.
     online_tokenizers: Arc<Semaphore>,
     batch_tokenizers: Arc<Semaphore>,
+    cache: Option<Arc<Cache>>,
     metrics: Arc<Metrics>,
 }
 
@@ -52,11 +57,12 @@ pub struct Question {
 }
 
 impl Inference {
-    /// Joins models and queue.
+    /// Joins models and queue, with a cache before them or none.
     pub fn new(
         models: Arc<Vec<Model>>,
         queue: QueueHandle,
         tokenize_threads: usize,
+        cache: Option<Arc<Cache>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let tokenizers = || Arc::new(Semaphore::new(tokenize_threads));
@@ -66,6 +72,7 @@ impl Inference {
             tokenize_threads,
             online_tokenizers: tokenizers(),
             batch_tokenizers: tokenizers(),
+            cache,
             metrics,
         }
     }
@@ -97,34 +104,140 @@ impl Inference {
             truncate,
             deadline,
         } = question;
+        trace::note_rows(texts.len());
         let slots = texts.len() * models.len();
-        let permits = self.queue.enter(slots, priority)?;
         let (sender, receiver) = mpsc::channel(slots.max(1));
-        let asked = Asked {
+        let asked = Arc::new(Asked {
+            texts: Arc::new(texts),
+            models,
             priority,
             truncate,
             arrived: Instant::now(),
             deadline,
-        };
-        trace::note_rows(texts.len());
-        let chunks = chunks(&Arc::new(texts), &models, permits, &sender);
-        let inference = self.clone();
-        let work = async move {
-            let encode = |chunk| inference.encode(chunk, asked);
-            let chunks = futures::stream::iter(chunks);
-            chunks
-                .for_each_concurrent(inference.tokenize_threads, encode)
-                .await;
-        };
-        let work = AbortOnDropHandle::new(tokio::spawn(work));
+            span: Span::current(),
+        });
+        // A job's texts are hashed later, off the async runtime: they may be many megabytes.
+        let cache = self.cache.as_ref();
+        let keys = cache
+            .filter(|_| priority == Priority::Online)
+            .map(|_| self.keys(&asked));
+        let recall = |slot| cache?.get(&keys.as_ref()?.get(slot));
+        let known = (0..slots).map(recall).collect::<Vec<_>>();
+        let open = known.iter().filter(|known| known.is_none()).count();
+        let mut permits = self.queue.enter(open, priority)?;
+        let mut replies = Vec::with_capacity(open);
+        for (slot, known) in known.into_iter().enumerate() {
+            match known {
+                Some(known) => answer_at_once(&sender, slot, &known),
+                None => {
+                    let permit = permits.split(1).expect("the door gave one for each");
+                    replies.push(Reply::new(sender.clone(), slot, permit));
+                }
+            }
+        }
+        let work = (open > 0).then(|| {
+            let work = self.clone().work(asked, keys, replies);
+            AbortOnDropHandle::new(tokio::spawn(work))
+        });
         let queue = self.queue.clone();
         Ok(Answers::new(receiver, slots, deadline, queue, work))
     }
 
+    /// Answers what the cache knows, brings the rest into the queue, and waits for whoever computes
+    /// the same already.
+    async fn work(self: Arc<Self>, asked: Arc<Asked>, keys: Option<Keys>, replies: Vec<Reply>) {
+        let Some(cache) = &self.cache else {
+            return self.tokenize(&asked, replies).await;
+        };
+        let (keys, replies) = match keys {
+            Some(keys) => (keys, replies),
+            None => match self.recall(cache, &asked, replies).await {
+                Some(left) => left,
+                None => return,
+            },
+        };
+        let mut leading = Vec::with_capacity(replies.len());
+        let mut following = Vec::new();
+        for mut reply in replies {
+            match cache.join(keys.get(reply.slot()), asked.priority) {
+                Role::Known(known) => reply.recall(&known),
+                Role::Lead(lead) => {
+                    reply.lead(lead);
+                    leading.push(reply);
+                }
+                Role::Follow(coming) => following.push((reply, coming)),
+            }
+        }
+        let lead = async {
+            let left = recall_shared(cache, leading).await;
+            self.tokenize(&asked, left).await;
+        };
+        let follow = async {
+            let following = following.into_iter().map(|(reply, coming)| async move {
+                match coming.await {
+                    Ok(known) => {
+                        reply.recall(&known);
+                        None
+                    }
+                    // Whoever led gave up, for a reason of their own perhaps.
+                    Err(_) => Some(reply),
+                }
+            });
+            let left = futures::future::join_all(following).await;
+            self.tokenize(&asked, left.into_iter().flatten().collect())
+                .await;
+        };
+        futures::future::join(lead, follow).await;
+    }
+
+    /// Hashes the texts and answers what this process knows, on a thread that may block. Leaves the
+    /// others; nothing if the thread panicked, which each dropped reply says.
+    async fn recall(
+        self: &Arc<Self>,
+        cache: &Arc<Cache>,
+        asked: &Arc<Asked>,
+        replies: Vec<Reply>,
+    ) -> Option<(Keys, Vec<Reply>)> {
+        let (inference, cache, asked) = (self.clone(), cache.clone(), asked.clone());
+        let recalling = tokio::task::spawn_blocking(move || {
+            let keys = inference.keys(&asked);
+            let mut left = Vec::with_capacity(replies.len());
+            for reply in replies {
+                match cache.get(&keys.get(reply.slot())) {
+                    Some(known) => reply.recall(&known),
+                    None => left.push(reply),
+                }
+            }
+            (keys, left)
+        });
+        let recalled = recalling.await;
+        recalled
+            .inspect_err(|error| tracing::error!(%error, "hashing texts panicked"))
+            .ok()
+    }
+
+    fn keys(&self, asked: &Asked) -> Keys {
+        let models = asked.models.iter();
+        let fingerprints = models.map(|&model| self.models[model].fingerprint());
+        Keys::new(
+            &fingerprints.collect::<Vec<_>>(),
+            asked.truncate,
+            &asked.texts,
+        )
+    }
+
+    /// Encodes the texts of the replies and queues them.
+    async fn tokenize(&self, asked: &Arc<Asked>, replies: Vec<Reply>) {
+        let chunks = futures::stream::iter(chunks(asked, replies));
+        chunks
+            .for_each_concurrent(self.tokenize_threads, |chunk| self.encode(chunk))
+            .await;
+    }
+
     /// Encodes a chunk on a blocking thread once one is free, and queues it. Owns all it needs,
     /// because a blocking thread outlives the question when that is dropped.
-    fn encode(&self, chunk: Chunk, asked: Asked) -> impl Future<Output = ()> + Send + use<> {
-        let tokenizers = match asked.priority {
+    fn encode(&self, chunk: Chunk) -> impl Future<Output = ()> + Send + use<> {
+        let tokenizers = match chunk.asked.priority {
             Priority::Online => self.online_tokenizers.clone(),
             Priority::Batch => self.batch_tokenizers.clone(),
         };
@@ -134,8 +247,7 @@ impl Inference {
             let permit = tokenizers.acquire_owned().await;
             let encode = move || {
                 let model = &models[chunk.model];
-                let items = chunk.encode(model, asked, &metrics);
-                queue.add_blocking(items);
+                queue.add_blocking(chunk.encode(model, &metrics));
                 drop(permit);
             };
             if let Err(error) = tokio::task::spawn_blocking(encode).await {
@@ -145,60 +257,87 @@ impl Inference {
     }
 }
 
-/// The texts in pieces for the blocking threads; all models of the first texts come before the next.
-fn chunks(
-    texts: &Arc<Vec<String>>,
-    models: &[usize],
-    mut permits: OwnedSemaphorePermit,
-    sender: &mpsc::Sender<Answer>,
-) -> Vec<Chunk> {
-    let mut chunks = Vec::with_capacity(texts.len().div_ceil(CHUNK_TEXTS) * models.len());
-    for start in (0..texts.len()).step_by(CHUNK_TEXTS) {
-        let range = start..texts.len().min(start + CHUNK_TEXTS);
-        for (position, &model) in models.iter().enumerate() {
-            let replies = range.clone().map(|index| {
-                let permit = permits.split(1).expect("the door gave one permit per slot");
-                Reply::new(sender.clone(), index * models.len() + position, permit)
-            });
-            chunks.push(Chunk {
-                texts: texts.clone(),
-                range: range.clone(),
-                model,
-                span: Span::current(),
-                replies: replies.collect(),
-            });
+/// Answers a slot without a place in the queue, since nothing waits.
+fn answer_at_once(sender: &mpsc::Sender<Answer>, slot: usize, known: &Arc<Prediction>) {
+    let answer = Answer {
+        slot,
+        tokens: 0,
+        cached: true,
+        result: Ok(Prediction::clone(known)),
+    };
+    sender
+        .try_send(answer)
+        .expect("the channel has a place for each slot");
+}
+
+/// Answers what Redis knows; leaves the others.
+async fn recall_shared(cache: &Cache, leading: Vec<Reply>) -> Vec<Reply> {
+    let keys = leading.iter().filter_map(Reply::leads).map(Lead::key);
+    let found = cache.get_shared(&keys.collect::<Vec<_>>()).await;
+    let mut left = Vec::with_capacity(leading.len());
+    for (reply, found) in leading.into_iter().zip(found) {
+        match found {
+            Some(found) => reply.recall(&found),
+            None => left.push(reply),
+        }
+    }
+    left
+}
+
+/// The texts in pieces for the blocking threads; all models of the first texts come before the
+/// next. Replies come in the order of their slots.
+fn chunks(asked: &Arc<Asked>, replies: Vec<Reply>) -> Vec<Chunk> {
+    let models = asked.models.len();
+    let mut chunks = Vec::new();
+    let mut replies = replies.into_iter().peekable();
+    while let Some(first) = replies.peek() {
+        let end = (first.slot() / models + CHUNK_TEXTS) * models;
+        let mut of_models = asked.models.iter().map(|_| Vec::new()).collect::<Vec<_>>();
+        while let Some(reply) = replies.next_if(|reply| reply.slot() < end) {
+            of_models[reply.slot() % models].push(reply);
+        }
+        for (&model, replies) in asked.models.iter().zip(of_models) {
+            if !replies.is_empty() {
+                chunks.push(Chunk {
+                    asked: asked.clone(),
+                    model,
+                    replies,
+                });
+            }
         }
     }
     chunks
 }
 
 /// What all chunks of a question share.
-#[derive(Clone, Copy)]
 struct Asked {
+    texts: Arc<Vec<String>>,
+    models: Vec<usize>,
     priority: Priority,
     truncate: bool,
     arrived: Instant,
     deadline: Instant,
+    span: Span,
 }
 
 /// Texts that are encoded in one go for one model.
 struct Chunk {
-    texts: Arc<Vec<String>>,
-    range: Range<usize>,
+    asked: Arc<Asked>,
     model: usize,
-    span: Span,
     replies: Vec<Reply>,
 }
 
 impl Chunk {
     /// Encodes the texts; those that cannot be are answered at once.
-    fn encode(self, model: &Model, asked: Asked, metrics: &Metrics) -> Vec<Item<Work>> {
+    fn encode(self, model: &Model, metrics: &Metrics) -> Vec<Item<Work>> {
+        let asked = &self.asked;
         let mut items = Vec::with_capacity(self.replies.len());
-        for (index, reply) in self.range.zip(self.replies) {
+        for reply in self.replies {
             if reply.is_gone() {
                 continue;
             }
-            match encode(model, &self.texts[index], asked.truncate) {
+            let index = reply.slot() / asked.models.len();
+            match encode(model, &asked.texts[index], asked.truncate) {
                 Ok(encoding) => items.push(Item {
                     model: self.model,
                     priority: asked.priority,
@@ -206,10 +345,10 @@ impl Chunk {
                     arrived: asked.arrived,
                     deadline: asked.deadline,
                     payload: Work {
-                        texts: self.texts.clone(),
+                        texts: asked.texts.clone(),
                         index,
                         encoding,
-                        span: self.span.clone(),
+                        span: asked.span.clone(),
                         reply,
                     },
                 }),

@@ -219,11 +219,14 @@ pub struct Totals {
     failed: usize,
     /// Tokens that went through models.
     tokens: usize,
+    /// Answers that were there before.
+    cached: usize,
 }
 
 impl Totals {
     fn take(&mut self, answer: Answer) -> Slot {
         self.tokens += answer.tokens;
+        self.cached += usize::from(answer.cached);
         match answer.result {
             Ok(prediction) => Slot::Answered(prediction),
             Err(error) => Slot::Failed(error.into()),

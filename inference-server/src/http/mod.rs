@@ -5,6 +5,7 @@ pub mod app;
 mod body;
 mod error;
 mod info;
+pub mod keys;
 mod online;
 mod openai;
 mod rows;
@@ -24,16 +25,17 @@ use millrace_protocol::wire::ROWS_PATH;
 use tracing::{Instrument, Span};
 
 use crate::{
-    http::{app::App, error::ApiError},
+    http::{app::App, error::ApiError, keys::ApiKeys},
     trace,
 };
 
-/// All endpoints, the same over TCP and over the Unix socket.
-pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+/// All endpoints, the same over TCP and over the Unix socket; with `keys`, for those alone who bring
+/// one.
+pub fn router(app: Arc<App>, keys: Option<Arc<ApiKeys>>) -> Router {
+    let router = Router::new()
         .route("/embed", post(online::embed))
         .route("/predict", post(online::predict))
-        .route("/v1/embeddings", post(openai::embeddings))
+        .route(openai::EMBEDDINGS, post(openai::embeddings))
         .route(analyze::ANALYZE, post(analyze::analyze))
         .route(analyze::BATCH_ANALYZE, post(analyze::batch_analyze))
         .route(analyze::STREAM_ANALYZE, post(analyze::stream_analyze))
@@ -44,7 +46,13 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(info::metrics))
         .route("/info", get(info::info))
         .fallback(|| async { ApiError::NoSuchEndpoint })
-        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed });
+    let router = match keys {
+        Some(keys) => router.layer(middleware::from_fn_with_state(keys, keys::require)),
+        None => router,
+    };
+    // Last, and so around all others: refusals are counted too.
+    router
         .layer(middleware::from_fn_with_state(app.clone(), measure))
         .with_state(app)
 }
@@ -53,7 +61,7 @@ pub fn router(app: Arc<App>) -> Router {
 const ANSWERING: [&str; 8] = [
     "/embed",
     "/predict",
-    "/v1/embeddings",
+    openai::EMBEDDINGS,
     analyze::ANALYZE,
     analyze::BATCH_ANALYZE,
     analyze::STREAM_ANALYZE,

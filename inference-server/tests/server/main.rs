@@ -2,8 +2,10 @@
 
 mod analyze;
 mod binary;
+mod cache;
 mod client;
 mod faults;
+mod keys;
 mod overload;
 mod replies;
 mod scene;

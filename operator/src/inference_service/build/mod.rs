@@ -4,6 +4,7 @@ mod computes;
 mod config_map;
 mod deployment;
 mod network;
+mod requests;
 mod runtime;
 mod secret;
 
