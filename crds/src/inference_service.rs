@@ -1,5 +1,6 @@
 //! `InferenceService`: models that run together in one server.
 
+mod online;
 mod remote;
 mod runtime;
 mod template;
@@ -11,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
+pub use online::{Auth, Cache};
 pub use remote::{Remote, RemoteApi, RemoteLimits, SecretKeyRef};
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
 pub use template::{
@@ -41,6 +43,8 @@ pub use template::{
     // A list of what can answer rows, so that a further way is a further entry.
     validation = Rule::new("[has(self.models), has(self.runtime), has(self.remote)].exists_one(given, given)")
         .message("give exactly one of models, which this project's own server runs, runtime, a server image of your own, and remote, an API elsewhere"),
+    validation = Rule::new("!has(self.auth) || has(self.models)")
+        .message("auth needs models: a server of your own checks keys in its own way"),
     validation = Rule::new("!has(self.modelCache) || (has(self.models) && self.models.all(m, has(m.source.digest)))")
         .message("modelCache needs models, each with source.digest: without it nobody could tell whether what lies in the cache is what is meant"),
 )]
@@ -65,6 +69,15 @@ pub struct InferenceServiceSpec {
     /// settings of its own, nor with `remote`.
     #[serde(default)]
     pub batching: Batching,
+
+    /// Whether answers are kept for texts that come again. Means nothing with `runtime`.
+    #[serde(default)]
+    pub cache: Cache,
+
+    /// Who may send requests over the network: whoever brings a key. Without it everybody may who
+    /// reaches the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
 
     /// How many pods serve. Means nothing for a local run, which is one server.
     #[serde(default)]

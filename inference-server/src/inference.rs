@@ -1,20 +1,26 @@
-//! From texts to answers: the door, the tokenisers, the queue and back.
+//! From texts to answers: the cache, the door, the tokenisers, the queue and back.
 //!
 //! Never runs a model and never tokenises on the async runtime: texts are encoded in chunks on
 //! blocking threads, at most [`Inference::tokenize_threads`] at a time per priority, and each
 //! chunk goes into the queue as soon as it is ready, so the engine starts on the first while the
 //! others are still being encoded.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use futures::StreamExt;
 use millrace_models::model::{Encoding, Model};
-use millrace_protocol::row::{RowError, RowErrorCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use millrace_protocol::{
+    row::{RowError, RowErrorCode},
+    wire::Prediction,
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Span;
 
 use crate::{
+    answers::Answers,
     batcher::{Item, Priority},
+    cache::{Cache, Keys, Lead, Role},
     metrics::Metrics,
     queue::{DoorError, QueueHandle},
     trace,
@@ -32,6 +38,7 @@ pub struct Inference {
     /// Permits of their own, so that a job's thousands of texts never delay an online text.
     online_tokenizers: Arc<Semaphore>,
     batch_tokenizers: Arc<Semaphore>,
+    cache: Option<Arc<Cache>>,
     metrics: Arc<Metrics>,
 }
 
@@ -50,11 +57,12 @@ pub struct Question {
 }
 
 impl Inference {
-    /// Joins models and queue.
+    /// Joins models and queue, with a cache before them or none.
     pub fn new(
         models: Arc<Vec<Model>>,
         queue: QueueHandle,
         tokenize_threads: usize,
+        cache: Option<Arc<Cache>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let tokenizers = || Arc::new(Semaphore::new(tokenize_threads));
@@ -64,6 +72,7 @@ impl Inference {
             tokenize_threads,
             online_tokenizers: tokenizers(),
             batch_tokenizers: tokenizers(),
+            cache,
             metrics,
         }
     }
@@ -75,7 +84,19 @@ impl Inference {
 
     /// Asks every model about every text: answer `text * models + model`, in that order.
     /// Dropping the future withdraws the texts that have not run yet.
-    pub async fn ask(&self, question: Question) -> Result<Vec<Answer>, DoorError> {
+    pub async fn ask(self: &Arc<Self>, question: Question) -> Result<Vec<Answer>, DoorError> {
+        let mut coming = self.begin(question)?;
+        let mut answers = Vec::new();
+        while let Some(answer) = coming.next().await {
+            answers.push(answer);
+        }
+        answers.sort_unstable_by_key(|answer| answer.slot);
+        trace::note_tokens(answers.iter().map(|answer| answer.tokens).sum());
+        Ok(answers)
+    }
+
+    /// Asks as [`Inference::ask`] does, for answers as they come.
+    pub fn begin(self: &Arc<Self>, question: Question) -> Result<Answers, DoorError> {
         let Question {
             texts,
             models,
@@ -83,39 +104,140 @@ impl Inference {
             truncate,
             deadline,
         } = question;
-        let slots = texts.len() * models.len();
-        let permits = self.queue.enter(slots, priority)?;
-        let (sender, receiver) = mpsc::channel(slots.max(1));
-        let arrived = Instant::now();
         trace::note_rows(texts.len());
-        let chunks = self.chunks(&Arc::new(texts), &models, permits, &sender);
-        drop(sender);
-        let asked = Asked {
+        let slots = texts.len() * models.len();
+        let (sender, receiver) = mpsc::channel(slots.max(1));
+        let asked = Arc::new(Asked {
+            texts: Arc::new(texts),
+            models,
             priority,
             truncate,
-            arrived,
+            arrived: Instant::now(),
             deadline,
+            span: Span::current(),
+        });
+        // A job's texts are hashed later, off the async runtime: they may be many megabytes.
+        let cache = self.cache.as_ref();
+        let keys = cache
+            .filter(|_| priority == Priority::Online)
+            .map(|_| self.keys(&asked));
+        let recall = |slot| cache?.get(&keys.as_ref()?.get(slot));
+        let known = (0..slots).map(recall).collect::<Vec<_>>();
+        let open = known.iter().filter(|known| known.is_none()).count();
+        let mut permits = self.queue.enter(open, priority)?;
+        let mut replies = Vec::with_capacity(open);
+        for (slot, known) in known.into_iter().enumerate() {
+            match known {
+                Some(known) => answer_at_once(&sender, slot, &known),
+                None => {
+                    let permit = permits.split(1).expect("the door gave one for each");
+                    replies.push(Reply::new(sender.clone(), slot, permit));
+                }
+            }
+        }
+        let work = (open > 0).then(|| {
+            let work = self.clone().work(asked, keys, replies);
+            AbortOnDropHandle::new(tokio::spawn(work))
+        });
+        let queue = self.queue.clone();
+        Ok(Answers::new(receiver, slots, deadline, queue, work))
+    }
+
+    /// Answers what the cache knows, brings the rest into the queue, and waits for whoever computes
+    /// the same already.
+    async fn work(self: Arc<Self>, asked: Arc<Asked>, keys: Option<Keys>, replies: Vec<Reply>) {
+        let Some(cache) = &self.cache else {
+            return self.tokenize(&asked, replies).await;
         };
-        let tokenizing = futures::stream::iter(chunks)
-            .for_each_concurrent(self.tokenize_threads, |chunk| self.encode(chunk, asked));
-        let withdraw = WithdrawOnDrop {
-            queue: &self.queue,
-            waiting: true,
+        let (keys, replies) = match keys {
+            Some(keys) => (keys, replies),
+            None => match self.recall(cache, &asked, replies).await {
+                Some(left) => left,
+                None => return,
+            },
         };
-        let until = tokio::time::sleep_until(deadline.into());
-        let answers = tokio::select! {
-            ((), answers) = futures::future::join(tokenizing, collect(receiver, slots)) => answers,
-            () = until => timed_out(slots),
+        let mut leading = Vec::with_capacity(replies.len());
+        let mut following = Vec::new();
+        for mut reply in replies {
+            match cache.join(keys.get(reply.slot()), asked.priority) {
+                Role::Known(known) => reply.recall(&known),
+                Role::Lead(lead) => {
+                    reply.lead(lead);
+                    leading.push(reply);
+                }
+                Role::Follow(coming) => following.push((reply, coming)),
+            }
+        }
+        let lead = async {
+            let left = recall_shared(cache, leading).await;
+            self.tokenize(&asked, left).await;
         };
-        withdraw.answered();
-        trace::note_tokens(answers.iter().map(|answer| answer.tokens).sum());
-        Ok(answers)
+        let follow = async {
+            let following = following.into_iter().map(|(reply, coming)| async move {
+                match coming.await {
+                    Ok(known) => {
+                        reply.recall(&known);
+                        None
+                    }
+                    // Whoever led gave up, for a reason of their own perhaps.
+                    Err(_) => Some(reply),
+                }
+            });
+            let left = futures::future::join_all(following).await;
+            self.tokenize(&asked, left.into_iter().flatten().collect())
+                .await;
+        };
+        futures::future::join(lead, follow).await;
+    }
+
+    /// Hashes the texts and answers what this process knows, on a thread that may block. Leaves the
+    /// others; nothing if the thread panicked, which each dropped reply says.
+    async fn recall(
+        self: &Arc<Self>,
+        cache: &Arc<Cache>,
+        asked: &Arc<Asked>,
+        replies: Vec<Reply>,
+    ) -> Option<(Keys, Vec<Reply>)> {
+        let (inference, cache, asked) = (self.clone(), cache.clone(), asked.clone());
+        let recalling = tokio::task::spawn_blocking(move || {
+            let keys = inference.keys(&asked);
+            let mut left = Vec::with_capacity(replies.len());
+            for reply in replies {
+                match cache.get(&keys.get(reply.slot())) {
+                    Some(known) => reply.recall(&known),
+                    None => left.push(reply),
+                }
+            }
+            (keys, left)
+        });
+        let recalled = recalling.await;
+        recalled
+            .inspect_err(|error| tracing::error!(%error, "hashing texts panicked"))
+            .ok()
+    }
+
+    fn keys(&self, asked: &Asked) -> Keys {
+        let models = asked.models.iter();
+        let fingerprints = models.map(|&model| self.models[model].fingerprint());
+        Keys::new(
+            &fingerprints.collect::<Vec<_>>(),
+            asked.truncate,
+            &asked.texts,
+        )
+    }
+
+    /// Encodes the texts of the replies and queues them.
+    async fn tokenize(&self, asked: &Arc<Asked>, replies: Vec<Reply>) {
+        let chunks = futures::stream::iter(chunks(asked, replies));
+        chunks
+            .for_each_concurrent(self.tokenize_threads, |chunk| self.encode(chunk))
+            .await;
     }
 
     /// Encodes a chunk on a blocking thread once one is free, and queues it. Owns all it needs,
     /// because a blocking thread outlives the question when that is dropped.
-    fn encode(&self, chunk: Chunk, asked: Asked) -> impl Future<Output = ()> + Send + use<> {
-        let tokenizers = match asked.priority {
+    fn encode(&self, chunk: Chunk) -> impl Future<Output = ()> + Send + use<> {
+        let tokenizers = match chunk.asked.priority {
             Priority::Online => self.online_tokenizers.clone(),
             Priority::Batch => self.batch_tokenizers.clone(),
         };
@@ -125,8 +247,7 @@ impl Inference {
             let permit = tokenizers.acquire_owned().await;
             let encode = move || {
                 let model = &models[chunk.model];
-                let items = chunk.encode(model, asked, &metrics);
-                queue.add_blocking(items);
+                queue.add_blocking(chunk.encode(model, &metrics));
                 drop(permit);
             };
             if let Err(error) = tokio::task::spawn_blocking(encode).await {
@@ -134,62 +255,89 @@ impl Inference {
             }
         }
     }
+}
 
-    fn chunks(
-        &self,
-        texts: &Arc<Vec<String>>,
-        models: &[usize],
-        mut permits: OwnedSemaphorePermit,
-        sender: &mpsc::Sender<Answer>,
-    ) -> Vec<Chunk> {
-        let mut chunks = Vec::with_capacity(texts.len().div_ceil(CHUNK_TEXTS) * models.len());
-        for start in (0..texts.len()).step_by(CHUNK_TEXTS) {
-            let range = start..texts.len().min(start + CHUNK_TEXTS);
-            for (position, &model) in models.iter().enumerate() {
-                let replies = range.clone().map(|index| {
-                    let permit = permits.split(1).expect("the door gave one permit per slot");
-                    Reply::new(sender.clone(), index * models.len() + position, permit)
-                });
+/// Answers a slot without a place in the queue, since nothing waits.
+fn answer_at_once(sender: &mpsc::Sender<Answer>, slot: usize, known: &Arc<Prediction>) {
+    let answer = Answer {
+        slot,
+        tokens: 0,
+        cached: true,
+        result: Ok(Prediction::clone(known)),
+    };
+    sender
+        .try_send(answer)
+        .expect("the channel has a place for each slot");
+}
+
+/// Answers what Redis knows; leaves the others.
+async fn recall_shared(cache: &Cache, leading: Vec<Reply>) -> Vec<Reply> {
+    let keys = leading.iter().filter_map(Reply::leads).map(Lead::key);
+    let found = cache.get_shared(&keys.collect::<Vec<_>>()).await;
+    let mut left = Vec::with_capacity(leading.len());
+    for (reply, found) in leading.into_iter().zip(found) {
+        match found {
+            Some(found) => reply.recall(&found),
+            None => left.push(reply),
+        }
+    }
+    left
+}
+
+/// The texts in pieces for the blocking threads; all models of the first texts come before the
+/// next. Replies come in the order of their slots.
+fn chunks(asked: &Arc<Asked>, replies: Vec<Reply>) -> Vec<Chunk> {
+    let models = asked.models.len();
+    let mut chunks = Vec::new();
+    let mut replies = replies.into_iter().peekable();
+    while let Some(first) = replies.peek() {
+        let end = (first.slot() / models + CHUNK_TEXTS) * models;
+        let mut of_models = asked.models.iter().map(|_| Vec::new()).collect::<Vec<_>>();
+        while let Some(reply) = replies.next_if(|reply| reply.slot() < end) {
+            of_models[reply.slot() % models].push(reply);
+        }
+        for (&model, replies) in asked.models.iter().zip(of_models) {
+            if !replies.is_empty() {
                 chunks.push(Chunk {
-                    texts: texts.clone(),
-                    range: range.clone(),
+                    asked: asked.clone(),
                     model,
-                    span: Span::current(),
-                    replies: replies.collect(),
+                    replies,
                 });
             }
         }
-        chunks
     }
+    chunks
 }
 
 /// What all chunks of a question share.
-#[derive(Clone, Copy)]
 struct Asked {
+    texts: Arc<Vec<String>>,
+    models: Vec<usize>,
     priority: Priority,
     truncate: bool,
     arrived: Instant,
     deadline: Instant,
+    span: Span,
 }
 
 /// Texts that are encoded in one go for one model.
 struct Chunk {
-    texts: Arc<Vec<String>>,
-    range: Range<usize>,
+    asked: Arc<Asked>,
     model: usize,
-    span: Span,
     replies: Vec<Reply>,
 }
 
 impl Chunk {
     /// Encodes the texts; those that cannot be are answered at once.
-    fn encode(self, model: &Model, asked: Asked, metrics: &Metrics) -> Vec<Item<Work>> {
+    fn encode(self, model: &Model, metrics: &Metrics) -> Vec<Item<Work>> {
+        let asked = &self.asked;
         let mut items = Vec::with_capacity(self.replies.len());
-        for (index, reply) in self.range.zip(self.replies) {
+        for reply in self.replies {
             if reply.is_gone() {
                 continue;
             }
-            match encode(model, &self.texts[index], asked.truncate) {
+            let index = reply.slot() / asked.models.len();
+            match encode(model, &asked.texts[index], asked.truncate) {
                 Ok(encoding) => items.push(Item {
                     model: self.model,
                     priority: asked.priority,
@@ -197,10 +345,10 @@ impl Chunk {
                     arrived: asked.arrived,
                     deadline: asked.deadline,
                     payload: Work {
-                        texts: self.texts.clone(),
+                        texts: asked.texts.clone(),
                         index,
                         encoding,
-                        span: self.span.clone(),
+                        span: asked.span.clone(),
                         reply,
                     },
                 }),
@@ -228,47 +376,4 @@ fn encode(model: &Model, text: &str, truncate: bool) -> Result<Encoding, RowErro
         ));
     }
     Ok(encoding)
-}
-
-/// Tells the queue to look for withdrawn texts if the question is dropped before its answers came.
-struct WithdrawOnDrop<'a> {
-    queue: &'a QueueHandle,
-    waiting: bool,
-}
-
-impl WithdrawOnDrop<'_> {
-    fn answered(mut self) {
-        self.waiting = false;
-    }
-}
-
-impl Drop for WithdrawOnDrop<'_> {
-    fn drop(&mut self) {
-        if self.waiting {
-            self.queue.sweep();
-        }
-    }
-}
-
-/// All answers in the order of their slots.
-async fn collect(mut receiver: mpsc::Receiver<Answer>, slots: usize) -> Vec<Answer> {
-    let mut answers = Vec::with_capacity(slots);
-    while let Some(answer) = receiver.recv().await {
-        answers.push(answer);
-    }
-    answers.sort_unstable_by_key(|answer| answer.slot);
-    assert_eq!(answers.len(), slots, "every reply sends exactly one answer");
-    answers
-}
-
-fn timed_out(slots: usize) -> Vec<Answer> {
-    let message = "the answers did not come before the deadline; send fewer texts at a time";
-    let error = RowError::new(RowErrorCode::Timeout, message);
-    (0..slots)
-        .map(|slot| Answer {
-            slot,
-            tokens: 0,
-            result: Err(error.clone()),
-        })
-        .collect()
 }

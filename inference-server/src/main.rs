@@ -95,6 +95,9 @@ fn config(options: &Options) -> anyhow::Result<ServerConfig> {
         tokenize_threads: options
             .tokenize_threads
             .unwrap_or_else(|| options.threads()),
+        cache_redis_url: options.cache_redis_url.clone(),
+        namespace: options.namespace.clone(),
+        api_keys: options.api_keys.clone(),
         limits: limits.http(),
         drain_delay: Duration::from_millis(limits.drain_delay_ms),
         drain_deadline: Duration::from_millis(limits.drain_deadline_ms),

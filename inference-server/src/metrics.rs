@@ -25,6 +25,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     request_seconds: Family<EndpointLabel, Histogram, fn() -> Histogram>,
     row_errors: Family<CodeLabel, Counter>,
+    cache_lookups: Family<LookupLabels, Counter>,
     queue_seconds: Histogram,
     batch_items: Histogram,
     batch_tokens: Histogram,
@@ -56,6 +57,12 @@ struct CodeLabel {
     code: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookupLabels {
+    tier: &'static str,
+    outcome: &'static str,
+}
+
 /// 0.5 ms to 65 s: from one short text on a GPU to a full queue on a laptop.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.0005, 2.0, 18))
@@ -69,6 +76,7 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(seconds),
             row_errors: Family::default(),
+            cache_lookups: Family::default(),
             queue_seconds: seconds(),
             batch_items: Histogram::new(exponential_buckets(1.0, 2.0, 17)),
             batch_tokens: Histogram::new(exponential_buckets(8.0, 2.0, 17)),
@@ -88,6 +96,7 @@ impl Metrics {
             requests,
             request_seconds,
             row_errors,
+            cache_lookups,
             queue_seconds,
             batch_items,
             batch_tokens,
@@ -142,6 +151,11 @@ impl Metrics {
             "Batches halved after a failure",
             batch_splits.clone(),
         );
+        registry.register(
+            "cache_lookups",
+            "Answers sought in a tier of the cache",
+            cache_lookups.clone(),
+        );
         registry.register("tokens", "Tokens that went through models", tokens.clone());
     }
 
@@ -173,6 +187,14 @@ impl Metrics {
             .get_or_create(&CodeLabel {
                 code: code.as_str(),
             })
+            .inc();
+    }
+
+    /// Notes that an answer was sought in a tier of the cache.
+    pub fn note_lookup(&self, tier: &'static str, known: bool) {
+        let outcome = if known { "hit" } else { "miss" };
+        self.cache_lookups
+            .get_or_create(&LookupLabels { tier, outcome })
             .inc();
     }
 

@@ -44,6 +44,24 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_ALLOW_TORCHSCRIPT")]
     pub allow_torchscript: bool,
 
+    /// Redis that shares kept answers with other servers, where spec.cache is enabled.
+    #[arg(
+        long,
+        env = "MILLRACE_CACHE_REDIS_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub cache_redis_url: Option<String>,
+
+    /// Folder with one file for each API key, named like its client, where the service has
+    /// spec.auth. Read again every few seconds.
+    #[arg(long, env = "MILLRACE_API_KEYS", value_name = "FOLDER")]
+    pub api_keys: Option<PathBuf>,
+
+    /// Namespace of the service: namespaces share no answers.
+    #[arg(long, env = "MILLRACE_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+
     /// Answer with a deterministic stand-in for tests instead of the models' weights. Options are
     /// key=value, separated by commas.
     #[arg(long, env = "MILLRACE_FAKE_BACKEND", value_name = "OPTIONS", num_args = 0..=1,

@@ -4,9 +4,10 @@
 //! every model has computed once. A drain goes the way of the data: unready, no new connections,
 //! requests in flight, queue, engine threads.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
-use millrace_crds::inference_service::{Batching, InferenceServiceSpec};
+use millrace_crds::inference_service::{Auth, Batching, Cache as CacheSpec, InferenceServiceSpec};
+use millrace_leases::LeaseError;
 use millrace_models::{
     backend::{BackendError, PackedBatch},
     model::{LoadError, LoadOptions, Model},
@@ -16,12 +17,15 @@ use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     batcher::Limits,
+    cache::{Cache, CacheOptions},
     engine::Engine,
     http::{
         app::{App, HttpLimits},
+        keys::{ApiKeys, KeysError},
         router,
         serve::{Listener, serve},
     },
@@ -30,8 +34,8 @@ use crate::{
     queue,
 };
 
-/// What to serve and how.
-#[derive(Debug, Clone)]
+/// What to serve and how. Not printable, since the URL of a Redis may hold a password.
+#[derive(Clone)]
 pub struct ServerConfig {
     /// The models and how they are batched.
     pub spec: InferenceServiceSpec,
@@ -45,6 +49,12 @@ pub struct ServerConfig {
     pub tokenize_threads: usize,
     /// Bounds of requests.
     pub limits: HttpLimits,
+    /// Redis that shares kept answers with other servers, where the service keeps any.
+    pub cache_redis_url: Option<String>,
+    /// Namespace of the service: namespaces share no answers.
+    pub namespace: String,
+    /// Folder with the API keys of those who may ask over TCP, where the service wants keys.
+    pub api_keys: Option<PathBuf>,
     /// Time in which a draining server is unready but still serves.
     pub drain_delay: Duration,
     /// Time for the requests in flight after that.
@@ -81,6 +91,17 @@ pub enum ServerError {
         /// Why.
         source: WarmupError,
     },
+    /// The service wants keys, and there are none to compare with.
+    #[error("the service wants API keys (spec.auth): give --api-keys FOLDER, or no --listen")]
+    NoApiKeys,
+    /// The keys cannot be read.
+    #[error("the API keys cannot be read")]
+    ApiKeys(#[from] KeysError),
+    /// The Redis of the cache is no Redis.
+    #[error(
+        "the URL of the cache's Redis cannot be used: set --cache-redis-url to redis://host:port"
+    )]
+    Cache(#[source] LeaseError),
     /// Threads cannot be started.
     #[error("the engine threads cannot be started")]
     Threads(#[source] std::io::Error),
@@ -120,10 +141,12 @@ impl ServerError {
     /// devices say may be another thing the next time.
     pub fn is_permanent(&self) -> bool {
         match self {
-            ServerError::NoListener => true,
+            ServerError::NoListener | ServerError::NoApiKeys | ServerError::Cache(_) => true,
             ServerError::Load { source, .. } => source.is_permanent(),
             ServerError::Warmup { source, .. } => source.is_permanent(),
             ServerError::Listen { .. }
+            // A Secret may be mended while the pod waits.
+            | ServerError::ApiKeys(_)
             | ServerError::Threads(_)
             | ServerError::Ended(_)
             | ServerError::DrainDeadline(_) => false,
@@ -139,12 +162,15 @@ pub struct Server {
     /// Each says whether its connections ended in time.
     listeners: JoinSet<bool>,
     address: Option<std::net::SocketAddr>,
+    /// Looks for API keys that were added or withdrawn, as long as the server lives.
+    _keys: Option<AbortOnDropHandle<()>>,
 }
 
 impl Server {
     /// Starts to listen.
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
         let app = Arc::new(App::new(config.limits.clone(), Arc::new(Metrics::new())));
+        let keys = api_keys(&config)?;
         let mut bound = Vec::new();
         if let Some(path) = &config.uds {
             let listener = Listener::unix(path).await;
@@ -163,7 +189,11 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let mut listeners = JoinSet::new();
         for listener in bound {
-            let router = router(app.clone());
+            // Whoever reaches the socket is in the pod already.
+            let keys = keys
+                .clone()
+                .filter(|_| matches!(listener, Listener::Tcp(_)));
+            let router = router(app.clone(), keys);
             let limits = config.limits.clone();
             listeners.spawn(serve(
                 listener,
@@ -179,6 +209,7 @@ impl Server {
             stop,
             listeners,
             address,
+            _keys: keys.map(|keys| AbortOnDropHandle::new(tokio::spawn(keys.keep_reading()))),
         })
     }
 
@@ -217,6 +248,7 @@ impl Server {
     fn start_working(&self, models: Vec<Model>) -> Result<Working, ServerError> {
         let models = Arc::new(models);
         let metrics = self.app.metrics.clone();
+        let cache = self.cache(&metrics)?;
         let limits = batch_limits(&models, &self.config.spec.batching);
         let engines = models
             .iter()
@@ -232,9 +264,33 @@ impl Server {
         let engine = Engine::start(models.clone(), seats, metrics.clone());
         let engine = engine.map_err(ServerError::Threads)?;
         let tokenize_threads = self.config.tokenize_threads.max(1);
-        self.app
-            .set_loaded(Inference::new(models, handle, tokenize_threads, metrics));
+        self.app.set_loaded(Inference::new(
+            models,
+            handle,
+            tokenize_threads,
+            cache,
+            metrics,
+        ));
         Ok(Working { queue, engine })
+    }
+
+    fn cache(&self, metrics: &Arc<Metrics>) -> Result<Option<Arc<Cache>>, ServerError> {
+        let CacheSpec {
+            enabled,
+            ttl_seconds,
+            max_bytes,
+        } = self.config.spec.cache;
+        if !enabled {
+            return Ok(None);
+        }
+        let options = CacheOptions {
+            ttl: Duration::from_secs(ttl_seconds.into()),
+            bytes_max: max_bytes,
+            redis_url: self.config.cache_redis_url.clone(),
+            namespace: self.config.namespace.clone(),
+        };
+        let cache = Cache::new(options, metrics.clone());
+        cache.map(Some).map_err(ServerError::Cache)
     }
 
     async fn drain(mut self, working: Option<Working>) -> Result<(), ServerError> {
@@ -258,6 +314,20 @@ impl Server {
         tracing::info!("drained");
         Ok(())
     }
+}
+
+/// The keys that requests over TCP must bring. A service that wants keys is never open without.
+fn api_keys(config: &ServerConfig) -> Result<Option<Arc<ApiKeys>>, ServerError> {
+    let (Some(auth), Some(_)) = (&config.spec.auth, &config.listen) else {
+        return Ok(None);
+    };
+    let Auth {
+        secret_ref: _,
+        requests_per_minute,
+    } = auth;
+    let folder = config.api_keys.as_ref().ok_or(ServerError::NoApiKeys)?;
+    let requests_per_minute = requests_per_minute.and_then(NonZeroU32::new);
+    Ok(Some(Arc::new(ApiKeys::open(folder, requests_per_minute)?)))
 }
 
 /// What runs once models are loaded.

@@ -11,6 +11,8 @@ use millrace_protocol::{
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::Span;
 
+use crate::cache::Lead;
+
 /// A tokenised text that waits for its model.
 #[derive(Debug)]
 pub struct Work {
@@ -40,6 +42,8 @@ pub struct Reply {
     sender: mpsc::Sender<Answer>,
     slot: usize,
     sent: bool,
+    /// Who else learns the answer; dropped unsent, they learn that this text gave up.
+    lead: Option<Lead>,
     /// Held from the door until the answer is there: the queue's bound counts these.
     _permit: OwnedSemaphorePermit,
 }
@@ -51,6 +55,8 @@ pub struct Answer {
     pub slot: usize,
     /// Tokens that went through the model.
     pub tokens: usize,
+    /// Whether the answer was there before.
+    pub cached: bool,
     /// What the model said, or why it said nothing.
     pub result: Result<Prediction, RowError>,
 }
@@ -62,6 +68,7 @@ impl Reply {
             sender,
             slot,
             sent: false,
+            lead: None,
             _permit: permit,
         }
     }
@@ -71,22 +78,49 @@ impl Reply {
         self.sender.is_closed()
     }
 
+    /// Which slot of the request is answered.
+    pub fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// Makes the answer known to whoever waits for the same.
+    pub fn lead(&mut self, lead: Lead) {
+        self.lead = Some(lead);
+    }
+
+    /// What others wait for, if they do.
+    pub fn leads(&self) -> Option<&Lead> {
+        self.lead.as_ref()
+    }
+
     /// Sends the answer of a text that went through the model.
     pub fn send(mut self, tokens: usize, result: Result<Prediction, RowError>) {
-        self.deliver(tokens, result);
+        if let (Some(lead), Ok(prediction)) = (self.lead.take(), &result) {
+            lead.computed(&Arc::new(prediction.clone()));
+        }
+        self.deliver(tokens, false, result);
+    }
+
+    /// Sends an answer that was there before.
+    pub fn recall(mut self, prediction: &Arc<Prediction>) {
+        if let Some(lead) = self.lead.take() {
+            lead.found(prediction);
+        }
+        self.deliver(0, true, Ok(Prediction::clone(prediction)));
     }
 
     /// Sends the answer of a text that never reached the model.
     pub fn refuse(mut self, error: RowError) {
-        self.deliver(0, Err(error));
+        self.deliver(0, false, Err(error));
     }
 
-    fn deliver(&mut self, tokens: usize, result: Result<Prediction, RowError>) {
+    fn deliver(&mut self, tokens: usize, cached: bool, result: Result<Prediction, RowError>) {
         self.sent = true;
         // The channel has a place for each slot, so sending fails only where nobody listens.
         let _ = self.sender.try_send(Answer {
             slot: self.slot,
             tokens,
+            cached,
             result,
         });
     }
@@ -96,7 +130,11 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if !self.sent {
             let message = "the server gave the text up before its model could run";
-            self.deliver(0, Err(RowError::new(RowErrorCode::ModelFailed, message)));
+            self.deliver(
+                0,
+                false,
+                Err(RowError::new(RowErrorCode::ModelFailed, message)),
+            );
         }
     }
 }

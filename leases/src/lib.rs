@@ -31,7 +31,7 @@ mod registry;
 mod users;
 
 pub use self::memory::MemoryLeaseStore;
-pub use self::redis::{RedisLeaseStore, RedisOptions, RunKey};
+pub use self::redis::{Connection as RedisConnection, RedisLeaseStore, RedisOptions, RunKey};
 pub use self::registry::JobRegistry;
 pub use self::users::{NamespaceUsers, UsersError};
 

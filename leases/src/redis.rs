@@ -22,7 +22,7 @@ use super::{
 
 mod connection;
 
-pub(crate) use self::connection::Connection;
+pub use self::connection::Connection;
 
 /// Shards per script that adds or opens them: a few milliseconds of the server's only thread.
 const CHUNK_SHARDS_MAX: usize = 1_000;

@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod fake;
+mod fingerprint;
 pub mod model;
 pub mod prediction;
 #[cfg(feature = "torch")]

@@ -10,6 +10,7 @@ use millrace_protocol::wire::Prediction;
 use crate::backend::{Backend, Head};
 use crate::config::{ModelConfig, ProblemType};
 use crate::fake::{self, FakeBackend, FakeOptions};
+use crate::fingerprint::{Loaded, fingerprint};
 use crate::folder::{FolderError, ModelFolder};
 use crate::prediction::{self, Finish};
 use crate::source::ModelFiles;
@@ -76,6 +77,7 @@ pub struct Model {
     name: String,
     task: Task,
     digest: String,
+    fingerprint: [u8; 32],
     dtype: &'static str,
     device: String,
     max_length: usize,
@@ -108,15 +110,24 @@ impl Model {
             _ => ["negative", "positive"].map(str::to_owned).to_vec(),
         });
         let backend = FakeBackend::new(options.clone(), labels.len());
+        let (digest, dtype) = ("fake", "Float32");
+        let max_length = spec.max_length;
+        let max_length = max_length.map_or(fake::MAX_LENGTH, |length| length as usize);
+        let stand_in = format!("{options:?}");
+        let loaded = Loaded {
+            digest,
+            dtype,
+            max_length,
+            stand_in: Some(&stand_in),
+        };
         Model {
             name: spec.name.clone(),
             task: spec.task,
-            digest: "fake".to_owned(),
-            dtype: "Float32",
+            digest: digest.to_owned(),
+            fingerprint: fingerprint(spec, loaded),
+            dtype,
             device: "fake".to_owned(),
-            max_length: spec
-                .max_length
-                .map_or(fake::MAX_LENGTH, |length| length as usize),
+            max_length,
             tokens: Tokens::Fake {
                 options: options.clone(),
                 text_chars_max,
@@ -144,9 +155,16 @@ impl Model {
             dtype,
             device,
         } = computing(&files, &config, spec, options)?;
+        let loaded = Loaded {
+            digest: &files.digest,
+            dtype,
+            max_length,
+            stand_in: None,
+        };
         Ok(Model {
             name: spec.name.clone(),
             task: spec.task,
+            fingerprint: fingerprint(spec, loaded),
             digest: files.digest,
             dtype,
             device,
@@ -170,6 +188,11 @@ impl Model {
     /// `sha256:` and the digest of the model's files.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// What decides the model's answers, as one hash: its files and its settings.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
     }
 
     /// Number format that was chosen, as the API writes it.

@@ -26,6 +26,10 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_LEASES_REDIS_URL")]
     pub redis_url: String,
 
+    /// Redis in which services keep answers, as their pods reach it.
+    #[arg(long, env = "MILLRACE_CACHE_REDIS_URL", hide_env_values = true)]
+    pub cache_redis_url: Option<String>,
+
     /// Gives each namespace a user of its own on that Redis, which reaches the keys of its namespace
     /// alone. The URL must be that of a user with a password who may make users.
     #[arg(long, env = "MILLRACE_NAMESPACE_USERS")]

@@ -19,6 +19,9 @@ pub const MANIFESTS: &str = "/etc/millrace";
 /// Key of the lease Redis' URL in the Secret that pods take it from.
 pub const REDIS_URL_KEY: &str = "url";
 
+/// Key of the cache Redis' URL in the same Secret.
+pub const CACHE_URL_KEY: &str = "cache-url";
+
 /// Why a container waits that is about to begin.
 const BEGINNING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 

@@ -10,7 +10,7 @@ use std::{
 
 use millrace_crds::inference_service::Task;
 use millrace_models::model::Model;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::{http::error::ApiError, inference::Inference, metrics::Metrics};
 
@@ -74,7 +74,7 @@ pub struct App {
     /// Absent while models are loading and after the drain.
     inference: RwLock<Option<Arc<Inference>>>,
     draining: AtomicBool,
-    online_slots: Semaphore,
+    online_slots: Arc<Semaphore>,
     rows_slots: Semaphore,
 }
 
@@ -82,7 +82,7 @@ impl App {
     /// An app whose models are not loaded yet.
     pub fn new(limits: HttpLimits, metrics: Arc<Metrics>) -> Self {
         Self {
-            online_slots: Semaphore::new(limits.concurrent_requests_max),
+            online_slots: Arc::new(Semaphore::new(limits.concurrent_requests_max)),
             rows_slots: Semaphore::new(limits.concurrent_rows_requests_max),
             limits,
             metrics,
@@ -132,10 +132,11 @@ impl App {
             .unwrap_or_else(PoisonError::into_inner) = inference;
     }
 
-    /// The right to hold an online request's body.
-    pub(crate) fn online_slot(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+    /// The right to be answered an online request. It outlives the handler where answers stream.
+    pub(crate) fn online_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         self.online_slots
-            .try_acquire()
+            .clone()
+            .try_acquire_owned()
             .map_err(|_| ApiError::TooManyRequests)
     }
 

@@ -8,7 +8,7 @@ use axum::{
 };
 use http::{
     HeaderValue, StatusCode,
-    header::{CONNECTION, RETRY_AFTER},
+    header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use millrace_crds::inference_service::Task;
 use millrace_protocol::row::{RowError, RowErrorCode};
@@ -47,6 +47,10 @@ pub enum ApiError {
         names(tasks)
     )]
     NoModelForTask { tasks: &'static [Task] },
+    #[error("bring an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")]
+    Unauthorized,
+    #[error("this API key has sent its requests for now; try again in {retry_after_seconds} s")]
+    RateLimited { retry_after_seconds: u64 },
     #[error("too many requests at a time; try again")]
     TooManyRequests,
     #[error(transparent)]
@@ -69,10 +73,20 @@ fn names(tasks: &[Task]) -> String {
         .join(", ")
 }
 
+/// What an endpoint answers in the place of what it cannot.
 #[derive(Serialize)]
-struct ErrorBody {
+pub struct ErrorBody {
     error: String,
     error_type: &'static str,
+}
+
+impl From<RowError> for ErrorBody {
+    fn from(error: RowError) -> Self {
+        Self {
+            error_type: row_status_and_type(error.code).1,
+            error: error.message,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -108,7 +122,10 @@ impl ApiError {
             ApiError::WrongTask { .. } | ApiError::NoModelForTask { .. } => {
                 (StatusCode::FAILED_DEPENDENCY, "Backend")
             }
-            ApiError::TooManyRequests | ApiError::Door(DoorError::Full { .. }) => {
+            ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+            ApiError::TooManyRequests
+            | ApiError::RateLimited { .. }
+            | ApiError::Door(DoorError::Full { .. }) => {
                 (StatusCode::TOO_MANY_REQUESTS, "Overloaded")
             }
             ApiError::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "Unhealthy"),
@@ -170,7 +187,16 @@ fn with_headers(error: &ApiError, mut response: Response) -> Response {
     let headers = response.headers_mut();
     let status = error.status_and_type().0;
     if status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        let seconds = match error {
+            ApiError::RateLimited {
+                retry_after_seconds,
+            } => *retry_after_seconds,
+            _ => 1,
+        };
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     // What is left of such a body is not worth reading to keep the connection.
     if matches!(

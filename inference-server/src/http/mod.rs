@@ -1,9 +1,11 @@
 //! The HTTP edge: what is asked for, in which shape, and what is refused before it costs anything.
 
+mod analyze;
 pub mod app;
 mod body;
 mod error;
 mod info;
+pub mod keys;
 mod online;
 mod openai;
 mod rows;
@@ -23,50 +25,65 @@ use millrace_protocol::wire::ROWS_PATH;
 use tracing::{Instrument, Span};
 
 use crate::{
-    http::{app::App, error::ApiError},
+    http::{app::App, error::ApiError, keys::ApiKeys},
     trace,
 };
 
-/// All endpoints, the same over TCP and over the Unix socket.
-pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+/// All endpoints, the same over TCP and over the Unix socket; with `keys`, for those alone who bring
+/// one.
+pub fn router(app: Arc<App>, keys: Option<Arc<ApiKeys>>) -> Router {
+    let router = Router::new()
         .route("/embed", post(online::embed))
         .route("/predict", post(online::predict))
-        .route("/v1/embeddings", post(openai::embeddings))
+        .route(openai::EMBEDDINGS, post(openai::embeddings))
+        .route(analyze::ANALYZE, post(analyze::analyze))
+        .route(analyze::BATCH_ANALYZE, post(analyze::batch_analyze))
+        .route(analyze::STREAM_ANALYZE, post(analyze::stream_analyze))
+        .route(analyze::ONE_MODEL, post(analyze::one_model))
         .route(ROWS_PATH, post(rows::rows))
         .route("/health", get(info::health))
         .route("/ready", get(info::ready))
         .route("/metrics", get(info::metrics))
         .route("/info", get(info::info))
         .fallback(|| async { ApiError::NoSuchEndpoint })
-        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed });
+    let router = match keys {
+        Some(keys) => router.layer(middleware::from_fn_with_state(keys, keys::require)),
+        None => router,
+    };
+    // Last, and so around all others: refusals are counted too.
+    router
         .layer(middleware::from_fn_with_state(app.clone(), measure))
         .with_state(app)
 }
+
+/// Endpoints that answer texts. Their requests are traced.
+const ANSWERING: [&str; 8] = [
+    "/embed",
+    "/predict",
+    openai::EMBEDDINGS,
+    analyze::ANALYZE,
+    analyze::BATCH_ANALYZE,
+    analyze::STREAM_ANALYZE,
+    analyze::ONE_MODEL,
+    ROWS_PATH,
+];
+
+/// Endpoints that say how the server is.
+const TELLING: [&str; 4] = ["/health", "/ready", "/metrics", "/info"];
 
 /// Counts a request under the route it matched; paths nobody serves share one label. Requests for
 /// answers are traced as well.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let endpoint = match request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(MatchedPath::as_str)
-    {
-        Some("/embed") => "/embed",
-        Some("/predict") => "/predict",
-        Some("/v1/embeddings") => "/v1/embeddings",
-        Some(ROWS_PATH) => ROWS_PATH,
-        Some("/health") => "/health",
-        Some("/ready") => "/ready",
-        Some("/metrics") => "/metrics",
-        Some("/info") => "/info",
-        _ => "other",
+    let route = request.extensions().get::<MatchedPath>();
+    let among = |endpoints: &[&'static str]| {
+        let route = route.map(MatchedPath::as_str);
+        endpoints.iter().copied().find(|known| route == Some(known))
     };
-    let span = match endpoint {
-        "/embed" | "/predict" | "/v1/embeddings" | ROWS_PATH => trace::request(endpoint, &request),
-        _ => Span::none(),
-    };
+    let answering = among(&ANSWERING);
+    let endpoint = answering.or_else(|| among(&TELLING)).unwrap_or("other");
+    let span = answering.map_or_else(Span::none, |endpoint| trace::request(endpoint, &request));
     let response = next.run(request).instrument(span.clone()).await;
     trace::note_status(&span, response.status());
     app.metrics

@@ -216,7 +216,11 @@ pub struct Answered {
 }
 
 /// Asks one model with priority *online*; the first text that fails fails the request.
-pub async fn ask(app: &App, inference: &Inference, asked: Asked) -> Result<Answered, ApiError> {
+pub async fn ask(
+    app: &App,
+    inference: &Arc<Inference>,
+    asked: Asked,
+) -> Result<Answered, ApiError> {
     let Asked {
         model,
         texts,

@@ -20,6 +20,9 @@ use crate::http::{
     online::{Asked, Texts, ask},
 };
 
+/// Path of the endpoint.
+pub const EMBEDDINGS: &str = "/v1/embeddings";
+
 #[derive(Debug, Deserialize)]
 struct EmbeddingsBody {
     input: Texts,

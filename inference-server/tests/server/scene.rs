@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_crds::inference_service::InferenceServiceSpec;
+use millrace_crds::inference_service::{Auth, Cache, InferenceServiceSpec};
 use millrace_inference_server::{
     http::app::HttpLimits,
     server::{Server, ServerConfig, ServerError},
@@ -31,6 +31,9 @@ spec:
   - {name: entities, task: TokenClassification, source: {uri: /models/entities}}
 "#;
 
+/// The only key of a server that wants one.
+pub const API_KEY: &str = "k3y-of-acme";
+
 /// Everything a test can change.
 pub struct Setup {
     pub fake: &'static str,
@@ -40,6 +43,9 @@ pub struct Setup {
     pub text_chars_max: usize,
     pub tokenize_deadline: Duration,
     pub drain_delay: Duration,
+    pub cache: Cache,
+    pub cache_redis_url: Option<String>,
+    pub auth: Option<Auth>,
 }
 
 impl Default for Setup {
@@ -52,6 +58,9 @@ impl Default for Setup {
             text_chars_max: 100_000,
             tokenize_deadline: Duration::from_secs(5),
             drain_delay: Duration::ZERO,
+            cache: Cache::default(),
+            cache_redis_url: None,
+            auth: None,
         }
     }
 }
@@ -74,6 +83,11 @@ impl Setup {
             millrace_inference_server::service_file::read(&service).unwrap();
         spec.batching.max_batch_size = self.batch_items_max;
         spec.batching.queue.max_items = self.queue_items_max;
+        spec.cache = self.cache;
+        spec.auth = self.auth;
+        let keys = folder.path().join("keys");
+        std::fs::create_dir(&keys).unwrap();
+        std::fs::write(keys.join("acme"), format!("{API_KEY}\n")).unwrap();
         let config = ServerConfig {
             spec,
             load: LoadOptions {
@@ -87,6 +101,9 @@ impl Setup {
             uds: Some(folder.path().join("socket")),
             listen: Some("127.0.0.1:0".into()),
             tokenize_threads: 2,
+            api_keys: Some(keys),
+            cache_redis_url: self.cache_redis_url,
+            namespace: "default".into(),
             limits: self.limits,
             drain_delay: self.drain_delay,
             drain_deadline: PATIENCE,

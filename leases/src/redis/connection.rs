@@ -13,8 +13,8 @@ use ::redis::{
 use super::RedisOptions;
 use crate::LeaseError;
 
-/// Runs scripts, all over one connection.
-pub(crate) struct Connection {
+/// Runs scripts and commands, all over one connection.
+pub struct Connection {
     client: Client,
     config: ConnectionManagerConfig,
     command_timeout: Duration,
@@ -30,7 +30,7 @@ struct Current {
 
 impl Connection {
     /// Checks the URL; connects with the first call.
-    pub(crate) fn new(options: &RedisOptions) -> Result<Self, LeaseError> {
+    pub fn new(options: &RedisOptions) -> Result<Self, LeaseError> {
         let RedisOptions {
             url,
             command_timeout,
@@ -67,7 +67,7 @@ impl Connection {
     }
 
     /// Runs a command once.
-    pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, LeaseError> {
+    pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, LeaseError> {
         self.call(async |mut manager| command.query_async(&mut manager).await)
             .await
     }

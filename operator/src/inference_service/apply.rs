@@ -47,7 +47,9 @@ pub async fn apply(
         });
     }
     let client = &ctx.client;
-    let leases = build::leases_secret(service, &ctx.leases_url(&namespace).await?);
+    let leases_url = ctx.leases_url(&namespace).await?;
+    let cache_url = ctx.options.cache_redis_url.as_deref();
+    let leases = build::leases_secret(service, &leases_url, cache_url);
     let made = async {
         apply_child(client, &namespace, build::config_map(service)).await?;
         ctx.apply_secret(&namespace, leases).await?;

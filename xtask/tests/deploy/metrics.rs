@@ -27,11 +27,12 @@ const WORKER: [&str; 4] = [
 ];
 
 /// What the inference-server counts and measures.
-const SERVER: [&str; 11] = [
+const SERVER: [&str; 12] = [
     "millrace_abandoned_texts_total",
     "millrace_batch_next_size",
     "millrace_batch_next_tokens",
     "millrace_batch_splits_total",
+    "millrace_cache_lookups_total",
     "millrace_queue_size",
     "millrace_request_duration_seconds",
     "millrace_request_inference_duration_seconds",

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::config_map::{MODELS, SERVER_KEY, SERVICE_KEY};
 use super::{
-    HTTP_PORT, WORKER_PORT, computes, metadata, object, remote, runtime, secret, selector,
+    HTTP_PORT, WORKER_PORT, computes, metadata, object, remote, requests, runtime, secret, selector,
 };
 use crate::config::Options;
 use crate::names::{SERVICE_LABEL, child, inference, labels, leases_secret};
@@ -46,6 +46,7 @@ pub fn deployment(
     let secrets = secret::mounted(service);
     let worker = worker(service, options);
     let computes = computes::Given::of(&service.spec.template);
+    let requests = requests::Given::of(service, options);
     let (mut volumes, init_containers, containers) = match &service.spec.runtime {
         None if service.spec.remote.is_some() => {
             let worker = remote::alone(worker, &computes);
@@ -58,7 +59,7 @@ pub fn deployment(
                 json!({"name": "service", "configMap": {"name": child(&name, "service")}}),
             ],
             vec![fetcher(&secrets, options), worker],
-            vec![server(options, &computes)],
+            vec![server(options, &computes, &requests)],
         ),
         Some(runtime) => (
             runtime::volumes(),
@@ -72,6 +73,7 @@ pub fn deployment(
             .map(|secret| pods::credentials(&secret.name).0),
     );
     volumes.extend(computes.volumes);
+    volumes.extend(requests.volumes);
     let tolerations: Vec<Value> = tolerations.iter().map(toleration).collect();
     let pod = json!({
         "automountServiceAccountToken": false,
@@ -90,8 +92,12 @@ pub fn deployment(
         "volumes": volumes,
     });
     // Servers read their manifest once, so other models make other pods.
-    let models = serde_json::to_vec(&service.spec.models).expect("plain data");
-    let models = Sha256::digest(models);
+    let read_once = (
+        &service.spec.models,
+        &service.spec.cache,
+        &service.spec.auth,
+    );
+    let models = Sha256::digest(serde_json::to_vec(&read_once).expect("plain data"));
     let models = data_encoding::HEXLOWER.encode(&models[..16]);
     object(json!({
         "apiVersion": "apps/v1",
@@ -203,7 +209,7 @@ fn worker(service: &InferenceService, options: &Options) -> Value {
     })
 }
 
-fn server(options: &Options, computes: &computes::Given) -> Value {
+fn server(options: &Options, computes: &computes::Given, requests: &requests::Given) -> Value {
     let drain = json!({"httpGet": {"path": "/drain", "port": WORKER_PORT}});
     let mut mounts = vec![
         json!({"name": "run", "mountPath": RUN}),
@@ -211,6 +217,9 @@ fn server(options: &Options, computes: &computes::Given) -> Value {
         json!({"name": "service", "mountPath": pods::MANIFESTS, "readOnly": true}),
     ];
     mounts.extend_from_slice(&computes.mounts);
+    mounts.extend_from_slice(&requests.mounts);
+    let mut variables = pods::telemetry_variables(options);
+    variables.extend_from_slice(&requests.variables);
     json!({
         "name": "server",
         "image": options.server_image,
@@ -221,7 +230,7 @@ fn server(options: &Options, computes: &computes::Given) -> Value {
             "--listen", format!("0.0.0.0:{HTTP_PORT}"),
             "--supervise",
         ],
-        "env": pods::telemetry_variables(options),
+        "env": variables,
         "ports": [{"name": "http", "containerPort": HTTP_PORT}],
         "lifecycle": {"preStop": drain},
         "startupProbe": {"httpGet": {"path": "/ready", "port": HTTP_PORT}, "periodSeconds": 1, "failureThreshold": 600},
@@ -365,6 +374,36 @@ mod tests {
         assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
         assert_eq!(pod["priorityClassName"], "low");
         assert_eq!(pod["runtimeClassName"], "nvidia");
+    }
+
+    #[test]
+    fn a_server_gets_keys_and_the_cache_where_its_service_has_them() {
+        let model = json!({"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}});
+        let mut given = json!(service(("models", json!([model]))));
+        let mut options = options();
+        options.cache_redis_url = Some("redis://:secret@cache".to_owned());
+        let made = |given: &Value| {
+            let service = serde_json::from_value(given.clone()).unwrap();
+            json!(deployment(&service, Some(2), &options))
+        };
+        let has = |made: &Value, variable: &str| {
+            let server = &made["spec"]["template"]["spec"]["containers"][0];
+            let mut variables = server["env"].as_array().unwrap().iter();
+            variables.any(|it| it["name"] == variable)
+        };
+        let bare = made(&given);
+        assert!(!has(&bare, "MILLRACE_API_KEYS") && !has(&bare, "MILLRACE_CACHE_REDIS_URL"));
+        given["spec"]["cache"]["enabled"] = json!(true);
+        given["spec"]["auth"] = json!({"secretRef": {"name": "clients"}});
+        let full = made(&given);
+        assert!(has(&full, "MILLRACE_API_KEYS") && has(&full, "MILLRACE_CACHE_REDIS_URL"));
+        assert!(
+            !full.to_string().contains("secret@"),
+            "it stands in a Secret"
+        );
+        let volumes = &full["spec"]["template"]["spec"]["volumes"];
+        let volume = json!({"name": "api-keys", "secret": {"secretName": "clients"}});
+        assert!(volumes.as_array().unwrap().contains(&volume), "{volumes}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod config_map;
 mod deployment;
 mod network;
 mod remote;
+mod requests;
 mod runtime;
 mod secret;
 

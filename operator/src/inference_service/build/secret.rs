@@ -1,5 +1,5 @@
 //! The Secrets of a service's pods: the one from which they, and those of its jobs, learn where the
-//! leases are, and those that they mount.
+//! leases and the kept answers are, and those that they mount.
 
 use std::collections::BTreeSet;
 
@@ -10,15 +10,19 @@ use serde_json::json;
 
 use super::{metadata, object, remote};
 use crate::names;
-use crate::pods::REDIS_URL_KEY;
+use crate::pods::{CACHE_URL_KEY, REDIS_URL_KEY};
 
-/// A Secret, because the URL may hold a password.
-pub fn leases_secret(service: &InferenceService, url: &str) -> Secret {
+/// A Secret, because a URL may hold a password.
+pub fn leases_secret(service: &InferenceService, url: &str, cache_url: Option<&str>) -> Secret {
+    let mut urls = json!({REDIS_URL_KEY: url});
+    if let Some(cache_url) = cache_url {
+        urls[CACHE_URL_KEY] = json!(cache_url);
+    }
     object(json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": metadata(service, &names::leases_secret(&service.name_any())),
-        "stringData": {REDIS_URL_KEY: url},
+        "stringData": urls,
     }))
 }
 

@@ -1,0 +1,51 @@
+//! What the server's container gets for requests: the keys of those who may ask, and the Redis in
+//! which answers are kept. Pure.
+
+use kube::ResourceExt;
+use millrace_crds::InferenceService;
+use serde_json::{Value, json};
+
+use crate::config::Options;
+use crate::names::leases_secret;
+use crate::pods::CACHE_URL_KEY;
+
+/// Where the keys are mounted.
+const API_KEYS: &str = "/var/run/millrace/api-keys";
+
+/// What the server's container and its pod get.
+pub struct Given {
+    /// Variables of the container.
+    pub variables: Vec<Value>,
+    /// Mounts of the container.
+    pub mounts: Vec<Value>,
+    /// Volumes of the pod.
+    pub volumes: Vec<Value>,
+}
+
+impl Given {
+    /// What the service says, as far as this project's own server knows it.
+    pub fn of(service: &InferenceService, options: &Options) -> Self {
+        let mut given = Self {
+            variables: vec![json!({"name": "MILLRACE_NAMESPACE", "value": service.namespace()})],
+            mounts: Vec::new(),
+            volumes: Vec::new(),
+        };
+        if service.spec.cache.enabled && options.cache_redis_url.is_some() {
+            let secret = leases_secret(&service.name_any());
+            given.variables.push(json!({
+                "name": "MILLRACE_CACHE_REDIS_URL",
+                "valueFrom": {"secretKeyRef": {"name": secret, "key": CACHE_URL_KEY}},
+            }));
+        }
+        if let Some(auth) = &service.spec.auth {
+            let variable = json!({"name": "MILLRACE_API_KEYS", "value": API_KEYS});
+            given.variables.push(variable);
+            let name = "api-keys";
+            let mount = json!({"name": name, "mountPath": API_KEYS, "readOnly": true});
+            given.mounts.push(mount);
+            let secret = json!({"secretName": auth.secret_ref.name});
+            given.volumes.push(json!({"name": name, "secret": secret}));
+        }
+        given
+    }
+}
