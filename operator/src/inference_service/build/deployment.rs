@@ -377,36 +377,6 @@ mod tests {
     }
 
     #[test]
-    fn a_server_gets_keys_and_the_cache_where_its_service_has_them() {
-        let model = json!({"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}});
-        let mut given = json!(service(("models", json!([model]))));
-        let mut options = options();
-        options.cache_redis_url = Some("redis://:secret@cache".to_owned());
-        let made = |given: &Value| {
-            let service = serde_json::from_value(given.clone()).unwrap();
-            json!(deployment(&service, Some(2), &options))
-        };
-        let has = |made: &Value, variable: &str| {
-            let server = &made["spec"]["template"]["spec"]["containers"][0];
-            let mut variables = server["env"].as_array().unwrap().iter();
-            variables.any(|it| it["name"] == variable)
-        };
-        let bare = made(&given);
-        assert!(!has(&bare, "MILLRACE_API_KEYS") && !has(&bare, "MILLRACE_CACHE_REDIS_URL"));
-        given["spec"]["cache"]["enabled"] = json!(true);
-        given["spec"]["auth"] = json!({"secretRef": {"name": "clients"}});
-        let full = made(&given);
-        assert!(has(&full, "MILLRACE_API_KEYS") && has(&full, "MILLRACE_CACHE_REDIS_URL"));
-        assert!(
-            !full.to_string().contains("secret@"),
-            "it stands in a Secret"
-        );
-        let volumes = &full["spec"]["template"]["spec"]["volumes"];
-        let volume = json!({"name": "api-keys", "secret": {"secretName": "clients"}});
-        assert!(volumes.as_array().unwrap().contains(&volume), "{volumes}");
-    }
-
-    #[test]
     fn a_model_is_read_with_its_own_credentials_and_stays_in_the_cache() {
         let digest = format!("sha256:{}", "0".repeat(64));
         let source = json!({

@@ -49,3 +49,46 @@ impl Given {
         given
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn given(spec: Value) -> Given {
+        let url = "--cache-redis-url=redis://:secret@cache";
+        let images = ["operator", "--worker-image=w", "--server-image=s"];
+        let options = images.into_iter().chain(["--redis-url=redis://redis", url]);
+        let service = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "service", "namespace": "tenant"}, "spec": spec,
+        });
+        let service = serde_json::from_value(service).unwrap();
+        Given::of(&service, &Options::parse_from(options))
+    }
+
+    fn names(given: &Given) -> Vec<&str> {
+        let variables = given.variables.iter();
+        variables.map(|it| it["name"].as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_server_gets_keys_and_the_cache_where_its_service_wants_them() {
+        let bare = given(json!({}));
+        assert_eq!(names(&bare), ["MILLRACE_NAMESPACE"]);
+        assert!(bare.volumes.is_empty());
+        let full = given(json!({
+            "cache": {"enabled": true}, "auth": {"secretRef": {"name": "clients"}},
+        }));
+        let expected = [
+            "MILLRACE_NAMESPACE",
+            "MILLRACE_CACHE_REDIS_URL",
+            "MILLRACE_API_KEYS",
+        ];
+        assert_eq!(names(&full), expected);
+        assert!(!json!(full.variables).to_string().contains("secret@"));
+        let volume = json!({"name": "api-keys", "secret": {"secretName": "clients"}});
+        assert_eq!(full.volumes, [volume]);
+    }
+}
