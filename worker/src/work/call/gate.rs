@@ -6,11 +6,16 @@ use std::time::Duration;
 
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Ask, Grant, Limiter, Settlement, Ticket, Verdict};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
+
+/// Calls that wait for their turn. Few, so that what travels in a call is decided shortly before it is
+/// made, and what was learned from those before it counts.
+const SEATS: usize = 4;
 
 /// Lets the calls of one process in, whatever job they are of.
 pub struct Gate {
     limiter: Arc<dyn Limiter>,
+    seats: Semaphore,
     turn: Mutex<()>,
     ended: Notify,
 }
@@ -20,9 +25,16 @@ impl Gate {
     pub fn new(limiter: Arc<dyn Limiter>) -> Self {
         Self {
             limiter,
+            seats: Semaphore::new(SEATS),
             turn: Mutex::default(),
             ended: Notify::new(),
         }
+    }
+
+    /// Waits until a call may wait for its turn, for as long as what this returns is kept.
+    pub async fn seat(&self) -> SemaphorePermit<'_> {
+        let seat = self.seats.acquire().await;
+        seat.expect("the semaphore is never closed")
     }
 
     /// Waits until a call may be made.

@@ -15,7 +15,6 @@ use std::time::Duration;
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Ask, Limits, Minute};
 use millrace_protocol::row::RowError;
-use tokio::sync::Semaphore;
 
 pub use self::gate::Gate;
 use self::guess::Guess;
@@ -59,8 +58,6 @@ pub struct Caller {
     gate: Arc<Gate>,
     remote: Remote,
     options: CallerOptions,
-    /// Calls that this caller has begun, those that wait for their turn included.
-    slots: Semaphore,
     pace: Mutex<Pace>,
     guess: Mutex<Guess>,
 }
@@ -95,7 +92,6 @@ impl Caller {
             prompts: prompts.expect("the job was checked"),
             pace: Mutex::new(Pace::new(spec.rows_per_call(), spec.rows_per_call_max)),
             guess: Mutex::new(Guess::new(&steps)),
-            slots: Semaphore::new(spec.limits.concurrency as usize),
             steps,
             gate: access.gate.clone(),
             remote: remote.clone(),

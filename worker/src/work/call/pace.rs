@@ -4,7 +4,7 @@
 //! while more rows wait, and half of it when an answer is late or cannot be split.
 
 /// How much a call that went well adds to the rows of the next.
-const GROWTH: f64 = 0.25;
+const GROWTH: f64 = 0.5;
 
 /// The rows of the next call.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,9 +29,9 @@ impl Pace {
         (self.rows as usize).max(1)
     }
 
-    /// A call with so many rows went well.
+    /// A call with so many rows went well. One with far fewer than the next will have says nothing.
     pub fn went_well(&mut self, rows: usize) {
-        if !self.is_fixed && rows as f64 + 1.0 > self.rows {
+        if !self.is_fixed && rows as f64 * 2.0 >= self.rows {
             self.rows = (self.rows + GROWTH).min(self.rows_max);
         }
     }

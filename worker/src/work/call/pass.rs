@@ -1,4 +1,4 @@
-//! One step over some rows: calls are begun while there are slots and rows, and what comes of each
+//! One step over some rows: calls are begun while there are rows and seats before the gate, and what comes of each
 //! decides what is asked next.
 
 use std::collections::VecDeque;
@@ -71,7 +71,6 @@ impl<'a> Pass<'a> {
         mut end: impl FnMut(usize, Result<Prediction, RowError>),
         spent: impl Fn(u64),
     ) -> Result<u64, SubmitError> {
-        let slots = &self.caller.slots;
         let mut open = Open {
             fresh: (0..self.prompts.len()).collect(),
             again: VecDeque::new(),
@@ -99,10 +98,9 @@ impl<'a> Pass<'a> {
                     self.take(piece, ended, &mut open, &mut end);
                 }
                 Some(piece) = resting.next(), if !resting.is_empty() => open.again.push_back(piece),
-                slot = slots.acquire(), if is_open => {
-                    let slot = slot.expect("the semaphore is never closed");
+                seat = self.caller.gate.seat(), if is_open => {
                     let piece = open.again.pop_front().unwrap_or_else(|| self.next(&mut open.fresh));
-                    calls.push(self.call(piece, slot));
+                    calls.push(self.call(piece, seat));
                 }
                 else => return Ok(tokens),
             }
@@ -120,7 +118,7 @@ impl<'a> Pass<'a> {
     async fn call(
         &self,
         piece: Piece,
-        _slot: SemaphorePermit<'a>,
+        seat: SemaphorePermit<'a>,
     ) -> Result<(Piece, End), SubmitError> {
         let (caller, count) = (self.caller, piece.rows.len());
         let prompts: Vec<&str> = piece.rows.iter().map(|&row| &*self.prompts[row]).collect();
@@ -128,10 +126,13 @@ impl<'a> Pass<'a> {
         let writes = caller.writes();
         let mut waits = backoff(&caller.options.retry, usize::MAX);
         let (mut warned, mut away_since) = (Instant::now(), None);
+        let mut seat = Some(seat);
         loop {
             let guessed = caller.guess().tokens(call.bytes(), count, writes);
             let entered = caller.gate.enter(&caller.ask(guessed)).await;
             let entered = entered.map_err(|error| SubmitError::Limits(LimitsError(error)))?;
+            // Put off, it comes back to the gate without one.
+            drop(seat.take());
             let asked = Instant::now();
             let (said, hints) = caller.api.make(&call).await;
             let pause = pause(&hints, asked.elapsed());
