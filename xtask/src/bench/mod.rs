@@ -4,6 +4,7 @@
 mod cluster;
 mod job;
 mod models;
+mod online;
 mod scale;
 
 use std::ffi::OsString;
@@ -39,6 +40,7 @@ pub struct Bench {
 struct Choice {
     models: bool,
     scale: bool,
+    online: bool,
     cluster: bool,
     force_bf16: bool,
 }
@@ -47,10 +49,13 @@ struct Choice {
 pub fn run_bench(arguments: &[&str]) -> Result<()> {
     let choice = choice(arguments)?;
     needs::check(Task::Bench)?;
-    let (libtorch, python, folder, model, gateway) = {
+    let (libtorch, python, folder, model, gateway, hey) = {
         let cache = Cache::open()?;
         if choice.cluster {
             setup::versitygw(&cache)?;
+        }
+        if choice.online {
+            setup::hey(&cache)?;
         }
         let libtorch = setup::for_running(&cache)?;
         (
@@ -59,6 +64,7 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
             cache.path("bench"),
             cache.path(setup::MODEL),
             cache.path(setup::VERSITYGW),
+            cache.path(setup::HEY),
         )
     };
     let environment = environment(&libtorch)?;
@@ -82,6 +88,9 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
     if choice.scale {
         scale::measure(&bench)?;
     }
+    if choice.online {
+        online::measure(&bench, &hey)?;
+    }
     if choice.cluster {
         cluster::measure(&bench)?;
     }
@@ -92,6 +101,7 @@ fn choice(arguments: &[&str]) -> Result<Choice> {
     let mut choice = Choice {
         models: false,
         scale: false,
+        online: false,
         cluster: false,
         force_bf16: false,
     };
@@ -99,19 +109,21 @@ fn choice(arguments: &[&str]) -> Result<Choice> {
         match *argument {
             "models" => choice.models = true,
             "scale" => choice.scale = true,
+            "online" => choice.online = true,
             "cluster" => choice.cluster = true,
             "--bf16" => choice.force_bf16 = true,
             other => {
                 bail!(
-                    "{other:?} is unknown; usage: cargo xtask bench [models] [scale] [cluster] [--bf16]"
+                    "{other:?} is unknown; usage: cargo xtask bench [models] [scale] [online] [cluster] [--bf16]"
                 )
             }
         }
     }
-    if !choice.models && !choice.scale && !choice.cluster {
+    if !choice.models && !choice.scale && !choice.online && !choice.cluster {
         choice = Choice {
             models: true,
             scale: true,
+            online: true,
             cluster: needs::can_make_clusters(),
             ..choice
         };
@@ -157,6 +169,7 @@ mod tests {
         let all = Choice {
             models: true,
             scale: true,
+            online: true,
             cluster: needs::can_make_clusters(),
             force_bf16: true,
         };
@@ -166,6 +179,7 @@ mod tests {
             Choice {
                 models: false,
                 scale: true,
+                online: false,
                 cluster: false,
                 force_bf16: false
             }

@@ -22,6 +22,9 @@ use crate::process::{heading, run};
 /// The S3 server of the tests, below the cache.
 pub const VERSITYGW: &str = "versitygw/versitygw";
 
+/// The load generator of the benchmark, below the cache.
+pub const HEY: &str = "hey/hey";
+
 /// Everything that building and running needs: libtorch and the model.
 pub fn for_running(cache: &Cache) -> Result<Libtorch> {
     model::set_up(cache)?;
@@ -30,13 +33,22 @@ pub fn for_running(cache: &Cache) -> Result<Libtorch> {
 
 /// The S3 server of the tests, built from source; the Go proxy and its checksum database pin it.
 pub fn versitygw(cache: &Cache) -> Result<()> {
-    const MODULE: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
-    let (folder, _) = VERSITYGW.split_once('/').expect("it lies in a folder");
-    cache.folder(folder, MODULE, |making| {
-        heading(&format!("building {MODULE}, some minutes"));
+    let module = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
+    of_go(cache, VERSITYGW, module)
+}
+
+/// The load generator of the benchmark, from source in the same way.
+pub fn hey(cache: &Cache) -> Result<()> {
+    of_go(cache, HEY, "github.com/rakyll/hey@v0.1.4")
+}
+
+fn of_go(cache: &Cache, place: &str, module: &str) -> Result<()> {
+    let (folder, _) = place.split_once('/').expect("it lies in a folder");
+    cache.folder(folder, module, |making| {
+        heading(&format!("building {module}, some minutes"));
         let go = crate::needs::go().context("go is missing")?;
         run(Command::new(go)
-            .args(["install", MODULE])
+            .args(["install", module])
             .env("GOBIN", making))
     })?;
     Ok(())
