@@ -113,6 +113,8 @@ fn bytes(prediction: &Prediction) -> usize {
             .iter()
             .map(|it| it.entity.len() + it.word.len() + 64)
             .sum(),
+        // Only an API elsewhere gives one, and nobody caches it here.
+        Prediction::Answer(answer) => answer.to_string().len(),
     };
     ENTRY_BYTES + numbers
 }
