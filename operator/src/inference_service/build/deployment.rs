@@ -6,14 +6,15 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
-use millrace_crds::inference_service::{ModelCache, PodTemplate, Toleration};
+use millrace_crds::inference_service::{PodTemplate, Toleration};
 use millrace_crds::{InferenceService, SecretRef};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::config_map::{MODELS, SERVER_KEY, SERVICE_KEY};
 use super::{
-    HTTP_PORT, WORKER_PORT, computes, metadata, object, remote, requests, runtime, secret, selector,
+    HTTP_PORT, WORKER_PORT, computes, metadata, model_cache, object, remote, requests, runtime,
+    secret, selector,
 };
 use crate::config::Options;
 use crate::names::{SERVICE_LABEL, child, inference, labels, leases_secret};
@@ -55,7 +56,7 @@ pub fn deployment(
         None => (
             vec![
                 json!({"name": "run", "emptyDir": {}}),
-                models(service.spec.model_cache.as_ref()),
+                model_cache::volume(service.spec.model_cache.as_ref()),
                 json!({"name": "service", "configMap": {"name": child(&name, "service")}}),
             ],
             vec![fetcher(&secrets, options), worker],
@@ -116,24 +117,6 @@ pub fn deployment(
             },
         },
     }))
-}
-
-/// Where fetched models lie.
-fn models(cache: Option<&ModelCache>) -> Value {
-    let Some(ModelCache {
-        persistent_volume_claim,
-        host_path,
-    }) = cache
-    else {
-        return json!({"name": "models", "emptyDir": {}});
-    };
-    let host_path = host_path.as_ref();
-    let host_path = host_path.map(|path| json!({"path": path, "type": "Directory"}));
-    json!({
-        "name": "models",
-        "persistentVolumeClaim": persistent_volume_claim,
-        "hostPath": host_path,
-    })
 }
 
 /// Brings the models into the pod before anything else starts.

@@ -3,6 +3,7 @@
 mod computes;
 mod config_map;
 mod deployment;
+mod model_cache;
 mod network;
 mod remote;
 mod requests;
