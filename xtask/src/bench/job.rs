@@ -1,6 +1,6 @@
 //! A whole job as a user runs it, and the memory it takes.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::Bench;
+use super::{Bench, is_ready};
 
 /// Longest that a server may take to load its model.
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -72,7 +72,7 @@ impl Job {
         server.envs(bench.environment.iter().map(|(name, value)| (name, value)));
         let mut server = server.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let ready = loop {
-            if is_ready(&socket) {
+            if is_ready(UnixStream::connect(&socket)) {
                 break Ok(started.elapsed().as_secs_f64());
             }
             if server.try_wait()?.is_some() || started.elapsed() > START_DEADLINE {
@@ -86,17 +86,6 @@ impl Job {
         server.wait()?;
         ready
     }
-}
-
-fn is_ready(socket: &Path) -> bool {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
 /// Runs a command to its end and watches its memory. The kernel keeps the highest mark itself, so

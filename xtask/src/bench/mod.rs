@@ -8,6 +8,7 @@ mod online;
 mod scale;
 
 use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -33,6 +34,8 @@ pub struct Bench {
     pub model: PathBuf,
     /// The S3 server, where a cluster is measured.
     pub gateway: PathBuf,
+    /// The load generator, where online requests are measured.
+    pub hey: PathBuf,
 }
 
 /// What a user chose.
@@ -81,6 +84,7 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
         python,
         model,
         gateway,
+        hey,
     };
     if choice.models {
         models::measure(&bench, choice.force_bf16)?;
@@ -89,7 +93,7 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
         scale::measure(&bench)?;
     }
     if choice.online {
-        online::measure(&bench, &hey)?;
+        online::measure(&bench)?;
     }
     if choice.cluster {
         cluster::measure(&bench)?;
@@ -152,6 +156,18 @@ impl Corpus {
             texts: texts.len(),
         })
     }
+}
+
+/// Whether the server at the other end of a connection says that it is ready.
+fn is_ready(stream: std::io::Result<impl Read + Write>) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = stream?;
+        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
 /// The middle one of some measurements.

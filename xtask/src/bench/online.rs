@@ -5,7 +5,6 @@
 //! model of that size costs.
 
 use std::fs;
-use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Bench;
+use super::{Bench, is_ready};
 use crate::process::{heading, output, repository, run};
 
 /// Sizes of models: name, layers, hidden size.
@@ -28,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const BODY: &str = r#"{"texts": ["The parcel came two days late and the box was open, but the lamp inside is wonderful and works as it should."]}"#;
 
 /// Measures and prints.
-pub fn measure(bench: &Bench, hey: &Path) -> Result<()> {
+pub fn measure(bench: &Bench) -> Result<()> {
     for (name, layers, hidden) in SIZES {
         heading(&format!(
             "single texts online, a classifier of {name}'s size, {CLIENTS} clients"
@@ -40,8 +39,8 @@ pub fn measure(bench: &Bench, hey: &Path) -> Result<()> {
             .arg(&folder)
             .stdout(Stdio::null());
         run(&mut make)?;
-        let cached = ask(bench, hey, &folder, true)?;
-        let uncached = ask(bench, hey, &folder, false)?;
+        let cached = ask(bench, &folder, true)?;
+        let uncached = ask(bench, &folder, false)?;
         for (what, load) in [("cached", &cached), ("uncached", &uncached)] {
             println!(
                 "    {what:<9} {:>7.0} requests/s, p50 {:.1} ms, p99 {:.1} ms",
@@ -64,7 +63,7 @@ struct Load {
     p99_ms: f64,
 }
 
-fn ask(bench: &Bench, hey: &Path, folder: &Path, cached: bool) -> Result<Load> {
+fn ask(bench: &Bench, folder: &Path, cached: bool) -> Result<Load> {
     let service = folder.join("service.yaml");
     let manifest = format!(
         "apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\nmetadata: {{name: online}}\nspec:\n  \
@@ -75,7 +74,7 @@ fn ask(bench: &Bench, hey: &Path, folder: &Path, cached: bool) -> Result<Load> {
     let server = Server::start(bench, &service)?;
     let url = format!("http://{}/sentiment/batch", server.address);
     let load = |seconds: u64| {
-        let mut command = Command::new(hey);
+        let mut command = Command::new(&bench.hey);
         command
             .args(["-z", &format!("{seconds}s"), "-c", CLIENTS])
             .args(["-m", "POST", "-T", "application/json", "-d", BODY, &url]);
@@ -131,7 +130,7 @@ impl Server {
             .spawn()?;
         let mut server = Self { child, address };
         let started = Instant::now();
-        while !server.is_ready() {
+        while !is_ready(TcpStream::connect(&server.address)) {
             if let Some(status) = server.child.try_wait()? {
                 bail!("the server ended: {status}");
             }
@@ -139,18 +138,6 @@ impl Server {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(server)
-    }
-
-    fn is_ready(&self) -> bool {
-        let ask = || {
-            let mut stream = TcpStream::connect(&self.address)?;
-            stream
-                .write_all(b"GET /ready HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok::<_, std::io::Error>(answer.starts_with("HTTP/1.1 200"))
-        };
-        ask().unwrap_or(false)
     }
 }
 
