@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -339,30 +340,31 @@ fn limit_headers(options: &StandInOptions, standing: &Standing) -> HeaderMap {
     let mut headers = HeaderMap::new();
     // Whoever calls lives in real time.
     let real_ms = |ms: u64| (ms as f64 / options.time_factor).ceil() as u64;
-    let mut put = |name: &'static str, value: String| {
+    let mut put = |name: &str, value: String| {
+        let name = HeaderName::from_str(name).expect("letters make a header");
         let value = HeaderValue::from_str(&value).expect("numbers make a header");
         headers.insert(name, value);
     };
-    if let Some(requests) = options.requests_per_minute {
-        put("x-ratelimit-limit-requests", requests.to_string());
+    for (of, limit, left, reset_ms) in [
+        (
+            "requests",
+            options.requests_per_minute.map(u64::from),
+            standing.requests_left,
+            standing.requests_reset_ms,
+        ),
+        (
+            "tokens",
+            options.tokens_per_minute,
+            standing.tokens_left,
+            standing.tokens_reset_ms,
+        ),
+    ] {
+        let Some(limit) = limit else { continue };
+        put(&format!("x-ratelimit-limit-{of}"), limit.to_string());
+        put(&format!("x-ratelimit-remaining-{of}"), left.to_string());
         put(
-            "x-ratelimit-remaining-requests",
-            standing.requests_left.to_string(),
-        );
-        put(
-            "x-ratelimit-reset-requests",
-            duration(real_ms(standing.requests_reset_ms)),
-        );
-    }
-    if let Some(tokens) = options.tokens_per_minute {
-        put("x-ratelimit-limit-tokens", tokens.to_string());
-        put(
-            "x-ratelimit-remaining-tokens",
-            standing.tokens_left.to_string(),
-        );
-        put(
-            "x-ratelimit-reset-tokens",
-            duration(real_ms(standing.tokens_reset_ms)),
+            &format!("x-ratelimit-reset-{of}"),
+            duration(real_ms(reset_ms)),
         );
     }
     if !standing.is_let_in {
