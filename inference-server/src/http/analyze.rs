@@ -1,7 +1,7 @@
 //! Many texts by several models in one pass, whole or as a stream. A text that cannot be answered
 //! is an error in its place, never the end of the request.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Instant};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 
 use axum::{
     Json,
@@ -19,11 +19,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     answers::Answers,
-    batcher::Priority,
     http::{
         app::{App, find_model},
         body,
         error::{ApiError, ErrorBody},
+        online::Asked,
     },
     inference::{Inference, Question},
     work::Answer,
@@ -82,8 +82,14 @@ pub async fn one_model(
     let _slot = app.online_slot()?;
     let model = find_model(inference.models(), &model)?;
     let OneModelBody { texts, truncate } = body::online(request, &app.limits).await?;
-    let question = question(&app, texts, vec![model], truncate, ONE_MODEL_ITEMS_MAX)?;
-    let answers = inference.ask(question).await?;
+    let asked = Asked {
+        models: vec![model],
+        texts,
+        truncate,
+    };
+    let answers = inference
+        .ask(asked.question(&app, ONE_MODEL_ITEMS_MAX)?)
+        .await?;
     let mut totals = Totals::default();
     let results = answers.into_iter().map(|answer| {
         let slot = totals.take(answer);
@@ -179,28 +185,12 @@ async fn read(
     }
     let names = models.iter().map(|&model| all[model].name().to_owned());
     let names = names.collect();
-    let question = question(app, texts, models, truncate, items_max)?;
-    Ok((question, names))
-}
-
-fn question(
-    app: &App,
-    texts: Vec<String>,
-    models: Vec<usize>,
-    truncate: Option<bool>,
-    items_max: usize,
-) -> Result<Question, ApiError> {
-    match texts.len() {
-        0 => Err(ApiError::Empty),
-        items if items > items_max => Err(ApiError::TooManyItems { items, items_max }),
-        _ => Ok(Question {
-            texts,
-            models,
-            priority: Priority::Online,
-            truncate: truncate.unwrap_or(app.limits.auto_truncate),
-            deadline: Instant::now() + app.limits.request_deadline,
-        }),
-    }
+    let asked = Asked {
+        models,
+        texts,
+        truncate,
+    };
+    Ok((asked.question(app, items_max)?, names))
 }
 
 /// What a request is answered.

@@ -90,7 +90,7 @@ pub async fn embed(
         return Err(ApiError::Invalid(message.into()));
     }
     let asked = Asked {
-        model,
+        models: vec![model],
         texts: inputs.into_vec(),
         truncate,
     };
@@ -157,7 +157,7 @@ pub async fn predict(
         &app,
         &inference,
         Asked {
-            model,
+            models: vec![model],
             texts,
             truncate,
         },
@@ -197,14 +197,36 @@ fn refuse_unless_right(truncation_direction: Option<&str>) -> Result<(), ApiErro
     }
 }
 
-/// What an online request asks of one model.
+/// What an online request asks.
 pub struct Asked {
-    /// Index of the model.
-    pub model: usize,
+    /// Indices of the models.
+    pub models: Vec<usize>,
     /// The texts.
     pub texts: Vec<String>,
     /// Whether long texts are cut; the server's own setting where the request does not say.
     pub truncate: Option<bool>,
+}
+
+impl Asked {
+    /// The question to the models, with priority *online*, unless there are too many texts or none.
+    pub fn question(self, app: &App, items_max: usize) -> Result<Question, ApiError> {
+        let Self {
+            models,
+            texts,
+            truncate,
+        } = self;
+        match texts.len() {
+            0 => Err(ApiError::Empty),
+            items if items > items_max => Err(ApiError::TooManyItems { items, items_max }),
+            _ => Ok(Question {
+                texts,
+                models,
+                priority: Priority::Online,
+                truncate: truncate.unwrap_or(app.limits.auto_truncate),
+                deadline: Instant::now() + app.limits.request_deadline,
+            }),
+        }
+    }
 }
 
 /// One prediction per text.
@@ -221,25 +243,7 @@ pub async fn ask(
     inference: &Arc<Inference>,
     asked: Asked,
 ) -> Result<Answered, ApiError> {
-    let Asked {
-        model,
-        texts,
-        truncate,
-    } = asked;
-    let (items, items_max) = (texts.len(), app.limits.client_batch_items_max);
-    if items == 0 {
-        return Err(ApiError::Empty);
-    }
-    if items > items_max {
-        return Err(ApiError::TooManyItems { items, items_max });
-    }
-    let question = Question {
-        texts,
-        models: vec![model],
-        priority: Priority::Online,
-        truncate: truncate.unwrap_or(app.limits.auto_truncate),
-        deadline: Instant::now() + app.limits.request_deadline,
-    };
+    let question = asked.question(app, app.limits.client_batch_items_max)?;
     let answers = inference.ask(question).await?;
     let tokens = answers.iter().map(|answer| answer.tokens).sum();
     let predictions = answers

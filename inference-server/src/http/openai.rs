@@ -93,7 +93,7 @@ async fn answer(app: &App, request: Request<Body>) -> Result<EmbeddingsReply, Ap
     }
     let model = pick_model(inference.models(), model.as_deref(), &[Task::Embedding])?;
     let asked = Asked {
-        model,
+        models: vec![model],
         texts: input.into_vec(),
         truncate: None,
     };
