@@ -144,34 +144,17 @@ pub fn decisive(remote: &inference_service::Remote) -> Decisive<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use serde_json::{Value, json};
 
-    use super::super::{CheckedJob, JobError, check};
+    use super::super::tests::check_steps;
+    use super::super::{CheckedJob, JobError};
 
     fn check_with(steps: Value, remote: Value) -> Result<CheckedJob, JobError> {
         let mut api = json!({"baseUrl": "https://api.example.com/v1", "api": "Chat", "model": "m"});
         for (key, value) in remote.as_object().unwrap() {
             api[key] = value.clone();
         }
-        let manifest = |kind: &str, name: &str, spec: Value| {
-            json!({
-                "apiVersion": "millrace.dev/v1alpha1", "kind": kind,
-                "metadata": {"name": name}, "spec": spec,
-            })
-        };
-        let job = json!({
-            "serviceRef": {"name": "service"}, "steps": steps,
-            "input": {"uris": ["a.jsonl"]}, "output": {"uri": "out"},
-        });
-        let job = serde_json::from_value(manifest("BatchJob", "job", job)).unwrap();
-        let service = manifest("InferenceService", "service", json!({"remote": api}));
-        check(
-            &job,
-            &serde_json::from_value(service).unwrap(),
-            Path::new("/"),
-        )
+        check_steps(steps, json!({"remote": api}))
     }
 
     fn step(prompt: Value) -> Value {

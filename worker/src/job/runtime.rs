@@ -39,11 +39,10 @@ pub fn decisive(runtime: &Runtime) -> Decisive<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use serde_json::{Value, json};
 
-    use super::super::{CheckedJob, JobError, check, models};
+    use super::super::tests::check_steps;
+    use super::super::{CheckedJob, JobError, models};
 
     fn check_with(steps: Value, patch: Value) -> Result<CheckedJob, JobError> {
         let mut runtime = json!({
@@ -53,20 +52,7 @@ mod tests {
         for (key, value) in patch.as_object().unwrap() {
             runtime[key] = value.clone();
         }
-        let manifest = |kind: &str, name: &str, spec: Value| {
-            json!({
-                "apiVersion": "millrace.dev/v1alpha1", "kind": kind,
-                "metadata": {"name": name}, "spec": spec,
-            })
-        };
-        let job = json!({
-            "serviceRef": {"name": "service"}, "steps": steps,
-            "input": {"uris": ["a.jsonl"]}, "output": {"uri": "out"},
-        });
-        let job = serde_json::from_value(manifest("BatchJob", "job", job)).unwrap();
-        let service = manifest("InferenceService", "service", json!({"runtime": runtime}));
-        let service = serde_json::from_value(service).unwrap();
-        check(&job, &service, Path::new("/"))
+        check_steps(steps, json!({"runtime": runtime}))
     }
 
     #[test]

@@ -1,23 +1,42 @@
 //! What a job and its service make together.
 
+use serde::de::DeserializeOwned;
+
 use super::*;
 
+fn manifest<K: DeserializeOwned>(kind: &str, name: &str, spec: serde_json::Value) -> K {
+    let manifest = serde_json::json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": kind,
+        "metadata": {"name": name}, "spec": spec,
+    });
+    serde_json::from_value(manifest).unwrap()
+}
+
 fn manifests(job_spec: serde_json::Value) -> (BatchJob, InferenceService) {
-    let job = serde_json::json!({
-        "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
-        "metadata": {"name": "job"}, "spec": job_spec,
-    });
-    let service = serde_json::json!({
-        "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
-        "metadata": {"name": "service"},
-        "spec": {"models": [
-            {"name": "embed", "task": "Embedding", "source": {"uri": "hf://a/b"}},
-            {"name": "mood", "task": "SequenceClassification", "source": {"uri": "hf://a/c"}},
-        ]},
-    });
+    let models = serde_json::json!([
+        {"name": "embed", "task": "Embedding", "source": {"uri": "hf://a/b"}},
+        {"name": "mood", "task": "SequenceClassification", "source": {"uri": "hf://a/c"}},
+    ]);
+    let service = serde_json::json!({"models": models});
     (
-        serde_json::from_value(job).unwrap(),
-        serde_json::from_value(service).unwrap(),
+        manifest("BatchJob", "job", job_spec),
+        manifest("InferenceService", "service", service),
+    )
+}
+
+/// Checks a job of these steps with a service.
+pub fn check_steps(
+    steps: serde_json::Value,
+    service: serde_json::Value,
+) -> Result<CheckedJob, JobError> {
+    let job = serde_json::json!({
+        "serviceRef": {"name": "service"}, "steps": steps,
+        "input": {"uris": ["a.jsonl"]}, "output": {"uri": "out"},
+    });
+    check(
+        &manifest("BatchJob", "job", job),
+        &manifest("InferenceService", "service", service),
+        Path::new("/"),
     )
 }
 
