@@ -18,6 +18,10 @@ pub struct Lease {
     pub owner: String,
 }
 
+/// What is said of shards that were not worked off because too many rows failed.
+pub const TOO_MANY_FAILED: &str =
+    "more rows failed than spec.maxFailedRows allows before this shard was done";
+
 /// A shard that was given up, with the last reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::commit::Commit;
-use millrace_protocol::lease::DeadLetter;
+use millrace_protocol::lease::{DeadLetter, TOO_MANY_FAILED};
 use millrace_protocol::manifest::Manifest;
 use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex};
 use tokio_util::sync::CancellationToken;
@@ -37,10 +37,6 @@ const FIRST_ROWS_DELAY: Duration = Duration::from_millis(100);
 
 /// How often it is seen to how many rows failed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-
-/// What is said of shards that were not worked off because too many rows failed.
-pub const TOO_MANY_FAILED: &str =
-    "more rows failed than spec.maxFailedRows allows before this shard was done";
 
 /// Dead letters that are read at a time; each is at most a kilobyte and a bit.
 const GIVEN_UP_PAGE: usize = 1_000;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_leases::Snapshot;
+use millrace_protocol::lease::TOO_MANY_FAILED;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 
 use crate::conditions::find;
@@ -95,9 +96,7 @@ impl GiveUp {
             GiveUp::DeadlineExceeded => {
                 "spec.activeDeadlineSeconds were over before this shard was done"
             }
-            GiveUp::TooManyFailedRows => {
-                "more rows failed than spec.maxFailedRows allows before this shard was done"
-            }
+            GiveUp::TooManyFailedRows => TOO_MANY_FAILED,
         }
     }
 }
