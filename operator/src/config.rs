@@ -30,10 +30,18 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_CACHE_REDIS_URL", hide_env_values = true)]
     pub cache_redis_url: Option<String>,
 
-    /// Gives each namespace a user of its own on that Redis, which reaches the keys of its namespace
-    /// alone. The URL must be that of a user with a password who may make users.
-    #[arg(long, env = "MILLRACE_NAMESPACE_USERS")]
-    pub namespace_users: bool,
+    /// Gives each namespace a user of its own on the Redis of the leases, which reaches the keys of its
+    /// namespace alone. The URL must be that of a user with a password who may make users.
+    #[arg(long, env = "MILLRACE_LEASES_NAMESPACE_USERS")]
+    pub leases_namespace_users: bool,
+
+    /// The same for the Redis of the answers.
+    #[arg(
+        long,
+        env = "MILLRACE_CACHE_NAMESPACE_USERS",
+        requires = "cache_redis_url"
+    )]
+    pub cache_namespace_users: bool,
 
     /// Milliseconds that a lease of a shard holds without renewal.
     #[arg(long, env = "MILLRACE_LEASE_TTL_MS", default_value_t = 30_000)]

@@ -10,8 +10,8 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 use millrace_leases::{
-    JobRegistry, LeaseError, LeaseOptions, NamespaceUsers, RedisLeaseStore, RedisOptions, RunKey,
-    Snapshot, UsersError,
+    JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
+    UsersError,
 };
 
 use crate::apply::apply_unseen;
@@ -20,9 +20,7 @@ use crate::config::Options;
 use crate::metrics::VisitMetrics;
 use crate::names::FIELD_MANAGER;
 use crate::objects::Objects;
-
-/// How often it is asked whether the lease Redis still knows its users.
-const USERS_INTERVAL: Duration = Duration::from_secs(2);
+use crate::pod_redis::PodRedis;
 
 /// How long a Secret that was written counts as there: the operator has no right to look.
 const SECRET_STAYS: Duration = Duration::from_secs(300);
@@ -36,8 +34,10 @@ pub struct Context {
     /// What is counted over visits.
     pub visits: VisitMetrics,
     redis: RedisOptions,
-    /// The users of the lease Redis, if each namespace has its own.
-    users: Option<NamespaceUsers>,
+    /// The Redis of the leases, for pods.
+    pub leases: PodRedis,
+    /// The Redis in which services keep answers, for pods, where there is one.
+    pub cache: Option<PodRedis>,
     recorder: Recorder,
     /// Lease stores by run: each keeps its connection, and a visit comes every second.
     stores: Mutex<HashMap<String, Arc<RedisLeaseStore>>>,
@@ -58,15 +58,15 @@ impl Context {
             controller: "millrace-operator".into(),
             instance: Some(options.identity.clone()),
         };
-        let redis = RedisOptions::new(options.redis_url.clone());
-        let users = match options.namespace_users {
-            true => Some(NamespaceUsers::new(&redis)?),
-            false => None,
-        };
+        let url = options.redis_url.clone();
+        let leases = PodRedis::new("leases", url.clone(), options.leases_namespace_users)?;
+        let cache = options.cache_redis_url.clone();
+        let cache = cache.map(|url| PodRedis::new("cache", url, options.cache_namespace_users));
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
-            redis,
-            users,
+            redis: RedisOptions::new(url),
+            leases,
+            cache: cache.transpose()?,
             stores: Mutex::default(),
             registries: Mutex::default(),
             meters: Mutex::default(),
@@ -102,7 +102,7 @@ impl Context {
     }
 
     /// The leases of a run.
-    pub fn leases(&self, run: &RunKey) -> Result<Arc<RedisLeaseStore>, LeaseError> {
+    pub fn leases_of(&self, run: &RunKey) -> Result<Arc<RedisLeaseStore>, LeaseError> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let key = run.key("");
         if let Some(store) = stores.get(&key) {
@@ -115,33 +115,19 @@ impl Context {
         Ok(store)
     }
 
-    /// The URL with which pods of a namespace reach the leases, once they are let in.
-    pub async fn leases_url(&self, namespace: &str) -> Result<String, LeaseError> {
-        let Some(users) = &self.users else {
-            return Ok(self.options.redis_url.clone());
-        };
-        // Where the lease store is away, the user is made when it is back.
-        unless_away(users.admit(namespace).await)?;
-        Ok(users.url(namespace))
-    }
-
-    /// Makes the users again that the lease Redis loses, for as long as the process lives.
+    /// Makes the users again that a Redis loses, for as long as the process lives.
     pub async fn keep_users(&self) {
-        let Some(users) = &self.users else {
-            return;
-        };
-        loop {
-            if let Err(error) = users.keep().await {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "the users of the lease Redis cannot be looked after");
+        let of_cache = async {
+            if let Some(cache) = &self.cache {
+                cache.keep_users().await;
             }
-            tokio::time::sleep(USERS_INTERVAL).await;
-        }
+        };
+        futures::join!(self.leases.keep_users(), of_cache);
     }
 
     /// Forgets a run that is over: its leases, the connection to them and its pace.
     pub async fn close(&self, run: &RunKey) {
-        if let Ok(leases) = self.leases(run)
+        if let Ok(leases) = self.leases_of(run)
             && let Err(error) = leases.forget().await
         {
             tracing::debug!(%error, "the leases of a run that is over stay until they expire");

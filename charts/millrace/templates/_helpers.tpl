@@ -58,26 +58,48 @@ priorityClassName: {{ . }}
 {{- with $redis.url }}{{ . }}{{ else }}{{ printf "redis://%s-%s.%s.svc:6379" (include "millrace.name" .root) .component .root.Release.Namespace }}{{ end }}
 {{- end }}
 
-{{/* Where the password of the bundled Redis of the leases is. */}}
-{{- define "millrace.leasesPassword" -}}
-{{- $given := .Values.leases.redis.passwordSecret -}}
-secretKeyRef: {name: {{ $given.name | default (printf "%s-leases" (include "millrace.name" .)) }}, key: {{ $given.key }}}
+{{/* Where the password of the bundled Redis of a component is. */}}
+{{- define "millrace.redisPassword" -}}
+{{- $given := (get .root.Values .component).redis.passwordSecret -}}
+secretKeyRef: {name: {{ $given.name | default (printf "%s-%s" (include "millrace.name" .root) .component) }}, key: {{ $given.key }}}
 {{- end }}
 
-{{/* The variables by which a container reaches the Redis of the leases as the operator does. */}}
-{{- define "millrace.leasesVariables" -}}
-{{- $leases := dict "root" . "component" "leases" }}
-{{- if include "millrace.isBundled" $leases -}}
-- name: MILLRACE_LEASES_PASSWORD
-  valueFrom: {{- include "millrace.leasesPassword" . | nindent 4 }}
-- {name: MILLRACE_LEASES_REDIS_URL, value: {{ include "millrace.redisUrl" $leases | replace "redis://" "redis://default:$(MILLRACE_LEASES_PASSWORD)@" | quote }}}
+{{/* The Secret with that password, unless one is given: made once, since users are derived from it. */}}
+{{- define "millrace.redisPasswordSecret" -}}
+{{- $given := (get .root.Values .component).redis.passwordSecret }}
+{{- if not $given.name }}
+{{- $name := printf "%s-%s" (include "millrace.name" .root) .component }}
+{{- $before := lookup "v1" "Secret" .root.Release.Namespace $name | default dict -}}
+apiVersion: v1
+kind: Secret
+metadata:
+  name: {{ $name }}
+  labels: {{- include "millrace.labels" .root | nindent 4 }}
+stringData:
+  {{ $given.key }}: {{ get ($before.data | default dict) $given.key | b64dec | default (randAlphaNum 32) | quote }}
+---
+{{- end }}
+{{- end }}
+
+{{/* The variables by which a container reaches the Redis of a component as the operator does. */}}
+{{- define "millrace.redisVariables" -}}
+{{- $prefix := printf "MILLRACE_%s" (upper .component) }}
+{{- if include "millrace.isBundled" . -}}
+- name: {{ $prefix }}_PASSWORD
+  valueFrom: {{- include "millrace.redisPassword" . | nindent 4 }}
+- {name: {{ $prefix }}_REDIS_URL, value: {{ include "millrace.redisUrl" . | replace "redis://" (printf "redis://default:$(%s_PASSWORD)@" $prefix) | quote }}}
 {{- else -}}
-- name: MILLRACE_LEASES_REDIS_URL
-  valueFrom: {{- include "millrace.redisUrlSource" $leases | nindent 4 }}
+- name: {{ $prefix }}_REDIS_URL
+  valueFrom: {{- include "millrace.redisUrlSource" . | nindent 4 }}
 {{- end }}
 {{- end }}
 
-{{/* Where a container takes that URL from. */}}
+{{/* Whether each namespace has a user of its own on the Redis of a component. */}}
+{{- define "millrace.namespaceUsers" -}}
+{{- or (get .root.Values .component).redis.namespaceUsers (eq "true" (include "millrace.isBundled" .)) }}
+{{- end }}
+
+{{/* Where a container takes the URL of a Redis of one's own from. */}}
 {{- define "millrace.redisUrlSource" -}}
 {{- $redis := (get .root.Values .component).redis }}
 {{- $own := dict "leases" "redis-url" "cache" "cache-redis-url" }}

@@ -57,7 +57,7 @@ impl Shared {
         })?;
         let server = Arc::new(Server {
             connection,
-            prefix: format!("millrace:cache:{namespace}:"),
+            prefix: format!("millrace:{{{namespace}/cache}}:"),
             ttl,
             rests_until: Mutex::new(None),
             metrics,

@@ -74,6 +74,28 @@ async fn a_namespace_works_with_its_own_keys_and_sees_no_others() {
 }
 
 #[tokio::test]
+async fn a_namespace_keeps_answers_that_no_other_reads_or_changes() {
+    let server = RedisServer::start();
+    let (_users, [own, other]) = two_namespaces(&server).await;
+    let key = "millrace:{tenant/cache}:a";
+    for (words, expected) in [
+        (&["SET", key, "answer", "PX", "60000"][..], "OK"),
+        (&["GET", key], "answer"),
+    ] {
+        let said = server.command_as::<String>(&own.url, words);
+        assert_eq!(said.expect("it is its own"), expected);
+        let refused = server.command_as::<String>(&other.url, words);
+        let refused = refused.expect_err("it is another's").to_string();
+        assert!(refused.to_lowercase().contains("permission"), "{refused}");
+    }
+    let many = ["MGET", key, "millrace:{tenant/cache}:b"];
+    let said = server.command_as::<Vec<Option<String>>>(&own.url, &many);
+    assert_eq!(said.unwrap(), [Some("answer".to_owned()), None]);
+    let refused = server.command_as::<Vec<Option<String>>>(&other.url, &many);
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
 async fn a_namespace_cannot_look_around_or_stop_others() {
     let server = RedisServer::start();
     let (_users, [own, _]) = two_namespaces(&server).await;

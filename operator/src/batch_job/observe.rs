@@ -80,7 +80,7 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
         return Ok(seen);
     }
     let run = run_key(job, standing.run);
-    seen.leases = unless_away(ctx.leases(&run)?.snapshot().await)?;
+    seen.leases = unless_away(ctx.leases_of(&run)?.snapshot().await)?;
     let is_given_up = give_up(job, standing, seen.leases.as_ref(), &seen.now).is_some();
     let at_work = |leases: Snapshot| leases.known && leases.open + leases.leased > 0;
     if let Some(leases) = seen.leases {

@@ -47,9 +47,12 @@ pub async fn apply(
         });
     }
     let client = &ctx.client;
-    let leases_url = ctx.leases_url(&namespace).await?;
-    let cache_url = ctx.options.cache_redis_url.as_deref();
-    let leases = build::leases_secret(service, &leases_url, cache_url);
+    let leases_url = ctx.leases.url(&namespace).await?;
+    let cache_url = match &ctx.cache {
+        Some(cache) if service.spec.cache.enabled => Some(cache.url(&namespace).await?),
+        Some(_) | None => None,
+    };
+    let leases = build::leases_secret(service, &leases_url, cache_url.as_deref());
     let made = async {
         apply_child(client, &namespace, build::config_map(service)).await?;
         ctx.apply_secret(&namespace, leases).await?;

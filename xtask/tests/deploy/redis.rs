@@ -28,15 +28,6 @@ fn there_is_a_cache_only_where_it_is_asked_for() {
     ] {
         assert!(args.windows(2).any(|it| it == pair), "{args:?}");
     }
-    let variable = variable(&with, "MILLRACE_CACHE_REDIS_URL").expect("the operator is told");
-    let key = variable["valueFrom"]["secretKeyRef"]["key"]
-        .as_str()
-        .expect("a key");
-    let secret = named(&with, "Secret", "millrace-operator").expect("a Secret");
-    assert_eq!(
-        secret["stringData"][key],
-        "redis://millrace-cache.system.svc:6379"
-    );
     let external = render(&helm, EXTERNAL);
     assert!(named(&external, "Deployment", "millrace-cache").is_none());
 }
@@ -67,7 +58,7 @@ fn a_url_in_a_secret_stands_nowhere_else() {
 }
 
 #[test]
-fn the_bundled_redis_has_a_password_and_a_user_for_each_namespace() {
+fn a_bundled_redis_has_a_password_and_a_user_for_each_namespace() {
     let Some(helm) = of_kubernetes("helm") else {
         return;
     };
@@ -75,21 +66,30 @@ fn the_bundled_redis_has_a_password_and_a_user_for_each_namespace() {
         let variable = variable(objects, name).expect("a variable");
         variable["value"].as_str().expect("a value").to_owned()
     };
-    let bundled = render(&helm, &[]);
-    let secret = named(&bundled, "Secret", "millrace-leases").expect("a Secret");
-    let password = secret["stringData"]["password"].as_str().expect("one");
-    assert_eq!(password.len(), 32);
-    assert_eq!(value(&bundled, "MILLRACE_NAMESPACE_USERS"), "true");
-    let url = "redis://default:$(MILLRACE_LEASES_PASSWORD)@millrace-leases.system.svc:6379";
-    assert_eq!(value(&bundled, "MILLRACE_LEASES_REDIS_URL"), url);
-    let redis = named(&bundled, "StatefulSet", "millrace-leases").expect("a Redis");
-    let redis = &redis["spec"]["template"]["spec"]["containers"][0];
-    assert_eq!(
-        [&redis["args"][0], &redis["args"][1]],
-        ["--requirepass", "$(PASSWORD)"]
-    );
-    let source = json!({"secretKeyRef": {"name": "millrace-leases", "key": "password"}});
-    assert_eq!(redis["env"][0]["valueFrom"], source);
+    let bundled = render(&helm, &["cache.enabled=true"]);
+    for (kind, component) in [("StatefulSet", "leases"), ("Deployment", "cache")] {
+        let name = format!("millrace-{component}");
+        let prefix = format!("MILLRACE_{}", component.to_uppercase());
+        let secret = named(&bundled, "Secret", &name).expect("a Secret");
+        let password = secret["stringData"]["password"].as_str().expect("one");
+        assert_eq!(password.len(), 32);
+        assert_eq!(
+            value(&bundled, &format!("{prefix}_NAMESPACE_USERS")),
+            "true"
+        );
+        let url = format!("redis://default:$({prefix}_PASSWORD)@{name}.system.svc:6379");
+        assert_eq!(value(&bundled, &format!("{prefix}_REDIS_URL")), url);
+        let redis = named(&bundled, kind, &name).expect("a Redis");
+        let redis = &redis["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(
+            [&redis["args"][0], &redis["args"][1]],
+            ["--requirepass", "$(PASSWORD)"]
+        );
+        let source = json!({"secretKeyRef": {"name": name, "key": "password"}});
+        assert_eq!(redis["env"][0]["valueFrom"], source);
+        let of_operator = variable(&bundled, &format!("{prefix}_PASSWORD")).expect("a variable");
+        assert_eq!(of_operator["valueFrom"], source);
+    }
 
     let given = render(&helm, &["leases.redis.passwordSecret.name=mine"]);
     assert!(named(&given, "Secret", "millrace-leases").is_none());
@@ -98,10 +98,10 @@ fn the_bundled_redis_has_a_password_and_a_user_for_each_namespace() {
     assert_eq!(of_operator["valueFrom"], source);
 
     let external = render(&helm, EXTERNAL);
-    assert_eq!(value(&external, "MILLRACE_NAMESPACE_USERS"), "false");
+    assert_eq!(value(&external, "MILLRACE_LEASES_NAMESPACE_USERS"), "false");
     let asked = [EXTERNAL, &["leases.redis.namespaceUsers=true"]].concat();
     assert_eq!(
-        value(&render(&helm, &asked), "MILLRACE_NAMESPACE_USERS"),
+        value(&render(&helm, &asked), "MILLRACE_LEASES_NAMESPACE_USERS"),
         "true"
     );
 }
