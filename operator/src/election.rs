@@ -40,14 +40,17 @@ impl Election {
 
     /// Waits until this process leads.
     pub async fn win(&mut self) {
-        loop {
-            match self.try_hold().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the election cannot be held"),
-            }
+        while !self.try_win().await {
             tokio::time::sleep(INTERVAL).await;
         }
+    }
+
+    /// Says whether this process leads from now on.
+    pub async fn try_win(&mut self) -> bool {
+        self.try_hold().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the election cannot be held");
+            false
+        })
     }
 
     /// Keeps the Lease; returns when it is lost or could not be renewed in time.

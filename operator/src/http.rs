@@ -1,7 +1,8 @@
 //! What the kubelet, Prometheus and autoscalers ask of the operator.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -15,6 +16,10 @@ use tokio::net::TcpListener;
 
 use crate::context::Context;
 use crate::metrics::{self, Now};
+use crate::objects::Objects;
+
+/// How long a question waits for a process that has not yet seen all objects.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a process shows of itself; cheap to clone.
 #[derive(Clone)]
@@ -23,6 +28,8 @@ pub struct Shown {
     pub ctx: Arc<Context>,
     /// Whether this process leads.
     pub leads: Arc<AtomicBool>,
+    /// All objects of both kinds, as seen by a process that waits until it leads.
+    pub standing_by: Arc<OnceLock<Objects>>,
 }
 
 impl Shown {
@@ -31,6 +38,7 @@ impl Shown {
         Self {
             ctx,
             leads: Arc::default(),
+            standing_by: Arc::default(),
         }
     }
 }
@@ -53,7 +61,7 @@ fn router(shown: Shown) -> Router {
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    let Shown { ctx, leads } = shown;
+    let Shown { ctx, leads, .. } = shown;
     let now = Now {
         leads: leads.load(Ordering::Relaxed),
         leases_available: ctx.leases_answer().await,
@@ -69,8 +77,14 @@ async fn backlog(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Response {
     let refuse = |status, error: String| (status, Json(json!({"error": error}))).into_response();
-    let Some(objects) = shown.ctx.objects.get() else {
-        let error = "this process does not lead, and knows no services".to_owned();
+    let objects = shown.ctx.objects.get().or(shown.standing_by.get());
+    let synced = async {
+        let objects = objects?;
+        objects.synced().await;
+        Some(objects)
+    };
+    let Ok(Some(objects)) = tokio::time::timeout(PATIENCE, synced).await else {
+        let error = "this process has just begun, and knows no services yet".to_owned();
         return refuse(StatusCode::SERVICE_UNAVAILABLE, error);
     };
     match objects.backlog(&namespace, &name) {
@@ -92,7 +106,6 @@ mod tests {
 
     use super::*;
     use crate::config::Options;
-    use crate::objects::Objects;
 
     fn shown() -> Shown {
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
@@ -137,19 +150,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_autoscaler_is_told_the_backlog_of_a_service_by_who_leads() {
-        let shown = shown();
+    async fn an_autoscaler_is_told_the_backlog_of_a_service_by_whoever_has_seen_all_objects() {
         let path = "/v1/namespaces/tenant/inferenceservices/embed/backlog";
-        assert_eq!(get(&shown, path).await.0, 503);
-        assert!(shown.ctx.objects.set(objects()).is_ok());
-        let (status, body) = get(&shown, path).await;
-        assert_eq!(
-            (status, body.as_str()),
-            (200, r#"{"shards":0,"replicas":2}"#)
-        );
-        let (status, body) = get(&shown, &path.replace("embed", "other")).await;
+        let (leader, standby) = (shown(), shown());
+        assert_eq!(get(&leader, path).await.0, 503);
+        assert!(leader.ctx.objects.set(objects()).is_ok());
+        assert!(standby.standing_by.set(objects()).is_ok());
+        let told = (200, r#"{"shards":0,"replicas":2}"#.to_owned());
+        assert_eq!(get(&leader, path).await, told);
+        assert_eq!(get(&standby, path).await, told);
+        let (status, body) = get(&leader, &path.replace("embed", "other")).await;
         assert_eq!(status, 404);
         assert!(body.starts_with(r#"{"error":"#), "{body}");
+    }
+
+    #[tokio::test]
+    async fn no_backlog_is_told_before_all_jobs_were_seen() {
+        let standby = shown();
+        // It is never ready, since nobody says what there is.
+        let jobs = Writer::default();
+        let half = Objects {
+            jobs: jobs.as_reader(),
+            ..objects()
+        };
+        assert!(standby.standing_by.set(half).is_ok());
+        let path = "/v1/namespaces/tenant/inferenceservices/embed/backlog";
+        assert_eq!(get(&standby, path).await.0, 503);
     }
 
     #[tokio::test]

@@ -16,5 +16,6 @@ pub mod inference_service;
 pub mod metrics;
 pub mod names;
 pub mod objects;
+pub mod pod_redis;
 pub mod pods;
 pub mod visit;

@@ -1,8 +1,9 @@
 //! `millrace-operator`: stands for election, and while it leads reconciles both kinds.
 
+use std::fmt::Debug;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -10,8 +11,9 @@ use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{Controller, WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::config::Options;
@@ -23,6 +25,7 @@ use millrace_operator::objects::Objects;
 use millrace_operator::visit::{VisitError, after_error, watched};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
+use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -53,8 +56,15 @@ async fn run(options: Options) -> anyhow::Result<()> {
         () = stop.cancelled() => return Ok(()),
     }
     let mut election = Election::new(client.clone(), &options.namespace, &options.identity);
+    let won = async {
+        if !election.try_win().await {
+            let standing_by = stand_by(shown.ctx.clone(), shown.standing_by.clone());
+            let _standing_by = AbortOnDropHandle::new(tokio::spawn(standing_by));
+            election.win().await;
+        }
+    };
     tokio::select! {
-        () = election.win() => {}
+        () = won => {}
         () = stop.cancelled() => return Ok(()),
     }
     tracing::info!(identity = options.identity, "this process leads");
@@ -70,6 +80,32 @@ async fn run(options: Options) -> anyhow::Result<()> {
         () = election.keep() => anyhow::bail!("the election is lost"),
         ended = answering => Ok(ended??),
     }
+}
+
+/// Watches both kinds until this process leads, so that it can say what waits for a service.
+async fn stand_by(ctx: Arc<Context>, shown: Arc<OnceLock<Objects>>) {
+    let (jobs, write_jobs) = reflector::store();
+    let (services, write_services) = reflector::store();
+    // A process stands by once.
+    let _ = shown.set(Objects { jobs, services });
+    futures::join!(keep_up(&ctx, write_jobs), keep_up(&ctx, write_services));
+}
+
+/// Keeps a store as the objects are.
+async fn keep_up<K>(ctx: &Context, writer: Writer<K>)
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + 'static,
+{
+    let api: Api<K> = api(&ctx.client, ctx.options.watch_namespace.as_deref());
+    let seen = watcher(api, watcher::Config::default()).default_backoff();
+    reflector::reflector(writer, seen)
+        .for_each(|_| async {})
+        .await;
 }
 
 /// Runs both controllers until `stop` is cancelled and the visits in hand are over.

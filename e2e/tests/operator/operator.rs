@@ -1,5 +1,6 @@
 //! The operator's own process, behind a proxy, in one namespace.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Options<'a> {
 pub struct Operator {
     /// What it writes passes here.
     pub proxy: Arc<ApiProxy>,
+    /// Where it is asked for backlogs.
+    pub address: SocketAddr,
     process: Process,
     program: Program,
 }
@@ -49,6 +52,8 @@ impl Operator {
         let proxy = Arc::new(ApiProxy::start(client, point).await);
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("kubeconfig"), proxy.kubeconfig()).unwrap();
+        let address = free_address();
+        let listen = address.to_string();
         let settings = [
             ("watch-namespace", namespace),
             ("namespace", namespace),
@@ -56,7 +61,7 @@ impl Operator {
             ("redis-url", redis_url),
             ("worker-image", "worker"),
             ("server-image", "server"),
-            ("listen", "127.0.0.1:0"),
+            ("listen", &listen),
         ];
         let arguments = settings.map(|(name, value)| format!("--{name}={value}"));
         let program = Program {
@@ -67,6 +72,7 @@ impl Operator {
         proxy.aim(process.pid());
         Self {
             proxy,
+            address,
             process,
             program,
         }
@@ -110,6 +116,11 @@ impl Operator {
     pub fn log(&self) -> String {
         self.process.log()
     }
+}
+
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
 }
 
 impl Program {
