@@ -51,7 +51,6 @@ struct End {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "some 350 faults take minutes: cargo test --release --workspace --test operator -- --ignored"]
 async fn a_fault_at_any_write_or_event_changes_nothing_of_the_end() {
     let Some(api) = control_plane() else { return };
     let client = api.client().await;
