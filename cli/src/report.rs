@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::manifest::{LivePart, Manifest};
+use millrace_protocol::plan::Difference;
 use millrace_protocol::tally::{Rows, Tally};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::Loaded;
@@ -88,6 +89,19 @@ fn summary(
     lines.push(format!(
         "  rows     {ok} succeeded, {bad} failed, {left_out} skipped"
     ));
+    if let Some(difference) = &manifest.difference {
+        let Difference {
+            from,
+            unchanged,
+            fresh,
+            gone,
+        } = difference;
+        let (unchanged, fresh) = (HumanCount(*unchanged), HumanCount(*fresh));
+        lines.push(format!(
+            "  carried  {unchanged} unchanged from {from}; {fresh} new or changed, {} gone",
+            HumanCount(*gone)
+        ));
+    }
     lines.push(format!("  tokens   {}", HumanCount(tokens)));
     lines.push(format!("  output   {output}"));
     if let Some(merged) = &manifest.merged {

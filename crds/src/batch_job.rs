@@ -1,6 +1,7 @@
 //! `BatchJob`: a dataset, the models to run over it, and where the results go.
 
 mod failed_rows;
+mod incremental;
 mod prompt;
 mod retry;
 
@@ -14,6 +15,7 @@ use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
 pub use failed_rows::FailedRowsMax;
+pub use incremental::Incremental;
 pub use prompt::Prompt;
 pub use retry::Retry;
 
@@ -54,6 +56,10 @@ pub use retry::Retry;
         .message("input cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("self.output == oldSelf.output")
         .message("output cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("has(self.incremental) == has(oldSelf.incremental) && (!has(self.incremental) || self.incremental == oldSelf.incremental)")
+        .message("incremental cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("!has(self.incremental) || self.incremental.from != self.output.uri")
+        .message("incremental.from is the job's own output; name an earlier one, and write to another folder"),
     validation = Rule::new("!oldSelf.cancel || self.cancel")
         .message("cancel cannot be taken back; create a new BatchJob with the same output, and it goes on"),
     validation = Rule::new("self.rerunFailed >= oldSelf.rerunFailed")
@@ -106,6 +112,11 @@ pub struct BatchJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "failed_rows::schema")]
     pub max_failed_rows: Option<IntOrString>,
+
+    /// An earlier output whose answers are carried over: only rows that are new, changed, or failed
+    /// there are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incremental: Option<Incremental>,
 
     /// Whether the job rests: workers give their shards back, and what is done stays. A local run
     /// of a suspended job is refused.
@@ -188,7 +199,9 @@ impl BatchJob {
         let uris = self.spec.input.uris.iter().flatten().enumerate();
         let inputs = uris.map(|(index, uri)| (format!("spec.input.uris[{index}]"), uri));
         let output = ("spec.output.uri".to_owned(), &self.spec.output.uri);
-        let all = inputs.chain([output]);
+        let earlier = self.spec.incremental.as_ref();
+        let earlier = earlier.map(|earlier| ("spec.incremental.from".to_owned(), &earlier.from));
+        let all = inputs.chain([output]).chain(earlier);
         let local = all.filter(|(_, uri)| !uri.starts_with("s3://"));
         local.map(|(field, _)| field).collect()
     }

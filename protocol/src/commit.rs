@@ -21,6 +21,8 @@ pub struct Commit {
     pub part: Option<String>,
     /// Path of the error file below the output; absent when no row failed.
     pub errors: Option<String>,
+    /// Path of the ledger below the output; absent when no row succeeded.
+    pub ledger: Option<String>,
     /// How the rows ended.
     pub rows: Rows,
     /// Tokens that went through the models.

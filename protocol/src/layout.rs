@@ -36,6 +36,26 @@ pub fn errors(run: RunNumber, shard: ShardIndex, attempt: &str) -> String {
     format!("errors/{run:04}-{shard:05}-{attempt}.jsonl")
 }
 
+/// `_millrace/runs/0001/ledger`
+pub fn ledgers(run: RunNumber) -> String {
+    format!("{RUNS}/{run:04}/ledger")
+}
+
+/// `_millrace/runs/0001/ledger/00012-<attempt>`
+pub fn ledger(run: RunNumber, shard: ShardIndex, attempt: &str) -> String {
+    format!("{}/{shard:05}-{attempt}", ledgers(run))
+}
+
+/// `_millrace/runs/0001/carried`
+pub fn carried_lists(run: RunNumber) -> String {
+    format!("{RUNS}/{run:04}/carried")
+}
+
+/// `_millrace/runs/0001/carried/<planner>-00012`
+pub fn carried(run: RunNumber, planner: &str, shard: ShardIndex) -> String {
+    format!("{}/{planner}-{shard:05}", carried_lists(run))
+}
+
 /// The merged results, if the job asks for them: `results.jsonl[.zst]`
 pub fn merged(zstd: bool) -> String {
     format!("results.jsonl{}", if zstd { ".zst" } else { "" })

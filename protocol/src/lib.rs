@@ -10,6 +10,7 @@
 pub mod commit;
 pub mod layout;
 pub mod lease;
+pub mod ledger;
 pub mod manifest;
 pub mod panic;
 pub mod plan;

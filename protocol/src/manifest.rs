@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commit::Commit,
-    plan::{InputFile, RunNumber, Shard, ShardIndex},
+    plan::{Difference, InputFile, RunNumber, Shard, ShardIndex},
     tally::Tally,
 };
 
@@ -18,6 +18,8 @@ pub struct Manifest {
     pub run: RunNumber,
     /// Hash of everything in job and service that decides what a result line says.
     pub spec_sha256: String,
+    /// Hash of everything in job and service that decides the answer to a row.
+    pub answers_sha256: String,
     /// Whether every shard of the plan is committed.
     pub complete: bool,
     /// Totals over all commits.
@@ -31,6 +33,9 @@ pub struct Manifest {
     pub failed_shards: Vec<FailedShard>,
     /// The models that made the results.
     pub models: Vec<ManifestModel>,
+    /// How the rows compare with those of the earlier output, if the job is incremental.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Difference>,
     /// The merged results below the output, if the job asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<String>,

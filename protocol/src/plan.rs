@@ -1,5 +1,7 @@
 //! The plan of a run: its inputs, pinned, and the shards they were cut into.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Index of a shard in its run, from 0.
@@ -21,10 +23,46 @@ pub struct Plan {
     pub run: RunNumber,
     /// Hash of everything in job and service that decides what a result line says.
     pub spec_sha256: String,
+    /// Hash of everything in job and service that decides the answer to a row.
+    pub answers_sha256: String,
     /// The input files in the order of their URIs.
     pub inputs: Vec<InputFile>,
     /// The shards; a shard's index is its place in this list.
     pub shards: Vec<Shard>,
+    /// What is carried over from an earlier output, if the job is incremental.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
+}
+
+/// What an incremental run carries over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Carried {
+    /// How the rows of both compare.
+    #[serde(flatten)]
+    pub difference: Difference,
+    /// Random id of the planner; names its lists.
+    pub planner: String,
+    /// Paths of the earlier parts below the earlier output, which lists name by their index.
+    pub parts: Vec<String>,
+    /// Whether these parts are compressed.
+    pub zstd: bool,
+    /// Digests of the models that made them, by name: what other models said is not carried over.
+    pub models: BTreeMap<String, String>,
+}
+
+/// How the rows of an incremental run compare with those of an earlier output, by content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Difference {
+    /// URI of the earlier output.
+    pub from: String,
+    /// Rows that have an answer there.
+    pub unchanged: u64,
+    /// Rows that are new, changed, or failed there.
+    pub fresh: u64,
+    /// Answers there that no row asks for any more.
+    pub gone: u64,
 }
 
 /// One input file, pinned to what it was when the run was planned.
@@ -83,6 +121,13 @@ pub struct Shard {
     /// Where a run runs failed rows again: only the rows of the range that failed there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_in: Option<ShardOfRun>,
+    /// Rows that are carried over from an earlier output; where there are any, a list names them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub carried: u64,
+}
+
+fn is_zero(rows: &u64) -> bool {
+    *rows == 0
 }
 
 /// A shard of an earlier run.
@@ -101,6 +146,7 @@ impl Shard {
             input,
             range,
             failed_in: None,
+            carried: 0,
         }
     }
 

@@ -54,6 +54,10 @@ pub struct CheckedJob {
     pub failed_rows_max: Option<FailedRowsMax>,
     /// Hash of everything in job and service that decides what a result line says, hexadecimal.
     pub spec_sha256: String,
+    /// Hash of everything in job and service that decides the answer to a row, hexadecimal.
+    pub answers_sha256: String,
+    /// Absolute URI of the earlier output whose answers are carried over, if there is one.
+    pub incremental_from: Option<String>,
 }
 
 impl CheckedJob {
@@ -208,6 +212,7 @@ pub fn check(
         credentials: _,
         backoff_limit_per_index,
         max_failed_rows: _,
+        incremental,
     } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
     if let JobService::Shared(named) = job.spec.service()
@@ -239,6 +244,7 @@ pub fn check(
         },
         row_bytes_max: input.max_row_bytes as usize,
     };
+    let answers_sha256 = answers_sha256(&steps, service);
     Ok(CheckedJob {
         namespace: job
             .metadata
@@ -248,13 +254,15 @@ pub fn check(
         name: job.metadata.name.clone().unwrap_or_default(),
         uid: job.metadata.uid.clone(),
         run: FIRST_RUN + rerun_failed,
-        spec_sha256: spec_sha256(&steps, input, &checked_input.uris, output, service),
+        spec_sha256: spec_sha256(&answers_sha256, input, &checked_input.uris, output),
+        answers_sha256,
+        incremental_from: (incremental.as_ref()).map(|earlier| folder(&earlier.from, base)),
         steps,
         runtime: service.spec.runtime.clone(),
         remote: remote::remote(service),
         input: checked_input,
         output: Output {
-            uri: absolute(&output.uri, base).trim_end_matches('/').to_owned(),
+            uri: folder(&output.uri, base),
             zstd: output.compression == OutputCompression::Zstd,
             merge: output.merge,
         },
@@ -341,6 +349,11 @@ fn absolute(uri: &str, base: &Path) -> String {
     format!("file://{}", path.display())
 }
 
+/// An absolute URI without a slash at its end.
+fn folder(uri: &str, base: &Path) -> String {
+    absolute(uri, base).trim_end_matches('/').to_owned()
+}
+
 fn format(format: batch_job::InputFormat) -> Format {
     match format {
         batch_job::InputFormat::Jsonl => Format::Jsonl,
@@ -358,14 +371,40 @@ fn compression(compression: batch_job::Compression) -> Compression {
     }
 }
 
+/// Hashes what decides the answer to a row, whatever row it is.
+fn answers_sha256(steps: &[Step], service: &InferenceService) -> String {
+    #[derive(Serialize)]
+    struct Decisive<'a> {
+        steps: Vec<(&'a str, &'a str)>,
+        models: &'a [millrace_crds::inference_service::ModelSpec],
+        runtime: Option<runtime::Decisive<'a>>,
+        remote: Option<remote::Decisive<'a>>,
+        prompts: Vec<Option<&'a Prompt>>,
+    }
+    sha256(&Decisive {
+        steps: steps
+            .iter()
+            .map(|step| (step.name.as_str(), step.model.as_str()))
+            .collect(),
+        models: &service.spec.models,
+        runtime: service.spec.runtime.as_ref().map(runtime::decisive),
+        remote: service.spec.remote.as_ref().map(remote::decisive),
+        prompts: steps.iter().map(|step| step.prompt.as_ref()).collect(),
+    })
+}
+
+fn sha256(decisive: &impl Serialize) -> String {
+    let json = serde_json::to_vec(decisive).expect("a spec serialises");
+    data_encoding::HEXLOWER.encode(&Sha256::digest(&json))
+}
+
 /// Hashes what decides what a result line says. Where the output lies, how the input is cut and
 /// how often rows are tried do not: a run goes on when they change.
 fn spec_sha256(
-    steps: &[Step],
+    answers_sha256: &str,
     input: &batch_job::Input,
     uris: &[String],
     output: &batch_job::Output,
-    service: &InferenceService,
 ) -> String {
     let batch_job::Input {
         uris: _,
@@ -384,16 +423,8 @@ fn spec_sha256(
     } = output;
     #[derive(Serialize)]
     struct Decisive<'a> {
-        steps: Vec<(&'a str, &'a str)>,
-        models: &'a [millrace_crds::inference_service::ModelSpec],
-        #[serde(skip_serializing_if = "Option::is_none")]
-        runtime: Option<runtime::Decisive<'a>>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        remote: Option<remote::Decisive<'a>>,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        prompts: Vec<(usize, &'a Prompt)>,
+        answers_sha256: &'a str,
         uris: &'a [String],
-        #[serde(skip_serializing_if = "Option::is_none")]
         inline: &'a Option<Vec<String>>,
         format: &'a Option<batch_job::InputFormat>,
         input_compression: &'a Option<batch_job::Compression>,
@@ -403,17 +434,8 @@ fn spec_sha256(
         output_compression: OutputCompression,
         join: &'a [String],
     }
-    let decisive = Decisive {
-        steps: steps
-            .iter()
-            .map(|step| (step.name.as_str(), step.model.as_str()))
-            .collect(),
-        models: &service.spec.models,
-        runtime: service.spec.runtime.as_ref().map(runtime::decisive),
-        remote: service.spec.remote.as_ref().map(remote::decisive),
-        prompts: (steps.iter().enumerate())
-            .filter_map(|(index, step)| Some((index, step.prompt.as_ref()?)))
-            .collect(),
+    sha256(&Decisive {
+        answers_sha256,
         uris,
         inline,
         format,
@@ -423,9 +445,7 @@ fn spec_sha256(
         max_row_bytes: *max_row_bytes,
         output_compression: *parts,
         join,
-    };
-    let json = serde_json::to_vec(&decisive).expect("a spec serialises");
-    data_encoding::HEXLOWER.encode(&Sha256::digest(&json))
+    })
 }
 
 #[cfg(test)]

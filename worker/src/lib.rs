@@ -4,6 +4,7 @@
 //! exists. The local run and the pods of a cluster drive this same code.
 
 pub mod commits;
+mod content;
 pub mod finish;
 pub mod job;
 pub mod manifests;

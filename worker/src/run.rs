@@ -385,6 +385,9 @@ async fn given_up(leases: &dyn LeaseStore) -> Result<Vec<DeadLetter>, LeaseError
 }
 
 #[cfg(test)]
+#[path = "incremental_tests.rs"]
+mod incremental_tests;
+#[cfg(test)]
 #[path = "rerun_tests.rs"]
 mod rerun_tests;
 #[cfg(test)]

@@ -120,6 +120,8 @@ impl OutputFolder {
             version: Plan::VERSION,
             run: 1,
             spec_sha256: "00".to_owned(),
+            answers_sha256: "00".to_owned(),
+            carried: None,
             inputs: vec![input],
             shards: (0..shards).map(shard).collect(),
         };
@@ -149,6 +151,7 @@ impl OutputFolder {
             attempt: "a".to_owned(),
             part: file(results, layout::part(1, shard, "a", zstd), zstd),
             errors: file(errors, layout::errors(1, shard, "a"), false),
+            ledger: None,
             rows: Rows {
                 succeeded: results.len() as u64,
                 failed: errors.len() as u64,

@@ -94,6 +94,46 @@ fn what_is_done_is_not_paid_for_again() {
 }
 
 #[test]
+fn a_hundredth_of_the_rows_changed_costs_a_hundredth() {
+    let scene = Scene::new(SceneOptions {
+        rows: 400,
+        remote: json!({"rowsPerCall": 5}),
+        ..SceneOptions::default()
+    });
+    scene.run().succeed();
+    let first = scene.record().calls;
+    assert_eq!(first.len(), 80);
+    let rows = std::fs::read_to_string(scene.path("rows.jsonl")).unwrap();
+    let changed = rows.replace("of row 100\"", "of row 100, again\"");
+    let changed = changed.replace("of row 200\"", "of row 200, again\"");
+    let changed = changed.replace("of row 300\"", "of row 300, again\"");
+    let changed = changed.replace("of row 399\"", "of row 399, again\"");
+    std::fs::write(scene.path("rows.jsonl"), changed).unwrap();
+    let manifests = std::fs::read_to_string(scene.path("job.yaml")).unwrap();
+    let next = r#""incremental":{"from":"out"},"output":{"uri":"next"}"#;
+    let next = manifests.replace(r#""output":{"uri":"out"}"#, next);
+    std::fs::write(scene.path("job.yaml"), next).unwrap();
+    scene.run().succeed();
+    let calls = scene.record().calls;
+    let (tokens, again): (u64, u64) = (
+        first.iter().map(|call| call.tokens).sum(),
+        calls[80..].iter().map(|call| call.tokens).sum(),
+    );
+    assert_eq!(calls.len(), 81, "four rows fit into one call");
+    assert!(again * 100 <= tokens * 2, "{again} of {tokens} tokens");
+    let log = std::fs::read_to_string(scene.path("run.log")).unwrap();
+    assert!(log.contains("396 unchanged"), "{log}");
+    let lines = scene.lines_of("next", "parts");
+    assert_eq!(lines.len(), 400);
+    for (row, line) in lines.iter().enumerate() {
+        let again = [100, 200, 300, 399].contains(&row);
+        let again = if again { ", again" } else { "" };
+        let said = format!("On: Row {row}: the millwheel of row {row}{again}");
+        assert_eq!(line["result"]["said"], said);
+    }
+}
+
+#[test]
 fn a_missing_key_is_named_before_anything_is_asked() {
     let scene = Scene::new(SceneOptions::default());
     let mut command = scene.command("millrace");

@@ -131,8 +131,13 @@ impl Scene {
 
     /// The lines of all parts, or of all error files.
     pub fn lines(&self, folder: &str) -> Vec<Value> {
+        self.lines_of("out", folder)
+    }
+
+    /// The same of another output.
+    pub fn lines_of(&self, output: &str, folder: &str) -> Vec<Value> {
         let mut lines = Vec::new();
-        for file in std::fs::read_dir(self.path("out").join(folder))
+        for file in std::fs::read_dir(self.path(output).join(folder))
             .into_iter()
             .flatten()
         {

@@ -103,6 +103,11 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         let folder = format!("{}/{}", pods::SECRETS, secret.name);
         variables.push(json!({"name": "MILLRACE_CREDENTIALS", "value": folder}));
     }
+    if job.spec.incremental.is_some() {
+        // Where rows are compared with those of the earlier output.
+        volumes.push(json!({"name": "tmp", "emptyDir": {}}));
+        mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
+    }
     let container = json!({
         "name": "step",
         "image": options.worker_image,

@@ -97,9 +97,16 @@ pub async fn finish(
         )
         .await?;
     }
+    let earlier = match plan.run {
+        FIRST_RUN => None,
+        _ => read_manifest(output).await?,
+    };
+    let carried = plan.carried.as_ref();
+    let difference = carried.map(|carried| carried.difference.clone());
+    let difference = difference.or(earlier.as_ref().and_then(|it| it.difference.clone()));
     let live = match plan.run {
         FIRST_RUN => live,
-        run => over_earlier(read_manifest(output).await?, run, live),
+        run => over_earlier(earlier, run, live),
     };
     let merged = if job.output.merge && failed.is_empty() {
         Some(merge::merge(output, &live, job.output.zstd).await?)
@@ -110,10 +117,12 @@ pub async fn finish(
         version: Manifest::VERSION,
         run: plan.run,
         spec_sha256: plan.spec_sha256.clone(),
+        answers_sha256: plan.answers_sha256.clone(),
         complete: failed.is_empty(),
         totals: live.iter().map(|part| part.commit.tally()).sum(),
         inputs: plan.inputs.clone(),
         models: models(&live),
+        difference,
         parts: live,
         failed_shards: failed,
         merged,
@@ -254,6 +263,8 @@ mod tests {
             version: Plan::VERSION,
             run: 1,
             spec_sha256: "spec".to_owned(),
+            answers_sha256: "answers".to_owned(),
+            carried: None,
             inputs: Vec::new(),
             shards: (0..shards).map(shard).collect(),
         }
@@ -266,6 +277,7 @@ mod tests {
             attempt: "a".to_owned(),
             part: None,
             errors: None,
+            ledger: None,
             rows: Rows {
                 succeeded: 2,
                 failed: 1,

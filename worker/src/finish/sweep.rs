@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use futures::TryStreamExt;
+use millrace_protocol::layout;
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::plan::RunNumber;
 use object_store::ObjectStore;
@@ -12,8 +13,8 @@ use super::FinishError;
 use crate::store::{Location, StoreError};
 use crate::work::part::discard;
 
-/// Removes parts and error files of `run` that no live commit names. `is_local` says that the
-/// output lies on a local disk.
+/// Removes parts, error files and ledgers of `run` that no live commit names, and the lists of what
+/// its shards were to carry over. `is_local` says that the output lies on a local disk.
 pub async fn sweep(
     output: &Location,
     is_local: bool,
@@ -22,13 +23,18 @@ pub async fn sweep(
 ) -> Result<(), FinishError> {
     let named: HashSet<&str> = live
         .iter()
-        .flat_map(|part| [&part.commit.part, &part.commit.errors])
+        .flat_map(|part| [&part.commit.part, &part.commit.errors, &part.commit.ledger])
         .flatten()
         .map(String::as_str)
         .collect();
-    let prefix = format!("{run:04}-");
-    for folder in ["parts", "errors"] {
-        let path = output.below(folder);
+    let of_run = format!("{run:04}-");
+    for (folder, prefix) in [
+        ("parts".to_owned(), &*of_run),
+        ("errors".to_owned(), &of_run),
+        (layout::ledgers(run), ""),
+        (layout::carried_lists(run), ""),
+    ] {
+        let path = output.below(&folder);
         let failed = |source| StoreError::at(&path, source);
         let mut files = output.store.list(Some(&path));
         while let Some(file) = files.try_next().await.map_err(failed)? {
@@ -36,12 +42,12 @@ pub async fn sweep(
                 continue;
             };
             let relative_path = format!("{folder}/{name}");
-            if name.starts_with(&prefix) && !named.contains(relative_path.as_str()) {
+            if name.starts_with(prefix) && !named.contains(relative_path.as_str()) {
                 discard(output, &relative_path).await;
             }
         }
         if is_local {
-            remove_staged(&std::path::Path::new("/").join(path.as_ref()), &prefix).await;
+            remove_staged(&std::path::Path::new("/").join(path.as_ref()), prefix).await;
         }
     }
     Ok(())

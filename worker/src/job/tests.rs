@@ -106,3 +106,18 @@ fn only_what_decides_a_result_line_changes_the_spec_hash() {
         hash(serde_json::json!({"steps": [{"name": "e", "model": "embed"}]}))
     );
 }
+
+#[test]
+fn only_what_decides_an_answer_changes_the_answers_hash() {
+    let hash = |patch| check_spec(patch).unwrap().answers_sha256;
+    let plain = hash(serde_json::json!({}));
+    for same in [
+        serde_json::json!({"input": {"uris": ["other.csv"], "textField": "body", "idField": "id"}}),
+        serde_json::json!({"output": {"uri": "../out", "join": ["a"], "compression": "Zstd"}}),
+        serde_json::json!({"incremental": {"from": "../earlier"}}),
+    ] {
+        assert_eq!(plain, hash(same));
+    }
+    let other = serde_json::json!({"steps": [{"name": "e", "model": "embed"}]});
+    assert_ne!(plain, hash(other));
+}

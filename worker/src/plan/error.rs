@@ -1,6 +1,6 @@
 //! Why a job could not be planned.
 
-use crate::{read::ReadError, store::StoreError};
+use crate::{finish::FinishError, read::ReadError, store::StoreError};
 
 /// Why a job could not be planned.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +85,31 @@ pub enum PlanError {
         /// URI of the output.
         output: String,
     },
+    /// An incremental job names its own output.
+    #[error(
+        "spec.incremental.from is the job's own output {0}: name an earlier one, and write to another \
+         folder"
+    )]
+    IncrementalFromItself(String),
+    /// An incremental job names an output that is not finished.
+    #[error(
+        "spec.incremental.from: {0} has no manifest.json: it is no output of a finished BatchJob"
+    )]
+    NoEarlierOutput(String),
+    /// An incremental job names an output that cannot be read.
+    #[error("spec.incremental.from: {from} cannot be read")]
+    EarlierOutput {
+        /// URI of the earlier output.
+        from: String,
+        /// What is wrong.
+        source: Box<FinishError>,
+    },
+    /// An output that an incremental job names was changed.
+    #[error("spec.incremental.from: {0} is missing: the output was changed by hand")]
+    NoLedger(String),
+    /// The temporary files of a comparison failed.
+    #[error("rows cannot be compared with earlier ones: a temporary file failed")]
+    Spill(#[source] std::io::Error),
     /// The plan that is there cannot be understood.
     #[error("{path} is no plan that this version understands: {reason}")]
     BadPlan {

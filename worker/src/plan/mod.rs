@@ -7,6 +7,7 @@ mod csv;
 mod cut;
 mod error;
 mod estimate;
+mod incremental;
 mod list;
 mod overlap;
 mod preflight;
@@ -48,11 +49,14 @@ pub async fn plan(
     if let Some(plan) = existing(&output, job).await? {
         return Ok(plan);
     }
-    let plan = match job.run {
+    let mut plan = match job.run {
         FIRST_RUN => draft(stores, job).await?,
         run => rerun::draft(job, run, earlier)?,
     };
     store::probe_create_only(&output.store, &output.path).await?;
+    if let (FIRST_RUN, Some(from)) = (job.run, &job.incremental_from) {
+        incremental::carry(stores, job, from, &mut plan).await?;
+    }
     let path = output.below(&layout::plan(job.run));
     let bytes = serde_json::to_vec(&plan).expect("a plan is plain data");
     match store::create(&output.store, &path, bytes).await? {
@@ -83,6 +87,8 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
         version: Plan::VERSION,
         run: FIRST_RUN,
         spec_sha256,
+        answers_sha256: job.answers_sha256.clone(),
+        carried: None,
         inputs,
         shards,
     })

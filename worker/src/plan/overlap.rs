@@ -60,6 +60,8 @@ fn written(job: &CheckedJob) -> Vec<String> {
         layout::commit(run, shard),
         layout::part(run, shard, attempt, job.output.zstd),
         layout::errors(run, shard, attempt),
+        layout::ledger(run, shard, attempt),
+        layout::carried(run, attempt, shard),
         layout::merged(job.output.zstd),
         layout::MANIFEST.to_owned(),
     ]

@@ -36,6 +36,8 @@ pub(super) fn draft(
         version: Plan::VERSION,
         run,
         spec_sha256: job.spec_sha256.clone(),
+        answers_sha256: job.answers_sha256.clone(),
+        carried: None,
         inputs: earlier.inputs.clone(),
         shards,
     })
@@ -49,6 +51,7 @@ fn with_failed_rows(part: &LivePart) -> Option<Shard> {
             run: *run,
             shard: commit.shard,
         }),
+        carried: 0,
         ..*range
     })
 }

@@ -18,6 +18,14 @@ pub(crate) struct RowView<'a> {
     pub(crate) carried: Carried,
 }
 
+impl RowView<'_> {
+    /// What is asked about the row: its text, or the fields that prompts are made of.
+    pub(crate) fn asked(&self) -> &str {
+        let prompted = self.carried.prompted.as_ref();
+        prompted.map_or(&self.text, |fields| fields.get())
+    }
+}
+
 /// What is carried of a row beside its text, each as one JSON object.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Carried {

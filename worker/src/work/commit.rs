@@ -65,7 +65,8 @@ pub async fn commit(
     if standing.attempt == commit.attempt {
         return Ok(Verdict::Won);
     }
-    for file in [&commit.part, &commit.errors].into_iter().flatten() {
+    let files = [&commit.part, &commit.errors, &commit.ledger];
+    for file in files.into_iter().flatten() {
         discard(output, file).await;
     }
     Ok(Verdict::Lost(Box::new(standing)))
@@ -116,6 +117,7 @@ mod tests {
             attempt: attempt.to_owned(),
             part: Some(part.relative_path),
             errors: None,
+            ledger: None,
             rows: Rows {
                 succeeded: 1,
                 failed: 0,

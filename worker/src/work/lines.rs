@@ -1,5 +1,8 @@
 //! Turns answered rows into the lines of a part and of an error file. Pure.
 
+use std::ops::Range;
+
+use millrace_protocol::ledger::ContentHash;
 use millrace_protocol::result::ErrorLine;
 use millrace_protocol::row::{Place, Position, ReadRow, RowError, RowErrorCode};
 use millrace_protocol::tally::Rows;
@@ -9,6 +12,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::submit::RowOutcome;
+use crate::content::content;
 use crate::job::Step;
 
 /// A row on its way: what is left of it while its text is at the server.
@@ -17,8 +21,18 @@ pub struct PendingRow {
     place: Place,
     id: Option<String>,
     input: Option<Box<RawValue>>,
+    content: ContentHash,
     /// `None` while the row is at the server.
-    outcome: Option<RowOutcome>,
+    outcome: Option<Result<Ending, RowError>>,
+}
+
+/// What a row with a result ends as.
+#[derive(Debug)]
+enum Ending {
+    /// One prediction per step.
+    Answered(Vec<Prediction>),
+    /// The results of an earlier line, as it has them.
+    Carried(Box<RawValue>),
 }
 
 impl PendingRow {
@@ -27,20 +41,23 @@ impl PendingRow {
     pub fn split(row: ReadRow) -> (Self, Option<String>) {
         match row {
             ReadRow::Row(row) => {
+                let prompted = row.prompted.map(|fields| fields.get().to_owned());
+                let asked = prompted.unwrap_or(row.text);
                 let pending = Self {
                     place: row.place,
                     id: row.id,
                     input: row.input,
+                    content: content(&asked),
                     outcome: None,
                 };
-                let prompted = row.prompted.map(|fields| fields.get().to_owned());
-                (pending, Some(prompted.unwrap_or(row.text)))
+                (pending, Some(asked))
             }
             ReadRow::Bad { place, id, error } => (
                 Self {
                     place,
                     id,
                     input: None,
+                    content: ContentHash::default(),
                     outcome: Some(Err(error)),
                 },
                 None,
@@ -50,7 +67,12 @@ impl PendingRow {
 
     /// Gives the row what the server said.
     pub fn answer(&mut self, outcome: RowOutcome) {
-        self.outcome = Some(outcome);
+        self.outcome = Some(outcome.map(Ending::Answered));
+    }
+
+    /// Gives the row the results of an earlier line.
+    pub fn carry(&mut self, results: Box<RawValue>) {
+        self.outcome = Some(Ok(Ending::Carried(results)));
     }
 }
 
@@ -63,6 +85,8 @@ pub struct Lines {
     pub errors: Vec<u8>,
     /// How the rows ended.
     pub rows: Rows,
+    /// Where the content of each row stands in `results`, without the newline.
+    pub answered: Vec<(ContentHash, Range<usize>)>,
 }
 
 /// Writes the lines of `rows`, all of them answered, in the given order, until they are as long as
@@ -81,20 +105,25 @@ pub fn lines(
             place,
             id,
             input,
+            content,
             outcome,
         } = row;
-        match finite(steps, outcome.expect("every row of a window is answered")) {
-            Ok(predictions) => {
+        let outcome = outcome.expect("every row of a window is answered");
+        match outcome.and_then(|ending| finite(steps, ending)) {
+            Ok(ending) => {
+                let start = lines.results.len();
                 let line = Line {
                     id: id.as_deref(),
                     position: PositionRef { file, place },
-                    result: StepResults {
+                    result: Results {
                         steps,
-                        predictions: &predictions,
+                        ending: &ending,
                     },
                     input: input.as_deref(),
                 };
                 push(&mut lines.results, &line);
+                let end = lines.results.len() - 1;
+                lines.answered.push((content, start..end));
                 lines.rows.succeeded += 1;
             }
             Err(error) => {
@@ -118,13 +147,15 @@ pub fn lines(
 }
 
 /// A number without a JSON form must end as a row error whoever sent it, or the line is invalid.
-fn finite(steps: &[Step], outcome: RowOutcome) -> RowOutcome {
-    let predictions = outcome?;
+fn finite(steps: &[Step], ending: Ending) -> Result<Ending, RowError> {
+    let Ending::Answered(predictions) = &ending else {
+        return Ok(ending);
+    };
     match predictions
         .iter()
         .position(|prediction| !prediction.is_finite())
     {
-        None => Ok(predictions),
+        None => Ok(ending),
         Some(index) => Err(RowError {
             code: RowErrorCode::NotFinite,
             message: "the model answered NaN or infinity".to_owned(),
@@ -143,7 +174,7 @@ fn push(lines: &mut Vec<u8>, line: &impl Serialize) {
 struct Line<'a> {
     id: Option<&'a str>,
     position: PositionRef<'a>,
-    result: StepResults<'a>,
+    result: Results<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     input: Option<&'a RawValue>,
 }
@@ -156,15 +187,19 @@ struct PositionRef<'a> {
     place: Place,
 }
 
-struct StepResults<'a> {
+struct Results<'a> {
     steps: &'a [Step],
-    predictions: &'a [Prediction],
+    ending: &'a Ending,
 }
 
-impl Serialize for StepResults<'_> {
+impl Serialize for Results<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let predictions = match self.ending {
+            Ending::Answered(predictions) => predictions,
+            Ending::Carried(results) => return results.serialize(serializer),
+        };
         let mut map = serializer.serialize_map(Some(self.steps.len()))?;
-        for (step, prediction) in self.steps.iter().zip(self.predictions) {
+        for (step, prediction) in self.steps.iter().zip(predictions) {
             map.serialize_entry(&step.name, &Untagged(prediction))?;
         }
         map.end()

@@ -4,6 +4,7 @@
 //! without work, and a lease store that forgot everything is filled again from plan and commits.
 
 pub mod call;
+mod carried;
 pub mod client;
 pub mod commit;
 mod failed;

@@ -25,6 +25,7 @@ pub struct PartWriter {
     path: Path,
     relative_path: String,
     sha256: Sha256,
+    stored_bytes: u64,
     /// `None` until there is something to write: an empty file is never made.
     upload: Option<BufWriter>,
 }
@@ -46,6 +47,7 @@ impl PartWriter {
             path: output.below(&relative_path),
             relative_path,
             sha256: Sha256::new(),
+            stored_bytes: 0,
             upload: None,
         }
     }
@@ -56,6 +58,7 @@ impl PartWriter {
             return Ok(());
         }
         self.sha256.update(&bytes);
+        self.stored_bytes += bytes.len() as u64;
         let upload = self
             .upload
             .get_or_insert_with(|| upload(&self.location, &self.path));
@@ -63,6 +66,11 @@ impl PartWriter {
             .put(bytes)
             .await
             .map_err(|source| StoreError::at(&self.path, source))
+    }
+
+    /// Bytes that were appended so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
     }
 
     /// Makes the file durable. `None` if nothing was ever written.

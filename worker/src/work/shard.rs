@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
 use millrace_protocol::lease::Lease;
+use millrace_protocol::ledger::{CarriedRow, ContentHash, LedgerEntry, LineAt};
 use millrace_protocol::plan::{Plan, ShardIndex};
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::tally::{Rows, Tally};
@@ -17,10 +19,11 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::call::{Caller, Told};
+use super::carried::{CarriedError, CarriedRows, Earlier};
 use super::commit::{CommitError, Verdict, commit};
 use super::failed::{FailedError, FailedRows};
 use super::lines::{Lines, PendingRow, lines};
-use super::part::PartWriter;
+use super::part::{PartWriter, WrittenPart};
 use super::progress::Progress;
 use super::submit::{Answered, SubmitError, Submitter};
 use super::window::{ChunkLimits, chunks};
@@ -81,6 +84,9 @@ pub enum ShardError {
     /// It is not known which of its rows are to be run again.
     #[error("the failed rows of the earlier run could not be read")]
     Failed(#[from] FailedError),
+    /// An earlier answer could not be carried over.
+    #[error("the shard's unchanged rows could not be carried over")]
+    Carried(#[from] CarriedError),
     /// Its rows could not be answered at all.
     #[error("the shard's rows could not be answered")]
     Submit(#[from] SubmitError),
@@ -100,6 +106,7 @@ impl ShardError {
     pub fn is_permanent(&self) -> bool {
         match self {
             ShardError::Read(error) => error.is_permanent(),
+            ShardError::Carried(error) => error.is_permanent(),
             ShardError::NotPlanned(_)
             | ShardError::Failed(FailedError::Gone { .. } | FailedError::NotFound(_)) => true,
             ShardError::Failed(FailedError::Commit(_) | FailedError::Lines(_))
@@ -121,6 +128,7 @@ impl ShardError {
             ShardError::NotPlanned(_)
             | ShardError::Read(_)
             | ShardError::Failed(_)
+            | ShardError::Carried(_)
             | ShardError::Commit(CommitError::Unreadable { .. })
             | ShardError::Panicked(_) => false,
         }
@@ -152,11 +160,13 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         Some(earlier) => Some(FailedRows::open(&ctx.output, earlier).await?),
         None => None,
     };
+    let mut carried = CarriedRows::open(ctx, lease.shard).await?;
     let part = layout::part(run, lease.shard, &attempt, job.output.zstd);
     let mut part = PartWriter::new(&ctx.output, part);
     let mut errors = PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
+    let mut ledger = Vec::new();
     let mut tally = Tally::default();
-    let mut windows: VecDeque<AbortOnDropHandle<Result<Window, SubmitError>>> = VecDeque::new();
+    let mut windows: VecDeque<AbortOnDropHandle<Result<Window, ShardError>>> = VecDeque::new();
     let mut ended = false;
     loop {
         while !ended && windows.len() < WINDOWS_MAX {
@@ -169,7 +179,9 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 None => rows,
             };
             if !rows.is_empty() {
-                let answered = answer_window(ctx.clone(), lease.shard, rows);
+                let carried = carried.as_mut().map(|carried| carried.among(&rows));
+                let carried = carried.unwrap_or_default();
+                let answered = answer_window(ctx.clone(), lease.shard, rows, carried);
                 windows.push_back(AbortOnDropHandle::new(tokio::spawn(
                     answered.in_current_span(),
                 )));
@@ -190,8 +202,10 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 results,
                 errors: failed,
                 rows: counts,
+                answered,
             } = slice;
             tally.rows += counts;
+            ledger.extend(entries(part.stored_bytes(), results.len(), answered));
             part.write(results.into()).await?;
             errors.write(failed.into()).await?;
         }
@@ -200,6 +214,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         failed.finish()?;
     }
     let (part, errors) = (part.finish().await?, errors.finish().await?);
+    let ledger = write_ledger(ctx, layout::ledger(run, lease.shard, &attempt), ledger).await?;
     let Tally { rows, tokens } = tally;
     let sha256 = part.as_ref().map(|part| part.sha256.clone());
     Ok(Worked {
@@ -209,12 +224,48 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             attempt,
             part: part.map(|part| part.relative_path),
             errors: errors.map(|errors| errors.relative_path),
+            ledger: ledger.map(|ledger| ledger.relative_path),
             rows,
             tokens,
             sha256,
             models: ctx.models.clone(),
         },
     })
+}
+
+/// The ledger entries of the rows of a frame.
+fn entries(
+    frame_start: u64,
+    frame_bytes: usize,
+    answered: Vec<(ContentHash, Range<usize>)>,
+) -> impl Iterator<Item = LedgerEntry> {
+    let short = |bytes: usize| u32::try_from(bytes).expect("a frame is far shorter than 4 GiB");
+    answered
+        .into_iter()
+        .map(move |(content, line)| LedgerEntry {
+            content,
+            line: LineAt {
+                frame_start,
+                frame_bytes: short(frame_bytes),
+                offset: short(line.start),
+                bytes: short(line.len()),
+            },
+        })
+}
+
+async fn write_ledger(
+    ctx: &ShardContext,
+    path: String,
+    mut entries: Vec<LedgerEntry>,
+) -> Result<Option<WrittenPart>, StoreError> {
+    entries.sort_unstable_by_key(|entry| entry.content);
+    let mut ledger = PartWriter::new(&ctx.output, path);
+    let entries: Vec<u8> = entries
+        .into_iter()
+        .flat_map(LedgerEntry::to_bytes)
+        .collect();
+    ledger.write(entries.into()).await?;
+    ledger.finish().await
 }
 
 /// Makes the shard's results visible, if no other attempt was first. Returns the counts of the
@@ -245,14 +296,23 @@ async fn answer_window(
     ctx: Arc<ShardContext>,
     shard: ShardIndex,
     rows: Vec<ReadRow>,
-) -> Result<Window, SubmitError> {
+    carried: Vec<(usize, CarriedRow)>,
+) -> Result<Window, ShardError> {
     let (mut rows, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
         rows.into_iter().map(PendingRow::split).unzip();
+    if let Some(earlier) = Earlier::open(&ctx)? {
+        for (row, results) in earlier.results(&carried).await? {
+            rows[row].carry(results);
+            texts[row] = None;
+        }
+    }
     let at_server: Vec<usize> = (0..texts.len())
         .filter(|&row| texts[row].is_some())
         .collect();
-    let bad = (rows.len() - at_server.len()) as u64;
-    ctx.progress.answered(shard, answered_tally(0, bad, 0));
+    let bad = (rows.len() - at_server.len() - carried.len()) as u64;
+    let carried = carried.len() as u64;
+    ctx.progress
+        .answered(shard, answered_tally(carried, bad, 0));
     let submitter = match &ctx.answerer {
         Answerer::Server(submitter) => submitter,
         Answerer::Remote(caller) => {

@@ -132,6 +132,7 @@ async fn a_shard_that_another_commits_meanwhile_is_done_whatever_becomes_of_our_
         attempt: "other".to_owned(),
         part: None,
         errors: None,
+        ledger: None,
         rows: Rows::default(),
         tokens: 0,
         sha256: None,

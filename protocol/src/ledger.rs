@@ -1,0 +1,169 @@
+//! Which rows a shard answered, by their content: what an incremental run finds unchanged rows by.
+//! Both files are records of one length, so that any of them is found by its number.
+
+use crate::row::Place;
+
+/// What was asked about a row, hashed: its text, or the fields that prompts are made of.
+pub type ContentHash = [u8; 16];
+
+/// Where a result line stands in a part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LineAt {
+    /// First stored byte of the frame that holds the line. A part without compression has frames
+    /// too: what was written at a time.
+    pub frame_start: u64,
+    /// Stored bytes of the frame.
+    pub frame_bytes: u32,
+    /// First byte of the line in the decoded frame.
+    pub offset: u32,
+    /// Bytes of the line, without its newline.
+    pub bytes: u32,
+}
+
+/// A row with a result line, in the ledger of its shard. A ledger is sorted by content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerEntry {
+    /// Its content.
+    pub content: ContentHash,
+    /// Its line in the shard's part.
+    pub line: LineAt,
+}
+
+/// A row of an incremental run whose content was answered before, in the list of its shard. A list
+/// is sorted by place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CarriedRow {
+    /// Where the row stands in the shard's file.
+    pub place: Place,
+    /// Index of the earlier part among those of the plan.
+    pub part: u32,
+    /// The line of that part.
+    pub line: LineAt,
+}
+
+impl LineAt {
+    const BYTES: usize = 20;
+
+    fn write(self, to: &mut [u8]) {
+        let Self {
+            frame_start,
+            frame_bytes,
+            offset,
+            bytes,
+        } = self;
+        to[..8].copy_from_slice(&frame_start.to_le_bytes());
+        to[8..12].copy_from_slice(&frame_bytes.to_le_bytes());
+        to[12..16].copy_from_slice(&offset.to_le_bytes());
+        to[16..20].copy_from_slice(&bytes.to_le_bytes());
+    }
+
+    fn read(from: &[u8]) -> Self {
+        Self {
+            frame_start: u64_at(from, 0),
+            frame_bytes: u32_at(from, 8),
+            offset: u32_at(from, 12),
+            bytes: u32_at(from, 16),
+        }
+    }
+}
+
+impl LedgerEntry {
+    /// Length of an entry.
+    pub const BYTES: usize = 16 + LineAt::BYTES;
+
+    /// As it is stored.
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..16].copy_from_slice(&self.content);
+        self.line.write(&mut bytes[16..]);
+        bytes
+    }
+
+    /// Reads an entry.
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let mut content = [0; 16];
+        content.copy_from_slice(&bytes[..16]);
+        Self {
+            content,
+            line: LineAt::read(&bytes[16..]),
+        }
+    }
+}
+
+impl CarriedRow {
+    /// Length of a row.
+    pub const BYTES: usize = 20 + LineAt::BYTES;
+
+    /// As it is stored.
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let (group, row) = match self.place {
+            // No file has as many row groups.
+            Place::Offset { offset } => (u64::MAX, offset),
+            Place::Group { row_group, row } => (u64::from(row_group), row),
+        };
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&group.to_le_bytes());
+        bytes[8..16].copy_from_slice(&row.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.part.to_le_bytes());
+        self.line.write(&mut bytes[20..]);
+        bytes
+    }
+
+    /// Reads a row.
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let (group, row) = (u64_at(bytes, 0), u64_at(bytes, 8));
+        let place = match u32::try_from(group) {
+            Ok(row_group) => Place::Group { row_group, row },
+            Err(_) => Place::Offset { offset: row },
+        };
+        Self {
+            place,
+            part: u32_at(bytes, 16),
+            line: LineAt::read(&bytes[20..]),
+        }
+    }
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let bytes = bytes[at..at + 8].try_into();
+    u64::from_le_bytes(bytes.expect("eight bytes are eight bytes"))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let bytes = bytes[at..at + 4].try_into();
+    u32::from_le_bytes(bytes.expect("four bytes are four bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_as_they_were_written() {
+        let line = LineAt {
+            frame_start: 1 << 40,
+            frame_bytes: 7,
+            offset: u32::MAX,
+            bytes: 3,
+        };
+        let entry = LedgerEntry {
+            content: [9; 16],
+            line,
+        };
+        assert_eq!(LedgerEntry::from_bytes(&entry.to_bytes()), entry);
+        for place in [
+            Place::Offset { offset: u64::MAX },
+            Place::Group {
+                row_group: u32::MAX,
+                row: 5,
+            },
+        ] {
+            let row = CarriedRow {
+                place,
+                part: 12,
+                line,
+            };
+            assert_eq!(CarriedRow::from_bytes(&row.to_bytes()), row);
+        }
+    }
+}

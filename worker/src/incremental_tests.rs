@@ -1,0 +1,230 @@
+//! Runs that carry over what an earlier output answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::TryStreamExt;
+use millrace_leases::{LeaseOptions, MemoryLeaseStore};
+use millrace_protocol::plan::Difference;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::output;
+use crate::store::StoreOptions;
+use crate::work::testing::{self, FakeServer, Say};
+
+/// A folder of rows, and a server whose answer to a text is the text's length.
+struct Scene {
+    folder: tempfile::TempDir,
+    stores: Stores,
+    server: FakeServer,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            stores: Stores::new(StoreOptions::default()),
+            server: FakeServer::start(|_, _| Say::Vectors),
+        }
+    }
+
+    /// Writes rows into a file: id and text. An empty text makes a row that cannot be answered.
+    fn write(&self, rows: impl Iterator<Item = (String, String)>) {
+        let lines = rows.map(|(id, text)| json!({"id": id, "text": text}).to_string() + "\n");
+        let lines: String = lines.collect();
+        std::fs::write(self.folder.path().join("all.jsonl"), lines).unwrap();
+    }
+
+    fn job(&self, output: &str, more: Value) -> CheckedJob {
+        let mut spec = json!({
+            "input": {"uris": ["all.jsonl"], "idField": "id"},
+            "output": {"uri": output},
+            "sharding": {"targetBytes": 1024},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        testing::job(self.folder.path(), &[], spec)
+    }
+
+    async fn drive(&self, job: &CheckedJob) -> Manifest {
+        let options = LeaseOptions::default();
+        let options = WorkOptions {
+            server: self.server.address(),
+            leases: Arc::new(MemoryLeaseStore::new(options)),
+            lease_ttl: options.lease_ttl,
+            progress: Arc::new(Progress::default()),
+            stop: CancellationToken::new(),
+        };
+        let prepared = prepare(&self.stores, job).await.unwrap();
+        match drive(&self.stores, job, prepared, &options).await {
+            Ok(RunEnd::Finished(manifest)) => *manifest,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The result of each id.
+    async fn results(&self, job: &CheckedJob) -> BTreeMap<String, Value> {
+        let location = self.stores.open(&job.output.uri).unwrap();
+        let visible = output::visible(&location).await.unwrap();
+        let lines = output::results(&location, &visible.parts);
+        let lines: Vec<String> = lines.try_collect().await.unwrap();
+        let mut results = BTreeMap::new();
+        for line in &lines {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let id = line["id"].as_str().unwrap().to_owned();
+            let twice = results.insert(id, line["result"].clone());
+            assert!(twice.is_none(), "{line} is there twice");
+        }
+        results
+    }
+
+    /// What was asked, once for each time.
+    fn asked(&self) -> Vec<String> {
+        let asked = self.server.asked().into_iter();
+        asked.flat_map(|request| request.texts).collect()
+    }
+}
+
+fn text(row: usize) -> String {
+    format!("row {row} {}", "x".repeat(row % 50))
+}
+
+fn rows(range: std::ops::Range<usize>) -> impl Iterator<Item = (String, String)> {
+    range.map(|row| (format!("id-{row}"), text(row)))
+}
+
+#[tokio::test]
+async fn only_new_and_changed_rows_are_asked_wherever_the_others_stand_now() {
+    for compression in ["None", "Zstd"] {
+        let scene = Scene::new();
+        scene.write(rows(0..300));
+        let output = |uri: &str| json!({"uri": uri, "compression": compression});
+        let first = scene.job("first", json!({"output": output("first")}));
+        scene.drive(&first).await;
+        let before = scene.asked().len();
+        assert_eq!(before, 300);
+        // The other way round, ten gone, ten new, three changed, and one bad.
+        let changed = |(id, text): (String, String)| match &*id {
+            "id-7" | "id-77" | "id-177" => (id, text + " changed"),
+            "id-8" => (id, String::new()),
+            _ => (id, text),
+        };
+        let mut now: Vec<_> = rows(0..310).map(changed).collect();
+        now.drain(200..210);
+        now.reverse();
+        scene.write(now.iter().cloned());
+        let spec = json!({
+            "output": output("second"),
+            "incremental": {"from": "first"},
+            "sharding": {"targetBytes": 3000},
+        });
+        let second = scene.job("second", spec);
+        let manifest = scene.drive(&second).await;
+        let asked: BTreeSet<String> = scene.asked().split_off(before).into_iter().collect();
+        let mut expected: BTreeSet<String> = (300..310).map(text).collect();
+        expected.extend([7, 77, 177].map(|row| text(row) + " changed"));
+        assert_eq!(asked, expected);
+        assert_eq!(scene.asked().len(), before + 13);
+        let difference = manifest.difference.expect("it is incremental");
+        let Difference {
+            unchanged,
+            fresh,
+            gone,
+            ..
+        } = difference;
+        assert_eq!((unchanged, fresh, gone), (286, 13, 14));
+        let rows = manifest.totals.rows;
+        assert_eq!((rows.succeeded, rows.failed), (299, 1));
+        let results = scene.results(&second).await;
+        for (id, text) in now.iter().filter(|(_, text)| !text.is_empty()) {
+            assert_eq!(results[id]["embed"], json!([text.len() as f32]), "{id}");
+        }
+        assert_eq!(results.len(), 299);
+        let left = scene.folder.path().join("second/_millrace/runs/0001");
+        let is_empty = |name: &str| match std::fs::read_dir(left.join(name)) {
+            Ok(mut files) => files.next().is_none(),
+            Err(_) => true,
+        };
+        assert!(is_empty("carried"), "the lists are of use to nobody");
+        assert!(!is_empty("ledger"), "the next job builds on the ledgers");
+    }
+}
+
+#[tokio::test]
+async fn an_incremental_output_is_what_the_next_one_builds_on() {
+    let scene = Scene::new();
+    scene.write(rows(0..50));
+    scene.drive(&scene.job("a", json!({}))).await;
+    let next = |from: &str| json!({"incremental": {"from": from}});
+    scene.drive(&scene.job("b", next("a"))).await;
+    assert_eq!(scene.asked().len(), 50);
+    let c = scene.job("c", next("b"));
+    scene.drive(&c).await;
+    assert_eq!(scene.asked().len(), 50);
+    assert_eq!(scene.results(&c).await.len(), 50);
+}
+
+#[tokio::test]
+async fn another_parameter_makes_every_row_a_changed_one() {
+    let scene = Scene::new();
+    scene.write(rows(0..20));
+    scene.drive(&scene.job("a", json!({}))).await;
+    let spec = json!({
+        "incremental": {"from": "a"},
+        "steps": [{"name": "other", "model": "embed"}],
+    });
+    let b = scene.job("b", spec);
+    let manifest = scene.drive(&b).await;
+    assert_eq!(scene.asked().len(), 40);
+    assert_eq!(manifest.difference, None);
+    assert!(scene.results(&b).await["id-0"]["other"].is_array());
+}
+
+#[tokio::test]
+async fn rows_that_failed_before_are_asked_again() {
+    let scene = Scene::new();
+    scene.write(rows(0..3).chain([("bad".to_owned(), String::new())]));
+    scene.drive(&scene.job("a", json!({}))).await;
+    scene.write(rows(0..3).chain([("bad".to_owned(), "good now".to_owned())]));
+    let b = scene.job("b", json!({"incremental": {"from": "a"}}));
+    scene.drive(&b).await;
+    assert_eq!(scene.asked().len(), 4);
+    assert_eq!(scene.results(&b).await["bad"]["embed"], json!([8.0]));
+}
+
+#[tokio::test]
+async fn an_earlier_output_that_cannot_be_used_is_named_with_what_to_do() {
+    let scene = Scene::new();
+    scene.write(rows(0..3));
+    let refused = async |output: &str, from: &str| {
+        let job = scene.job(output, json!({"incremental": {"from": from}}));
+        let refused = prepare(&scene.stores, &job).await.unwrap_err();
+        millrace_telemetry::chain(&refused)
+    };
+    let said = refused("b", "nothing").await;
+    assert!(said.contains("spec.incremental.from"), "{said}");
+    assert!(said.contains("no output of a finished BatchJob"), "{said}");
+    let said = refused("b", "b/").await;
+    assert!(said.contains("the job's own output"), "{said}");
+    scene.drive(&scene.job("a", json!({}))).await;
+    std::fs::remove_dir_all(scene.folder.path().join("a/_millrace")).unwrap();
+    let said = refused("b", "a").await;
+    assert!(said.contains("changed by hand"), "{said}");
+}
+
+#[tokio::test]
+async fn answers_that_are_gone_are_never_asked_for_again_in_silence() {
+    let scene = Scene::new();
+    scene.write(rows(0..3));
+    scene.drive(&scene.job("a", json!({}))).await;
+    let spec = json!({"incremental": {"from": "a"}, "backoffLimitPerIndex": 0});
+    let b = scene.job("b", spec);
+    prepare(&scene.stores, &b).await.unwrap();
+    std::fs::remove_dir_all(scene.folder.path().join("a/parts")).unwrap();
+    let manifest = scene.drive(&b).await;
+    assert!(!manifest.complete);
+    let why = &manifest.failed_shards[0].error;
+    assert!(why.contains("is gone"), "{why}");
+    assert_eq!(scene.asked().len(), 3);
+}
