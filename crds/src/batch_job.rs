@@ -1,6 +1,7 @@
 //! `BatchJob`: a dataset, the models to run over it, and where the results go.
 
 mod failed_rows;
+mod filter;
 mod incremental;
 mod prompt;
 mod retry;
@@ -15,6 +16,7 @@ use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
 pub use failed_rows::FailedRowsMax;
+pub use filter::Filter;
 pub use incremental::Incremental;
 pub use prompt::Prompt;
 pub use retry::Retry;
@@ -293,6 +295,10 @@ pub struct Input {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub text_field: Option<String>,
+
+    /// Which rows are asked about; all of them by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
 
     /// Longest row in bytes; a longer one ends as a row error.
     #[serde(default = "default_max_row_bytes")]

@@ -55,6 +55,8 @@ pub struct Row {
     pub text: String,
     /// The fields that prompts are made of, as one JSON object, if the job has prompts.
     pub prompted: Option<Box<RawValue>>,
+    /// The fields that the job's filter names, as one JSON object, if it names any.
+    pub filtered: Option<Box<RawValue>>,
     /// The joined input fields as one JSON object, if the job joins any.
     pub input: Option<Box<RawValue>>,
 }

@@ -18,6 +18,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 pub use self::remote::Remote;
+use crate::filter::{BadFilter, Filter};
 use crate::store::INLINE_ROWS;
 
 /// Field that holds the text where a job names none.
@@ -115,6 +116,8 @@ pub struct Input {
     pub compression: Option<Compression>,
     /// Which fields of a row are used.
     pub fields: Fields,
+    /// Which rows are asked about.
+    pub filter: Option<Filter>,
     /// Longest row in bytes.
     pub row_bytes_max: usize,
 }
@@ -130,6 +133,8 @@ pub struct Fields {
     pub join: Vec<String>,
     /// Fields that prompts are made of.
     pub prompted: Vec<String>,
+    /// Fields that the filter names.
+    pub filtered: Vec<String>,
 }
 
 /// Where results go.
@@ -171,6 +176,14 @@ pub enum JobError {
         /// Index of the step.
         index: usize,
         /// Field of the prompt, with a dot before it; empty for the prompt as a whole.
+        field: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The filter cannot be used.
+    #[error("spec.input.filter.{field}: {message}")]
+    Filter {
+        /// Field of the filter.
         field: &'static str,
         /// What is wrong and what to do.
         message: String,
@@ -225,6 +238,10 @@ pub fn check(
     }
     let steps = check_steps(steps.as_deref(), service)?;
     let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
+    let filter = input.filter.as_ref().map(Filter::new).transpose();
+    let filter =
+        filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
+    let filtered = filter.as_ref().map(|filter| filter.fields().to_vec());
     let uris = input.uris.iter().flatten();
     let uris: Vec<String> = match &input.inline {
         Some(_) => vec![INLINE_ROWS.to_owned()],
@@ -241,7 +258,9 @@ pub fn check(
             text: text_field,
             join: output.join.clone(),
             prompted,
+            filtered: filtered.unwrap_or_default(),
         },
+        filter,
         row_bytes_max: input.max_row_bytes as usize,
     };
     let answers_sha256 = answers_sha256(&steps, service);
@@ -413,6 +432,7 @@ fn spec_sha256(
         compression,
         id_field,
         text_field,
+        filter,
         max_row_bytes,
     } = input;
     let batch_job::Output {
@@ -430,6 +450,7 @@ fn spec_sha256(
         input_compression: &'a Option<batch_job::Compression>,
         id_field: &'a Option<String>,
         text_field: &'a Option<String>,
+        filter: &'a Option<batch_job::Filter>,
         max_row_bytes: u32,
         output_compression: OutputCompression,
         join: &'a [String],
@@ -442,6 +463,7 @@ fn spec_sha256(
         input_compression: compression,
         id_field,
         text_field,
+        filter,
         max_row_bytes: *max_row_bytes,
         output_compression: *parts,
         join,

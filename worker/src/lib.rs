@@ -5,6 +5,7 @@
 
 pub mod commits;
 mod content;
+pub mod filter;
 pub mod finish;
 pub mod job;
 pub mod manifests;

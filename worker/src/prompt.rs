@@ -43,9 +43,7 @@ impl Prompts {
         templates: impl IntoIterator<Item = Option<&'a str>>,
         text_field: &str,
     ) -> Result<Self, BadTemplate> {
-        let mut environment = Environment::new();
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION_MAX);
+        let mut environment = bounded();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         let mut names = Vec::new();
         for (step, template) in templates.into_iter().enumerate() {
@@ -111,6 +109,14 @@ impl Prompts {
         let template = self.environment.get_template(name);
         template.expect("it was added")
     }
+}
+
+/// Where templates are bounded in what they compute.
+pub fn bounded() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION_MAX);
+    environment
 }
 
 /// What is wrong with a row for a template. Says nothing of what stands in the row.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::TryStreamExt;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_protocol::row::{RowError, RowErrorCode};
+use millrace_protocol::tally::Rows;
 use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
 use serde_json::{Value, json};
 
@@ -97,6 +98,43 @@ impl Scene {
         }
         ends
     }
+}
+
+#[tokio::test]
+async fn rows_that_a_filter_leaves_out_are_skipped_and_counted() {
+    let scene = Scene::new();
+    let filter = json!({"expression": "id % 9 == 0 or 'good' in text", "minChars": 9});
+    let job = scene.job(json!({
+        "input": {"uris": ["all.jsonl"], "idField": "id", "filter": filter},
+    }));
+    let manifest = scene.drive(&job).await;
+    // Of the 30 bad rows ten have a multiple of nine; `good 1` to `good 40` are short.
+    let text = |row: usize| {
+        let word = if row % 3 == 0 { "bad" } else { "good" };
+        format!("{word} {row} {}", "x".repeat(row % 40))
+    };
+    let is_long = |row: &usize| text(*row).trim().chars().count() >= 9;
+    let good = (0..90).filter(|row| row % 3 != 0).filter(is_long).count() as u64;
+    let bad = (0..90).filter(|row| row % 9 == 0).filter(is_long).count() as u64;
+    let Rows {
+        succeeded,
+        failed,
+        skipped,
+    } = manifest.totals.rows;
+    assert_eq!((succeeded, failed), (good, bad));
+    assert_eq!(succeeded + failed + skipped, 90);
+    assert!(
+        good < 60 && bad < 10,
+        "each part of the filter left some out"
+    );
+    assert_eq!(scene.ends(&job).await.len() as u64, good + bad);
+    // The rows that failed are run again, and no others.
+    scene.is_well.store(true, Ordering::Relaxed);
+    let mut again = job.clone();
+    again.run += 1;
+    let manifest = scene.drive(&again).await;
+    let rows = manifest.totals.rows;
+    assert_eq!((rows.succeeded, rows.failed), (good + bad, 0));
 }
 
 fn reply(request: &RowsRequest, is_well: bool) -> RowsReply {

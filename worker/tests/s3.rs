@@ -80,7 +80,9 @@ fn job(keys: &[&str]) -> CheckedJob {
                 text: "text".into(),
                 join: Vec::new(),
                 prompted: Vec::new(),
+                filtered: Vec::new(),
             },
+            filter: None,
             row_bytes_max: ROW_BYTES_MAX,
         },
         output: Output {

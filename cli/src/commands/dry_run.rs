@@ -175,6 +175,7 @@ async fn measure(
 fn summary(name: &str, found: &DryRun) -> String {
     let Preflight {
         rows,
+        skipped,
         bad_rows,
         input_bytes,
         row_bytes: _,
@@ -200,6 +201,9 @@ fn summary(name: &str, found: &DryRun) -> String {
             found.preflight_seconds
         ),
     );
+    if *skipped > 0 {
+        line("skipped", format!("{} rows", HumanCount(*skipped)));
+    }
     for (code, bad) in bad_rows {
         let first = bad
             .first

@@ -21,8 +21,12 @@ use super::{
     estimate::{DuplicateSample, TokenSample, spread},
 };
 use crate::{
+    filter::{Filter, Verdict},
     job::{CheckedJob, Fields},
-    read::{self, ReadError},
+    read::{
+        self, ReadError,
+        view::{Refused, RowView},
+    },
     store::Stores,
 };
 
@@ -42,6 +46,8 @@ pub type TokenCounter = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 pub struct Preflight {
     /// Rows for the models.
     pub rows: u64,
+    /// Rows that the job's filter leaves out.
+    pub skipped: u64,
     /// Rows that would end as errors, by code.
     pub bad_rows: BTreeMap<&'static str, BadRows>,
     /// Stored bytes of the input files.
@@ -109,6 +115,7 @@ pub async fn preflight(
             prompted: Vec::new(),
             ..job.input.fields.clone()
         },
+        filter: job.input.filter.clone(),
         row_bytes_max: job.input.row_bytes_max,
         zstd: Semaphore::new(1),
         samples: Samples::new(guess_rows(stores, job, plan).await?, token_counter),
@@ -173,6 +180,7 @@ async fn guess_rows(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<u6
 struct Reader {
     stores: Stores,
     fields: Fields,
+    filter: Option<Filter>,
     row_bytes_max: usize,
     /// Decoding one zstd file may take 128 MiB, so it is done for one at a time.
     zstd: Semaphore,
@@ -200,6 +208,14 @@ impl Reader {
         stream
             .visit(|place, bytes, row| {
                 found.row_bytes += bytes;
+                let row = match (self.verdict(&row), row) {
+                    (Verdict::Skip, _) => {
+                        found.skipped += 1;
+                        return;
+                    }
+                    (Verdict::Bad(error), _) => Err(error),
+                    (Verdict::Keep, row) => row.map_err(|refused| refused.error),
+                };
                 match row {
                     Ok(row) => {
                         found.rows += 1;
@@ -209,8 +225,8 @@ impl Reader {
                         }
                         self.samples.take(&row.text, salt ^ number(place));
                     }
-                    Err(refused) => {
-                        let bad = found.bad.entry(refused.error.code.as_str()).or_default();
+                    Err(error) => {
+                        let bad = found.bad.entry(error.code.as_str()).or_default();
                         bad.count += 1;
                         if bad.first.len() < POSITIONS_MAX {
                             bad.first.push((shard.input, place));
@@ -220,6 +236,16 @@ impl Reader {
             })
             .await?;
         Ok(found)
+    }
+}
+
+impl Reader {
+    fn verdict(&self, row: &Result<RowView<'_>, Refused>) -> Verdict {
+        match (&self.filter, row) {
+            (None, _) => Verdict::Keep,
+            (Some(filter), Ok(row)) => row.verdict(filter),
+            (Some(filter), Err(refused)) => filter.verdict(Err(&refused.error), None),
+        }
     }
 }
 
@@ -281,6 +307,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct ShardFound {
     input: u32,
     rows: u64,
+    skipped: u64,
     row_bytes: u64,
     text_bytes: u64,
     longest: Option<(u64, Place)>,
@@ -297,6 +324,7 @@ struct BadPlaces {
 #[derive(Debug, Default)]
 struct Found {
     rows: u64,
+    skipped: u64,
     row_bytes: u64,
     text_bytes: u64,
     longest: Option<(u64, (u32, Place))>,
@@ -309,12 +337,14 @@ impl Found {
         let ShardFound {
             input,
             rows,
+            skipped,
             row_bytes,
             text_bytes,
             longest,
             bad,
         } = shard;
         self.rows += rows;
+        self.skipped += skipped;
         self.row_bytes += row_bytes;
         self.text_bytes += text_bytes;
         if let Some((bytes, place)) = longest {
@@ -356,6 +386,7 @@ impl Found {
         let tokens = lock(&samples.tokens);
         Preflight {
             rows: self.rows,
+            skipped: self.skipped,
             bad_rows: bad_rows.collect(),
             input_bytes: plan.inputs.iter().map(|input| input.size_bytes).sum(),
             row_bytes: self.row_bytes,

@@ -54,7 +54,9 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
                 text: "text".into(),
                 join: Vec::new(),
                 prompted: Vec::new(),
+                filtered: Vec::new(),
             },
+            filter: None,
             row_bytes_max: 1 << 20,
         },
         output: Output {

@@ -37,6 +37,7 @@ impl File {
             text,
             join,
             prompted: Vec::new(),
+            filtered: Vec::new(),
         };
         let stores = Stores::new(StoreOptions::default());
         Self {
@@ -79,6 +80,7 @@ impl File {
             format: None,
             compression: None,
             fields: self.fields.clone(),
+            filter: None,
             row_bytes_max: ROW_BYTES_MAX,
         };
         let mut inputs = list_inputs(&self.stores, &input).await.unwrap();
@@ -198,6 +200,7 @@ async fn one_field_may_be_id_text_and_joined() {
         text: "text".into(),
         join: vec!["text".into()],
         prompted: Vec::new(),
+        filtered: Vec::new(),
     };
     check(
         &file,
@@ -307,6 +310,7 @@ async fn json_nested_250_000_deep_is_a_row_error() {
                 text: "text".into(),
                 join: vec!["other".into()],
                 prompted: Vec::new(),
+                filtered: Vec::new(),
             }),
         );
         assert_eq!(row.unwrap_err().error.code.as_str(), "invalid_json");

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use millrace_protocol::row::{Place, ReadRow, Row, RowError, RowErrorCode};
 use serde_json::value::RawValue;
 
+use crate::filter::{Filter, Verdict};
 use crate::job::Fields;
 
 /// A row for the models. Borrows where the bytes need no unescaping.
@@ -24,6 +25,12 @@ impl RowView<'_> {
         let prompted = self.carried.prompted.as_ref();
         prompted.map_or(&self.text, |fields| fields.get())
     }
+
+    /// What a filter makes of the row.
+    pub(crate) fn verdict(&self, filter: &Filter) -> Verdict {
+        let fields = self.carried.filtered.as_ref().map(|fields| fields.get());
+        filter.verdict(Ok(&self.text), fields)
+    }
 }
 
 /// What is carried of a row beside its text, each as one JSON object.
@@ -33,6 +40,8 @@ pub(crate) struct Carried {
     pub(crate) input: Option<Box<RawValue>>,
     /// The fields that prompts name, if the job has prompts.
     pub(crate) prompted: Option<Box<RawValue>>,
+    /// The fields that the filter names, if it names any.
+    pub(crate) filtered: Option<Box<RawValue>>,
 }
 
 /// A row that cannot become one for the models.
@@ -66,12 +75,17 @@ impl Refused {
 pub(crate) fn owned(place: Place, row: Result<RowView<'_>, Refused>) -> ReadRow {
     match row {
         Ok(RowView { id, text, carried }) => {
-            let Carried { input, prompted } = carried;
+            let Carried {
+                input,
+                prompted,
+                filtered,
+            } = carried;
             ReadRow::Row(Row {
                 place,
                 id: id.map(Cow::into_owned),
                 text: text.into_owned(),
                 prompted,
+                filtered,
                 input,
             })
         }
@@ -87,6 +101,7 @@ pub(crate) fn borrowed(row: &ReadRow) -> (u64, Result<RowView<'_>, Refused>) {
             id,
             text,
             prompted,
+            filtered,
             input,
         }) => {
             let id = id.as_deref().map(Cow::Borrowed);
@@ -99,6 +114,7 @@ pub(crate) fn borrowed(row: &ReadRow) -> (u64, Result<RowView<'_>, Refused>) {
                     carried: Carried {
                         input: input.clone(),
                         prompted: prompted.clone(),
+                        filtered: filtered.clone(),
                     },
                 }),
             )
@@ -128,7 +144,7 @@ pub(crate) struct Wanted {
     pub(crate) join: Vec<JoinedField>,
 }
 
-/// A field carried into the result line, into prompts, or both.
+/// A field carried into the result line, into prompts or to the filter.
 #[derive(Debug, Clone)]
 pub(crate) struct JoinedField {
     /// Its name.
@@ -137,6 +153,7 @@ pub(crate) struct JoinedField {
     key: String,
     is_joined: bool,
     is_prompted: bool,
+    is_filtered: bool,
 }
 
 impl Wanted {
@@ -147,6 +164,7 @@ impl Wanted {
             text,
             join,
             prompted,
+            filtered,
         } = fields;
         let mut wanted = Self {
             id: id.clone(),
@@ -158,6 +176,9 @@ impl Wanted {
         }
         for name in prompted {
             wanted.field(name).is_prompted = true;
+        }
+        for name in filtered {
+            wanted.field(name).is_filtered = true;
         }
         wanted
     }
@@ -171,6 +192,7 @@ impl Wanted {
                 key: format!("{}:", serde_json::Value::from(name)),
                 is_joined: false,
                 is_prompted: false,
+                is_filtered: false,
             });
             self.join.len() - 1
         });
@@ -182,6 +204,7 @@ impl Wanted {
         Carried {
             input: self.object(values, |field| field.is_joined),
             prompted: self.object(values, |field| field.is_prompted),
+            filtered: self.object(values, |field| field.is_filtered),
         }
     }
 
@@ -191,7 +214,8 @@ impl Wanted {
             return Carried::default();
         }
         let value = |field: &JoinedField| {
-            let is_text = field.name == self.text && field.is_prompted;
+            let is_asked_for = field.is_prompted || field.is_filtered;
+            let is_text = field.name == self.text && is_asked_for;
             is_text.then(|| serde_json::Value::from(text).to_string())
         };
         let values: Vec<_> = self.join.iter().map(value).collect();

@@ -231,6 +231,7 @@ mod tests {
             id: Some(format!("row-{offset}")),
             text: "a text".to_owned(),
             prompted: None,
+            filtered: None,
             input: None,
         };
         let (mut pending, text) = PendingRow::split(ReadRow::Row(row));

@@ -174,10 +174,13 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 .next_batch(WINDOW_ROWS_MAX, WINDOW_BYTES_MAX)
                 .await?;
             ended = rows.is_empty();
-            let rows = match &mut only {
+            let mut rows = match &mut only {
                 Some(failed) => failed.keep(rows).await?,
                 None => rows,
             };
+            if let Some(filter) = &job.input.filter {
+                tally.rows.skipped += filter.apply(&mut rows);
+            }
             if !rows.is_empty() {
                 let carried = carried.as_mut().map(|carried| carried.among(&rows));
                 let carried = carried.unwrap_or_default();

@@ -20,9 +20,10 @@ use self::join::{ANSWER_BYTES, Counts, PLACED_BYTES, ROW_BYTES};
 use self::spill::{Records, Spill};
 use super::PlanError;
 use crate::content::content;
+use crate::filter::Verdict;
 use crate::finish;
 use crate::job::{CheckedJob, Fields};
-use crate::read;
+use crate::read::{self, view::RowView};
 use crate::store::{self, Location, Stores};
 
 /// Rows that are compared at a time, about: a hundred megabytes.
@@ -161,8 +162,14 @@ async fn spill_rows(
         opened
             .await?
             .visit(|place, _, row| {
-                // A bad row is not asked about.
-                if let (Ok(()), Ok(row)) = (&spilled, &row) {
+                // A bad row is not asked about, and neither is one that is left out.
+                let is_kept = |row: &RowView<'_>| {
+                    let filter = job.input.filter.as_ref();
+                    filter.is_none_or(|filter| row.verdict(filter) == Verdict::Keep)
+                };
+                if let (Ok(()), Ok(row)) = (&spilled, &row)
+                    && is_kept(row)
+                {
                     let content = content(row.asked());
                     let row = join::row_bytes(content, index, unanswered(place));
                     spilled = rows.put(file_of(&content, files), &row);

@@ -1,0 +1,259 @@
+//! Which rows are asked about at all. Pure.
+//!
+//! A row that is left out on purpose is *skipped*: counted, and neither a result nor an error.
+
+use millrace_crds::batch_job;
+use millrace_protocol::row::{ReadRow, Row, RowError, RowErrorCode};
+use minijinja::value::Serde;
+use minijinja::{Environment, UndefinedBehavior};
+use serde_json::{Map, Value};
+use whatlang::Lang;
+
+use crate::prompt::bounded;
+
+/// Name of the expression among the templates.
+const EXPRESSION: &str = "expression";
+
+/// What is written of a row that is kept.
+const KEPT: &str = "kept";
+
+/// Which rows are asked about.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    chars_min: Option<usize>,
+    languages: Vec<Lang>,
+    /// The expression as a template, and the fields that it names.
+    expression: Option<(Environment<'static>, Vec<String>)>,
+}
+
+/// Why a filter cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadFilter {
+    /// Field of the filter.
+    pub field: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// What becomes of a row.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is asked about, or ends as the error that it is.
+    Keep,
+    /// It is left out.
+    Skip,
+    /// The filter cannot be told of it.
+    Bad(RowError),
+}
+
+impl Filter {
+    /// The filter of a job.
+    pub fn new(spec: &batch_job::Filter) -> Result<Self, BadFilter> {
+        let batch_job::Filter {
+            min_chars,
+            languages,
+            expression,
+        } = spec;
+        let languages = languages.iter().map(|code| {
+            Lang::from_code(code).ok_or_else(|| BadFilter {
+                field: "languages",
+                message: format!("{code:?} is not known; known are {}", known()),
+            })
+        });
+        Ok(Self {
+            chars_min: min_chars.map(|chars| chars as usize),
+            languages: languages.collect::<Result<_, _>>()?,
+            expression: (expression.as_deref()).map(compile).transpose()?,
+        })
+    }
+
+    /// The fields that the expression names.
+    pub fn fields(&self) -> &[String] {
+        let fields = self.expression.as_ref().map(|(_, fields)| fields);
+        fields.map_or(&[], Vec::as_slice)
+    }
+
+    /// Takes out of `rows` those that are skipped, and returns how many they were. A row of which the
+    /// filter cannot be told becomes an error.
+    pub fn apply(&self, rows: &mut Vec<ReadRow>) -> u64 {
+        let before = rows.len();
+        rows.retain_mut(|row| match self.verdict_on(row) {
+            Verdict::Keep => true,
+            Verdict::Skip => false,
+            Verdict::Bad(error) => {
+                if let ReadRow::Row(Row { place, id, .. }) = row {
+                    let (place, id) = (*place, id.take());
+                    *row = ReadRow::Bad { place, id, error };
+                }
+                true
+            }
+        });
+        (before - rows.len()) as u64
+    }
+
+    fn verdict_on(&self, row: &ReadRow) -> Verdict {
+        match row {
+            ReadRow::Row(row) => {
+                let fields = row.filtered.as_ref().map(|fields| fields.get());
+                self.verdict(Ok(&row.text), fields)
+            }
+            ReadRow::Bad { error, .. } => self.verdict(Err(error), None),
+        }
+    }
+
+    /// What becomes of a row with this text, or which could not be read for this reason, and with
+    /// these fields, a JSON object of those that the expression names.
+    pub fn verdict(&self, text: Result<&str, &RowError>, fields: Option<&str>) -> Verdict {
+        let text = match text {
+            Ok(text) => text,
+            Err(error) if error.code == RowErrorCode::EmptyText => "",
+            Err(_) => return Verdict::Keep,
+        };
+        let is_short = |least| text.trim().chars().take(least).count() < least;
+        if self.chars_min.is_some_and(is_short) {
+            return Verdict::Skip;
+        }
+        if text.is_empty() {
+            return Verdict::Keep;
+        }
+        if !self.languages.is_empty()
+            && let Some(language) = whatlang::detect(text)
+            && language.is_reliable()
+            && !self.languages.contains(&language.lang())
+        {
+            return Verdict::Skip;
+        }
+        match &self.expression {
+            None => Verdict::Keep,
+            Some((environment, _)) => told(environment, fields.unwrap_or("{}")),
+        }
+    }
+}
+
+/// What the expression says of a row.
+fn told(environment: &Environment<'_>, fields: &str) -> Verdict {
+    let fields: Map<String, Value> =
+        serde_json::from_str(fields).expect("the reader made it of fields");
+    let template = environment.get_template(EXPRESSION);
+    let template = template.expect("it was added");
+    match template.render(Serde(&fields)) {
+        Ok(said) if said == KEPT => Verdict::Keep,
+        Ok(_) => Verdict::Skip,
+        Err(error) => Verdict::Bad(RowError::new(
+            RowErrorCode::InvalidField,
+            format!(
+                "input.filter.expression cannot be told of this row: {}",
+                error.kind()
+            ),
+        )),
+    }
+}
+
+fn compile(expression: &str) -> Result<(Environment<'static>, Vec<String>), BadFilter> {
+    let bad = |error: minijinja::Error| BadFilter {
+        field: "expression",
+        message: match error.detail() {
+            Some(detail) => format!("{}: {detail}", error.kind()),
+            None => error.kind().to_string(),
+        },
+    };
+    let mut environment = bounded();
+    // A row that lacks a field is not kept for it.
+    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+    // Alone first, so that it is one expression and nothing more.
+    let compiled = environment.compile_expression(expression).map_err(bad)?;
+    let fields = compiled.undeclared_variables(false);
+    drop(compiled);
+    let globals: Vec<&str> = environment.globals().map(|(name, _)| name).collect();
+    let mut fields: Vec<String> = fields
+        .into_iter()
+        .filter(|name| !globals.contains(&name.as_str()))
+        .collect();
+    fields.sort();
+    let template = format!("{{% if {expression} %}}{KEPT}{{% endif %}}");
+    environment
+        .add_template_owned(EXPRESSION, template)
+        .map_err(bad)?;
+    Ok((environment, fields))
+}
+
+fn known() -> String {
+    let mut codes: Vec<&str> = Lang::all().iter().map(|lang| lang.code()).collect();
+    codes.sort_unstable();
+    codes.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn filter(spec: Value) -> Result<Filter, BadFilter> {
+        Filter::new(&serde_json::from_value(spec).unwrap())
+    }
+
+    fn verdict(spec: Value, text: &str, fields: Value) -> Verdict {
+        let fields = fields.to_string();
+        filter(spec).unwrap().verdict(Ok(text), Some(&fields))
+    }
+
+    #[test]
+    fn short_and_empty_texts_are_skipped_where_a_length_is_asked_for() {
+        let spec = || json!({"minChars": 3});
+        assert_eq!(verdict(spec(), " ab ", json!({})), Verdict::Skip);
+        assert_eq!(verdict(spec(), "äöü", json!({})), Verdict::Keep);
+        let empty = RowError::new(RowErrorCode::EmptyText, "the text is empty");
+        let other = RowError::new(RowErrorCode::InvalidUtf8, "no text");
+        let short = filter(spec()).unwrap();
+        assert_eq!(short.verdict(Err(&empty), None), Verdict::Skip);
+        assert_eq!(short.verdict(Err(&other), None), Verdict::Keep);
+        let any = filter(json!({"languages": ["eng"]})).unwrap();
+        assert_eq!(any.verdict(Err(&empty), None), Verdict::Keep);
+    }
+
+    #[test]
+    fn a_text_in_another_language_is_skipped_and_one_that_cannot_be_told_is_kept() {
+        let german = "Der Müller mahlt das Korn am Fluss, und das Wasser treibt die Mühle an.";
+        let english = "The miller grinds the grain by the river, and the water drives the mill.";
+        for (languages, text, expected) in [
+            (json!(["eng"]), german, Verdict::Skip),
+            (json!(["deu", "eng"]), german, Verdict::Keep),
+            (json!(["eng"]), english, Verdict::Keep),
+            (json!(["eng"]), "ok", Verdict::Keep),
+        ] {
+            let spec = json!({"languages": languages});
+            assert_eq!(verdict(spec, text, json!({})), expected, "{text}");
+        }
+        let unknown = filter(json!({"languages": ["english"]})).unwrap_err();
+        assert_eq!(unknown.field, "languages");
+        assert!(unknown.message.contains("deu"), "{}", unknown.message);
+    }
+
+    #[test]
+    fn an_expression_is_told_of_the_fields_that_it_names() {
+        let spec = || json!({"expression": "stars > 3 and project.name == 'mill'"});
+        assert_eq!(filter(spec()).unwrap().fields(), ["project", "stars"]);
+        let row = |stars: Value, name: &str| json!({"stars": stars, "project": {"name": name}});
+        assert_eq!(verdict(spec(), "a", row(json!(4), "mill")), Verdict::Keep);
+        assert_eq!(verdict(spec(), "a", row(json!(3), "mill")), Verdict::Skip);
+        assert_eq!(verdict(spec(), "a", json!({})), Verdict::Skip);
+    }
+
+    #[test]
+    fn an_expression_is_one_expression_and_bounded() {
+        for bad in ["a ==", "true %}{{ 1 }}{% if true", "{{ a }}"] {
+            let refused = filter(json!({"expression": bad})).unwrap_err();
+            assert_eq!(refused.field, "expression", "{bad}");
+        }
+        let endless = json!({"expression": "range(9999)|map('upper')|list|length > 3"});
+        let said = verdict(endless, "a", json!({}));
+        assert!(!matches!(said, Verdict::Skip), "{said:?}");
+        let wrong = json!({"expression": "a|int > 3"});
+        let said = verdict(wrong, "a", json!({"a": "secret"}));
+        let Verdict::Bad(error) = said else {
+            panic!("{said:?}");
+        };
+        assert!(!error.message.contains("secret"), "{error}");
+    }
+}
