@@ -110,12 +110,12 @@ async fn rows_that_a_filter_leaves_out_are_skipped_and_counted() {
     let manifest = scene.drive(&job).await;
     // Of the 30 bad rows ten have a multiple of nine; `good 1` to `good 40` are short.
     let text = |row: usize| {
-        let word = if row % 3 == 0 { "bad" } else { "good" };
+        let word = if row.is_multiple_of(3) { "bad" } else { "good" };
         format!("{word} {row} {}", "x".repeat(row % 40))
     };
     let is_long = |row: &usize| text(*row).trim().chars().count() >= 9;
     let good = (0..90).filter(|row| row % 3 != 0).filter(is_long).count() as u64;
-    let bad = (0..90).filter(|row| row % 9 == 0).filter(is_long).count() as u64;
+    let bad = (0..90).filter(|row| row.is_multiple_of(9)).filter(is_long).count() as u64;
     let Rows {
         succeeded,
         failed,

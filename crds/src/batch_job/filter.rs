@@ -1,7 +1,6 @@
 //! `spec.input.filter`: rows that are left out on purpose.
 
 use kube::KubeSchema;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which rows are asked about. The others are skipped: counted, and neither a result nor an error.

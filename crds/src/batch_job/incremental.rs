@@ -1,7 +1,6 @@
 //! `spec.incremental`: an earlier output, so that only what changed is asked.
 
 use kube::KubeSchema;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An earlier output whose answers are carried over. A row is unchanged if its text, or the fields
