@@ -29,13 +29,20 @@ impl PodRedis {
     }
 
     /// The URL with which pods of a namespace reach it, once they are let in.
-    pub async fn url(&self, namespace: &str) -> Result<String, LeaseError> {
-        let Some(users) = &self.users else {
-            return Ok(self.url.clone());
-        };
-        // Where the server is away, the user is made when it is back.
-        unless_away(users.admit(namespace).await)?;
-        Ok(users.url(namespace))
+    pub fn url(&self, namespace: &str) -> String {
+        match &self.users {
+            Some(users) => users.url(namespace),
+            None => self.url.clone(),
+        }
+    }
+
+    /// Lets the pods of a namespace in.
+    pub async fn admit(&self, namespace: &str) -> Result<(), LeaseError> {
+        if let Some(users) = &self.users {
+            // Where the server is away, the user is made when it is back.
+            unless_away(users.admit(namespace).await)?;
+        }
+        Ok(())
     }
 
     /// Makes the users again that the server loses, for as long as the process lives.

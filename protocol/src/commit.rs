@@ -25,6 +25,9 @@ pub struct Commit {
     pub ledger: Option<String>,
     /// How the rows ended.
     pub rows: Rows,
+    /// Rows among them whose answers were carried over from an earlier output.
+    #[serde(default)]
+    pub carried: u64,
     /// Tokens that went through the models.
     pub tokens: u64,
     /// SHA-256 of the part's stored bytes, hexadecimal; absent when there is no part.

@@ -20,7 +20,7 @@ pub struct LineAt {
     pub bytes: u32,
 }
 
-/// A row with a result line, in the ledger of its shard. A ledger is sorted by content.
+/// A row with a result line, in the ledger of its shard, which has the order of the lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LedgerEntry {
     /// Its content.

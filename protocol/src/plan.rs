@@ -29,7 +29,10 @@ pub struct Plan {
     pub inputs: Vec<InputFile>,
     /// The shards; a shard's index is its place in this list.
     pub shards: Vec<Shard>,
-    /// What is carried over from an earlier output, if the job is incremental.
+    /// URI of the earlier output, if the job is incremental.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incremental_from: Option<String>,
+    /// What is carried over from it, if its answers hold for the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<Carried>,
 }
@@ -57,9 +60,9 @@ pub struct Carried {
 pub struct Difference {
     /// URI of the earlier output.
     pub from: String,
-    /// Rows that have an answer there.
+    /// Rows whose answers were carried over.
     pub unchanged: u64,
-    /// Rows that are new, changed, or failed there.
+    /// Rows that were asked: new or changed ones, and those that failed there.
     pub fresh: u64,
     /// Answers there that no row asks for any more.
     pub gone: u64,

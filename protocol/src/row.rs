@@ -77,6 +77,14 @@ pub enum ReadRow {
     },
 }
 
+impl Row {
+    /// What is asked about it: its text, or the fields that prompts are made of.
+    pub fn asked(&self) -> &str {
+        let prompted = self.prompted.as_ref();
+        prompted.map_or(&self.text, |fields| fields.get())
+    }
+}
+
 impl ReadRow {
     /// Place within the shard's file, readable or not.
     pub fn place(&self) -> Place {

@@ -2,10 +2,12 @@
 //!
 //! A row that is left out on purpose is *skipped*: counted, and neither a result nor an error.
 
+use std::sync::Arc;
+
 use millrace_crds::batch_job;
 use millrace_protocol::row::{ReadRow, Row, RowError, RowErrorCode};
 use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior};
+use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value};
 use whatlang::Lang;
 
@@ -17,13 +19,26 @@ const EXPRESSION: &str = "expression";
 /// What is written of a row that is kept.
 const KEPT: &str = "kept";
 
-/// Which rows are asked about.
+/// Most bytes of a text by which its language is told.
+const LANGUAGE_BYTES_MAX: usize = 4 << 10;
+
+/// Which rows are asked about; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Filter {
+pub struct Filter(Arc<Rules>);
+
+#[derive(Debug)]
+struct Rules {
     chars_min: Option<usize>,
     languages: Vec<Lang>,
-    /// The expression as a template, and the fields that it names.
-    expression: Option<(Environment<'static>, Vec<String>)>,
+    expression: Option<Expression>,
+}
+
+#[derive(Debug)]
+struct Expression {
+    /// Holds the expression as a template.
+    environment: Environment<'static>,
+    /// The fields that it names.
+    fields: Vec<String>,
 }
 
 /// Why a filter cannot be used.
@@ -54,28 +69,38 @@ impl Filter {
             languages,
             expression,
         } = spec;
-        let languages = languages.iter().map(|code| {
+        let languages = languages.iter().flatten().map(|code| {
             Lang::from_code(code).ok_or_else(|| BadFilter {
                 field: "languages",
                 message: format!("{code:?} is not known; known are {}", known()),
             })
         });
-        Ok(Self {
+        Ok(Self(Arc::new(Rules {
             chars_min: min_chars.map(|chars| chars as usize),
             languages: languages.collect::<Result<_, _>>()?,
             expression: (expression.as_deref()).map(compile).transpose()?,
-        })
+        })))
     }
 
     /// The fields that the expression names.
     pub fn fields(&self) -> &[String] {
-        let fields = self.expression.as_ref().map(|(_, fields)| fields);
-        fields.map_or(&[], Vec::as_slice)
+        let expression = self.0.expression.as_ref();
+        expression.map_or(&[], |expression| &expression.fields)
     }
 
-    /// Takes out of `rows` those that are skipped, and returns how many they were. A row of which the
-    /// filter cannot be told becomes an error.
-    pub fn apply(&self, rows: &mut Vec<ReadRow>) -> u64 {
+    /// `rows` without those that are skipped, and how many these were. A row of which the filter
+    /// cannot be told becomes an error. Computes away from the runtime's threads.
+    pub async fn applied(&self, mut rows: Vec<ReadRow>) -> (Vec<ReadRow>, u64) {
+        let filter = self.clone();
+        let applying = move || {
+            let skipped = filter.apply(&mut rows);
+            (rows, skipped)
+        };
+        let applied = tokio::task::spawn_blocking(applying).await;
+        applied.expect("a filter does not panic")
+    }
+
+    fn apply(&self, rows: &mut Vec<ReadRow>) -> u64 {
         let before = rows.len();
         rows.retain_mut(|row| match self.verdict_on(row) {
             Verdict::Keep => true,
@@ -109,47 +134,66 @@ impl Filter {
             Err(error) if error.code == RowErrorCode::EmptyText => "",
             Err(_) => return Verdict::Keep,
         };
+        let Rules {
+            chars_min,
+            languages,
+            expression,
+        } = &*self.0;
         let is_short = |least| text.trim().chars().take(least).count() < least;
-        if self.chars_min.is_some_and(is_short) {
+        if chars_min.is_some_and(is_short) {
             return Verdict::Skip;
         }
         if text.is_empty() {
             return Verdict::Keep;
         }
-        if !self.languages.is_empty()
-            && let Some(language) = whatlang::detect(text)
+        let beginning = &text[..text.floor_char_boundary(LANGUAGE_BYTES_MAX)];
+        if !languages.is_empty()
+            && let Some(language) = whatlang::detect(beginning)
             && language.is_reliable()
-            && !self.languages.contains(&language.lang())
+            && !languages.contains(&language.lang())
         {
             return Verdict::Skip;
         }
-        match &self.expression {
+        match expression {
             None => Verdict::Keep,
-            Some((environment, _)) => told(environment, fields.unwrap_or("{}")),
+            Some(expression) => expression.told(fields.unwrap_or("{}")),
         }
     }
 }
 
-/// What the expression says of a row.
-fn told(environment: &Environment<'_>, fields: &str) -> Verdict {
-    let fields: Map<String, Value> =
-        serde_json::from_str(fields).expect("the reader made it of fields");
-    let template = environment.get_template(EXPRESSION);
-    let template = template.expect("it was added");
-    match template.render(Serde(&fields)) {
-        Ok(said) if said == KEPT => Verdict::Keep,
-        Ok(_) => Verdict::Skip,
-        Err(error) => Verdict::Bad(RowError::new(
-            RowErrorCode::InvalidField,
-            format!(
-                "input.filter.expression cannot be told of this row: {}",
-                error.kind()
-            ),
-        )),
+impl Expression {
+    /// What it says of a row.
+    fn told(&self, fields: &str) -> Verdict {
+        let fields: Map<String, Value> =
+            serde_json::from_str(fields).expect("the reader made it of fields");
+        // Else what is absent would be less than any number, and another than any text.
+        let is_there = |name: &String| fields.get(name).is_some_and(|value| !value.is_null());
+        if !self.fields.iter().all(is_there) {
+            return Verdict::Skip;
+        }
+        match render(&self.environment, &fields) {
+            Ok(said) if said == KEPT => Verdict::Keep,
+            Ok(_) => Verdict::Skip,
+            Err(error) => Verdict::Bad(RowError::new(
+                RowErrorCode::InvalidField,
+                format!(
+                    "input.filter.expression cannot be told of this row: {}",
+                    error.kind()
+                ),
+            )),
+        }
     }
 }
 
-fn compile(expression: &str) -> Result<(Environment<'static>, Vec<String>), BadFilter> {
+fn render(
+    environment: &Environment<'_>,
+    fields: &Map<String, Value>,
+) -> Result<String, minijinja::Error> {
+    let template = environment.get_template(EXPRESSION);
+    template.expect("it was added").render(Serde(fields))
+}
+
+fn compile(expression: &str) -> Result<Expression, BadFilter> {
     let bad = |error: minijinja::Error| BadFilter {
         field: "expression",
         message: match error.detail() {
@@ -158,7 +202,6 @@ fn compile(expression: &str) -> Result<(Environment<'static>, Vec<String>), BadF
         },
     };
     let mut environment = bounded();
-    // A row that lacks a field is not kept for it.
     environment.set_undefined_behavior(UndefinedBehavior::Chainable);
     // Alone first, so that it is one expression and nothing more.
     let compiled = environment.compile_expression(expression).map_err(bad)?;
@@ -174,7 +217,21 @@ fn compile(expression: &str) -> Result<(Environment<'static>, Vec<String>), BadF
     environment
         .add_template_owned(EXPRESSION, template)
         .map_err(bad)?;
-    Ok((environment, fields))
+    match render(&environment, &Map::new()) {
+        Err(error) if is_unknown(error.kind()) => Err(bad(error)),
+        Ok(_) | Err(_) => Ok(Expression {
+            environment,
+            fields,
+        }),
+    }
+}
+
+/// Whether the expression names something that there is in no row.
+fn is_unknown(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction
+    )
 }
 
 fn known() -> String {
@@ -237,12 +294,31 @@ mod tests {
         let row = |stars: Value, name: &str| json!({"stars": stars, "project": {"name": name}});
         assert_eq!(verdict(spec(), "a", row(json!(4), "mill")), Verdict::Keep);
         assert_eq!(verdict(spec(), "a", row(json!(3), "mill")), Verdict::Skip);
-        assert_eq!(verdict(spec(), "a", json!({})), Verdict::Skip);
+    }
+
+    #[test]
+    fn a_row_that_lacks_a_field_of_the_expression_is_skipped() {
+        let spec = || json!({"expression": "stars <= 3 and project != 'test'"});
+        for (row, expected) in [
+            (json!({"stars": 2, "project": "mill"}), Verdict::Keep),
+            (json!({"stars": 2}), Verdict::Skip),
+            (json!({"stars": null, "project": "mill"}), Verdict::Skip),
+            (json!({}), Verdict::Skip),
+        ] {
+            assert_eq!(verdict(spec(), "a", row.clone()), expected, "{row}");
+        }
     }
 
     #[test]
     fn an_expression_is_one_expression_and_bounded() {
-        for bad in ["a ==", "true %}{{ 1 }}{% if true", "{{ a }}"] {
+        for bad in [
+            "a ==",
+            "true %}{{ 1 }}{% if true",
+            "{{ a }}",
+            "stars|integer > 3",
+            "len(text) > 3",
+            "stars is positive",
+        ] {
             let refused = filter(json!({"expression": bad})).unwrap_err();
             assert_eq!(refused.field, "expression", "{bad}");
         }

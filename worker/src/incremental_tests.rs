@@ -194,6 +194,65 @@ async fn rows_that_failed_before_are_asked_again() {
 }
 
 #[tokio::test]
+async fn rows_that_a_filter_leaves_out_are_neither_asked_nor_carried_over() {
+    let scene = Scene::new();
+    scene.write(rows(0..60));
+    let input = |expression: &str| {
+        let filter = json!({"expression": expression});
+        json!({"uris": ["all.jsonl"], "idField": "id", "filter": filter})
+    };
+    let first = json!({"input": input("id != 'id-3'")});
+    scene.drive(&scene.job("a", first)).await;
+    assert_eq!(scene.asked().len(), 59);
+    let second = json!({"input": input("id != 'id-4'"), "incremental": {"from": "a"}});
+    let b = scene.job("b", second);
+    let manifest = scene.drive(&b).await;
+    assert_eq!(scene.asked().split_off(59), [text(3)]);
+    let Difference {
+        unchanged,
+        fresh,
+        gone,
+        ..
+    } = manifest.difference.expect("it is incremental");
+    assert_eq!((unchanged, fresh, gone), (58, 1, 1));
+    assert_eq!(manifest.totals.rows.skipped, 1);
+    assert!(!scene.results(&b).await.contains_key("id-4"));
+}
+
+#[tokio::test]
+async fn one_file_that_cannot_be_read_fails_its_own_shard_alone() {
+    let scene = Scene::new();
+    scene.write(rows(0..60));
+    scene.drive(&scene.job("a", json!({}))).await;
+    std::fs::write(scene.folder.path().join("broken.jsonl.gz"), "no gzip").unwrap();
+    let b = scene.job(
+        "b",
+        json!({
+            "input": {"uris": ["all.jsonl", "broken.jsonl.gz"], "idField": "id"},
+            "incremental": {"from": "a"},
+        }),
+    );
+    let manifest = scene.drive(&b).await;
+    assert_eq!(manifest.failed_shards.len(), 1);
+    assert_eq!(scene.results(&b).await.len(), 60);
+    assert_eq!(scene.asked().len(), 60, "nothing is asked again");
+}
+
+#[tokio::test]
+async fn an_earlier_output_that_is_named_after_planning_is_refused() {
+    let scene = Scene::new();
+    scene.write(rows(0..3));
+    scene.drive(&scene.job("a", json!({}))).await;
+    prepare(&scene.stores, &scene.job("b", json!({})))
+        .await
+        .unwrap();
+    let job = scene.job("b", json!({"incremental": {"from": "a"}}));
+    let refused = prepare(&scene.stores, &job).await.unwrap_err();
+    let said = millrace_telemetry::chain(&refused);
+    assert!(said.contains("naming nothing"), "{said}");
+}
+
+#[tokio::test]
 async fn an_earlier_output_that_cannot_be_used_is_named_with_what_to_do() {
     let scene = Scene::new();
     scene.write(rows(0..3));

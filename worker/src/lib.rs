@@ -16,6 +16,7 @@ pub mod output;
 pub mod plan;
 pub mod prompt;
 pub mod read;
+mod records;
 pub mod run;
 pub mod serve;
 pub mod store;

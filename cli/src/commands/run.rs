@@ -49,6 +49,9 @@ pub struct RunArgs {
     /// It must run already.
     #[arg(long, env = "MILLRACE_SERVER_URL", value_name = "URL")]
     server_url: Option<ServerUrl>,
+    /// Ask an API elsewhere row by row, one call after the other.
+    #[arg(long)]
+    no_batch: bool,
 }
 
 /// Runs the command.
@@ -59,11 +62,19 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         output,
         inference_server,
         server_url,
+        no_batch,
     } = args;
-    let loaded = match manifests::load(&file) {
+    let mut loaded = match manifests::load(&file) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(exit::bad_manifest(&error)),
     };
+    if no_batch {
+        let Some(remote) = &mut loaded.job.remote else {
+            eprintln!("error: --no-batch means something for a service with spec.remote alone");
+            return Ok(exit::BAD_MANIFEST.into());
+        };
+        remote.ask_one_by_one();
+    }
     let stores = Stores::from_env(LinkLocal::Allowed);
     let misfit = local_server::misfit(&loaded.service, server_url.as_ref());
     if dry_run {

@@ -121,6 +121,7 @@ impl OutputFolder {
             run: 1,
             spec_sha256: "00".to_owned(),
             answers_sha256: "00".to_owned(),
+            incremental_from: None,
             carried: None,
             inputs: vec![input],
             shards: (0..shards).map(shard).collect(),
@@ -152,6 +153,7 @@ impl OutputFolder {
             part: file(results, layout::part(1, shard, "a", zstd), zstd),
             errors: file(errors, layout::errors(1, shard, "a"), false),
             ledger: None,
+            carried: 0,
             rows: Rows {
                 succeeded: results.len() as u64,
                 failed: errors.len() as u64,

@@ -21,15 +21,16 @@ pub struct Filter {
 
     /// Languages of texts, by their codes of three letters (ISO 639-3), such as `eng` or `deu`. A text
     /// whose language cannot be told for certain, as short ones, is kept.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
-        length(max = 64),
+        length(min = 1, max = 64),
         inner(length(min = 3, max = 3), regex(pattern = r"^[a-z]{3}$"))
     )]
-    pub languages: Vec<String>,
+    pub languages: Option<Vec<String>>,
 
     /// A Jinja expression over the fields of the row, such as `project == 'a' and stars > 3`. What it
-    /// is true for is kept. Fields of CSV files are texts: `stars|int > 3`.
+    /// is true for is kept; a row that lacks a field which it names is not. Fields of CSV files are
+    /// texts: `stars|int > 3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub expression: Option<String>,

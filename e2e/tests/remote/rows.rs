@@ -94,6 +94,26 @@ fn what_is_done_is_not_paid_for_again() {
 }
 
 #[test]
+fn without_batches_one_row_is_asked_after_the_other() {
+    let scene = Scene::new(SceneOptions {
+        rows: 12,
+        remote: json!({"rowsPerCall": 5, "limits": {"concurrency": 8}}),
+        api: StandInOptions {
+            latency_ms: 20,
+            ..StandInOptions::default()
+        },
+        ..SceneOptions::default()
+    });
+    let mut command = scene.command("millrace");
+    command.args(["run", "--no-batch", "-f"]);
+    command.arg(scene.path("job.yaml"));
+    millrace_e2e::process::Process::start(command, scene.path("run.log")).succeed();
+    let record = scene.record();
+    assert_eq!((record.calls.len(), record.peak().in_flight), (12, 1));
+    assert_eq!(scene.lines("parts").len(), 12);
+}
+
+#[test]
 fn a_hundredth_of_the_rows_changed_costs_a_hundredth() {
     let scene = Scene::new(SceneOptions {
         rows: 400,

@@ -103,7 +103,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         let folder = format!("{}/{}", pods::SECRETS, secret.name);
         variables.push(json!({"name": "MILLRACE_CREDENTIALS", "value": folder}));
     }
-    if job.spec.incremental.is_some() {
+    if *step == "plan" && job.spec.incremental.is_some() {
         // Where rows are compared with those of the earlier output.
         volumes.push(json!({"name": "tmp", "emptyDir": {}}));
         mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));

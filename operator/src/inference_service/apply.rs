@@ -47,11 +47,16 @@ pub async fn apply(
         });
     }
     let client = &ctx.client;
-    let leases_url = ctx.leases.url(&namespace).await?;
-    let cache_url = match &ctx.cache {
-        Some(cache) if service.spec.cache.enabled => Some(cache.url(&namespace).await?),
-        Some(_) | None => None,
-    };
+    ctx.leases.admit(&namespace).await?;
+    let cache = ctx.cache.as_ref().filter(|_| service.spec.cache.enabled);
+    if let Some(cache) = cache
+        && let Err(error) = cache.admit(&namespace).await
+    {
+        // Answers that are not kept stop nobody.
+        tracing::warn!(%error, "the cache's Redis does not take the users of a namespace");
+    }
+    let cache_url = cache.map(|cache| cache.url(&namespace));
+    let leases_url = ctx.leases.url(&namespace);
     let leases = build::leases_secret(service, &leases_url, cache_url.as_deref());
     let made = async {
         apply_child(client, &namespace, build::config_map(service)).await?;

@@ -11,7 +11,7 @@ use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel};
-use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun};
+use millrace_protocol::plan::{Difference, FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun};
 use serde::Deserialize;
 
 use crate::commits::{self, CommitsError};
@@ -101,9 +101,10 @@ pub async fn finish(
         FIRST_RUN => None,
         _ => read_manifest(output).await?,
     };
-    let carried = plan.carried.as_ref();
-    let difference = carried.map(|carried| carried.difference.clone());
-    let difference = difference.or(earlier.as_ref().and_then(|it| it.difference.clone()));
+    let difference = match &plan.carried {
+        Some(carried) => Some(difference(&carried.difference, &live)),
+        None => earlier.as_ref().and_then(|it| it.difference.clone()),
+    };
     let live = match plan.run {
         FIRST_RUN => live,
         run => over_earlier(earlier, run, live),
@@ -130,6 +131,17 @@ pub async fn finish(
     };
     write(output, &manifest).await?;
     Ok(Finish::Finished(Box::new(manifest)))
+}
+
+/// What became of what was planned: a worker that stands beside other models than those that gave the
+/// answers asks about every row.
+fn difference(planned: &Difference, live: &[LivePart]) -> Difference {
+    let unchanged = live.iter().map(|part| part.commit.carried).sum();
+    Difference {
+        unchanged,
+        fresh: (planned.unchanged + planned.fresh).saturating_sub(unchanged),
+        ..planned.clone()
+    }
 }
 
 /// The manifest of an output, if a run was finished there.
@@ -264,6 +276,7 @@ mod tests {
             run: 1,
             spec_sha256: "spec".to_owned(),
             answers_sha256: "answers".to_owned(),
+            incremental_from: None,
             carried: None,
             inputs: Vec::new(),
             shards: (0..shards).map(shard).collect(),
@@ -278,6 +291,7 @@ mod tests {
             part: None,
             errors: None,
             ledger: None,
+            carried: 0,
             rows: Rows {
                 succeeded: 2,
                 failed: 1,

@@ -19,6 +19,15 @@ pub struct Remote {
     pub workers_max: u32,
 }
 
+impl Remote {
+    /// Asks row by row, one call after the other.
+    pub fn ask_one_by_one(&mut self) {
+        self.spec.rows_per_call = Some(1);
+        self.spec.rows_per_call_max = None;
+        self.spec.limits.concurrency = 1;
+    }
+}
+
 /// The API of the service, if it has one.
 pub fn remote(service: &InferenceService) -> Option<Remote> {
     let spec = service.spec.remote.clone()?;

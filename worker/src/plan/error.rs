@@ -74,6 +74,17 @@ pub enum PlanError {
         /// Hash of this job's spec.
         expected: String,
     },
+    /// The output was planned from another earlier output.
+    #[error(
+        "the output {output} was planned with spec.incremental.from naming {found}: leave it so, or \
+         choose another output"
+    )]
+    OtherIncremental {
+        /// URI of the output.
+        output: String,
+        /// URI that the plan names.
+        found: String,
+    },
     /// There is nothing whose failed rows could be run again.
     #[error(
         "run {run} runs again what failed in the run before it, and the manifest of {output} is not \

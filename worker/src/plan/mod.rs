@@ -88,6 +88,7 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
         run: FIRST_RUN,
         spec_sha256,
         answers_sha256: job.answers_sha256.clone(),
+        incremental_from: job.incremental_from.clone(),
         carried: None,
         inputs,
         shards,
@@ -102,6 +103,14 @@ pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan
             found: plan.spec_sha256,
             expected: job.spec_sha256.clone(),
         }),
+        Some(plan) if plan.run == FIRST_RUN && plan.incremental_from != job.incremental_from => {
+            Err(PlanError::OtherIncremental {
+                output: job.output.uri.clone(),
+                found: plan
+                    .incremental_from
+                    .unwrap_or_else(|| "nothing".to_owned()),
+            })
+        }
         found => Ok(found),
     }
 }

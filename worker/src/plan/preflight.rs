@@ -237,9 +237,7 @@ impl Reader {
             .await?;
         Ok(found)
     }
-}
 
-impl Reader {
     fn verdict(&self, row: &Result<RowView<'_>, Refused>) -> Verdict {
         match (&self.filter, row) {
             (None, _) => Verdict::Keep,

@@ -28,7 +28,10 @@ pub(super) fn draft(
     let failed_rows = earlier.parts.iter().filter_map(with_failed_rows);
     // Of a shard that ran failed rows again the rows' earlier errors are live still: it is among
     // the parts.
-    let given_up = earlier.failed_shards.iter().map(|failed| failed.range);
+    let given_up = earlier.failed_shards.iter().map(|failed| Shard {
+        carried: 0,
+        ..failed.range
+    });
     let given_up = given_up.filter(|range| range.failed_in.is_none());
     let mut shards: Vec<Shard> = failed_rows.chain(given_up).collect();
     shards.sort_by_key(Shard::place);
@@ -37,6 +40,7 @@ pub(super) fn draft(
         run,
         spec_sha256: job.spec_sha256.clone(),
         answers_sha256: job.answers_sha256.clone(),
+        incremental_from: None,
         carried: None,
         inputs: earlier.inputs.clone(),
         shards,

@@ -79,7 +79,7 @@ impl RecordParser {
                     .map(|cell| serde_json::Value::from(cell).to_string())
             };
             let values: Vec<_> = self.join.iter().map(json).collect();
-            self.wanted.carried(&values)
+            self.wanted.beside(&values)
         })
     }
 }

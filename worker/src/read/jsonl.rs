@@ -50,7 +50,7 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], wanted: &Wanted) -> Result<RowView<'a>,
             .iter()
             .map(|value| value.map(RawValue::get))
             .collect();
-        wanted.carried(&values)
+        wanted.beside(&values)
     })
 }
 

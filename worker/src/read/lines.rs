@@ -42,7 +42,7 @@ impl Parser {
             Parser::Csv(record) => record.parse(bytes),
             Parser::Text(wanted) => {
                 let text = view::utf8(bytes)?;
-                view::row(None, Ok(text.into()), || wanted.carried_of_text(text))
+                view::row(None, Ok(text.into()), || wanted.beside_text(text))
             }
         }
     }

@@ -15,27 +15,21 @@ pub(crate) struct RowView<'a> {
     pub(crate) id: Option<Cow<'a, str>>,
     /// The text, never empty.
     pub(crate) text: Cow<'a, str>,
-    /// What else of the row is carried along.
-    pub(crate) carried: Carried,
+    /// What else of the row is wanted.
+    pub(crate) beside: Beside,
 }
 
 impl RowView<'_> {
-    /// What is asked about the row: its text, or the fields that prompts are made of.
-    pub(crate) fn asked(&self) -> &str {
-        let prompted = self.carried.prompted.as_ref();
-        prompted.map_or(&self.text, |fields| fields.get())
-    }
-
     /// What a filter makes of the row.
     pub(crate) fn verdict(&self, filter: &Filter) -> Verdict {
-        let fields = self.carried.filtered.as_ref().map(|fields| fields.get());
+        let fields = self.beside.filtered.as_ref().map(|fields| fields.get());
         filter.verdict(Ok(&self.text), fields)
     }
 }
 
-/// What is carried of a row beside its text, each as one JSON object.
+/// What is wanted of a row beside its text, each as one JSON object.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Carried {
+pub(crate) struct Beside {
     /// The joined fields, if the job joins any.
     pub(crate) input: Option<Box<RawValue>>,
     /// The fields that prompts name, if the job has prompts.
@@ -74,12 +68,12 @@ impl Refused {
 /// Owns what a parser borrowed.
 pub(crate) fn owned(place: Place, row: Result<RowView<'_>, Refused>) -> ReadRow {
     match row {
-        Ok(RowView { id, text, carried }) => {
-            let Carried {
+        Ok(RowView { id, text, beside }) => {
+            let Beside {
                 input,
                 prompted,
                 filtered,
-            } = carried;
+            } = beside;
             ReadRow::Row(Row {
                 place,
                 id: id.map(Cow::into_owned),
@@ -111,7 +105,7 @@ pub(crate) fn borrowed(row: &ReadRow) -> (u64, Result<RowView<'_>, Refused>) {
                 Ok(RowView {
                     id,
                     text,
-                    carried: Carried {
+                    beside: Beside {
                         input: input.clone(),
                         prompted: prompted.clone(),
                         filtered: filtered.clone(),
@@ -140,20 +134,23 @@ pub(crate) struct Wanted {
     pub(crate) id: Option<String>,
     /// Field that holds the text.
     pub(crate) text: String,
-    /// Fields carried along, each once.
+    /// Fields beside the text, each once, whatever they are for.
     pub(crate) join: Vec<JoinedField>,
+    /// Which of them go into the result line, in the order in which they are written.
+    joined: Vec<usize>,
+    /// Which go into prompts. Their order decides what is asked, so it is the prompts' own.
+    prompted: Vec<usize>,
+    /// Which go to the filter.
+    filtered: Vec<usize>,
 }
 
-/// A field carried into the result line, into prompts or to the filter.
+/// A field for the result line, for prompts or for the filter.
 #[derive(Debug, Clone)]
 pub(crate) struct JoinedField {
     /// Its name.
     pub(crate) name: String,
     /// Its name as a JSON string with the colon behind it.
     key: String,
-    is_joined: bool,
-    is_prompted: bool,
-    is_filtered: bool,
 }
 
 impl Wanted {
@@ -170,78 +167,81 @@ impl Wanted {
             id: id.clone(),
             text: text.clone(),
             join: Vec::new(),
+            joined: Vec::new(),
+            prompted: Vec::new(),
+            filtered: Vec::new(),
         };
-        for name in join {
-            wanted.field(name).is_joined = true;
-        }
-        for name in prompted {
-            wanted.field(name).is_prompted = true;
-        }
-        for name in filtered {
-            wanted.field(name).is_filtered = true;
-        }
+        wanted.joined = wanted.places(join);
+        wanted.prompted = wanted.places(prompted);
+        wanted.filtered = wanted.places(filtered);
         wanted
     }
 
-    /// The field of this name, which is added where it is missing.
-    fn field(&mut self, name: &str) -> &mut JoinedField {
+    /// Where the fields of these names stand, each once; they are added where they are missing.
+    fn places(&mut self, names: &[String]) -> Vec<usize> {
+        let mut places = Vec::with_capacity(names.len());
+        for name in names {
+            let place = self.place(name);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    fn place(&mut self, name: &str) -> usize {
         let found = self.join.iter().position(|field| field.name == *name);
-        let index = found.unwrap_or_else(|| {
+        found.unwrap_or_else(|| {
             self.join.push(JoinedField {
                 name: name.to_owned(),
                 key: format!("{}:", serde_json::Value::from(name)),
-                is_joined: false,
-                is_prompted: false,
-                is_filtered: false,
             });
             self.join.len() - 1
-        });
-        &mut self.join[index]
+        })
     }
 
-    /// What is carried of a row with these `values` of the fields in [`Self::join`].
-    pub(crate) fn carried<V: AsRef<str>>(&self, values: &[Option<V>]) -> Carried {
-        Carried {
-            input: self.object(values, |field| field.is_joined),
-            prompted: self.object(values, |field| field.is_prompted),
-            filtered: self.object(values, |field| field.is_filtered),
+    /// What is wanted of a row with these `values` of the fields in [`Self::join`].
+    pub(crate) fn beside<V: AsRef<str>>(&self, values: &[Option<V>]) -> Beside {
+        Beside {
+            input: self.object(values, &self.joined),
+            prompted: self.object(values, &self.prompted),
+            filtered: self.object(values, &self.filtered),
         }
     }
 
-    /// What is carried of a row that is its text alone.
-    pub(crate) fn carried_of_text(&self, text: &str) -> Carried {
+    /// What is wanted of a row that is its text alone.
+    pub(crate) fn beside_text(&self, text: &str) -> Beside {
         if self.join.is_empty() {
-            return Carried::default();
+            return Beside::default();
         }
         let value = |field: &JoinedField| {
-            let is_asked_for = field.is_prompted || field.is_filtered;
-            let is_text = field.name == self.text && is_asked_for;
+            let is_text = field.name == self.text;
             is_text.then(|| serde_json::Value::from(text).to_string())
         };
         let values: Vec<_> = self.join.iter().map(value).collect();
-        Carried {
+        Beside {
             input: None,
-            ..self.carried(&values)
+            ..self.beside(&values)
         }
     }
 
-    /// Some of the fields as one JSON object: those that the row has, in the job's order. `None` if
-    /// the job wants none of them.
+    /// The fields at these places as one JSON object: those that the row has. `None` if there are no
+    /// places.
     fn object<V: AsRef<str>>(
         &self,
         values: &[Option<V>],
-        is_in: impl Fn(&JoinedField) -> bool,
+        places: &[usize],
     ) -> Option<Box<RawValue>> {
-        if !self.join.iter().any(&is_in) {
+        if places.is_empty() {
             return None;
         }
         let mut object = String::from("{");
-        for (field, value) in self.join.iter().zip(values) {
-            if let Some(value) = value.as_ref().filter(|_| is_in(field)) {
+        for &place in places {
+            if let Some(value) = &values[place] {
                 if object.len() > 1 {
                     object.push(',');
                 }
-                object.push_str(&field.key);
+                object.push_str(&self.join[place].key);
                 object.push_str(value.as_ref());
             }
         }
@@ -271,7 +271,7 @@ pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, Refused> {
 pub(crate) fn row<'a>(
     id: Option<Cow<'a, str>>,
     text: Result<Cow<'a, str>, RowError>,
-    carried: impl FnOnce() -> Carried,
+    beside: impl FnOnce() -> Beside,
 ) -> Result<RowView<'a>, Refused> {
     let checked = text.and_then(|text| {
         if text.chars().all(char::is_whitespace) {
@@ -287,7 +287,7 @@ pub(crate) fn row<'a>(
         Ok(text) => Ok(RowView {
             id,
             text,
-            carried: carried(),
+            beside: beside(),
         }),
         Err(error) => Err(Refused {
             id: id.map(Cow::into_owned),
@@ -322,5 +322,34 @@ pub(crate) fn id_of_json<'a>(field: &str, json: Option<&'a str>) -> Result<Cow<'
             Err(RowError::new(RowErrorCode::InvalidField, message))
         }
         Some(_) => Ok(Cow::Borrowed(json)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_does_not_depend_on_what_is_joined() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let asked = |join: &[&str]| {
+            let wanted = Wanted::new(&Fields {
+                text: "body".to_owned(),
+                join: names(join),
+                prompted: names(&["title", "body"]),
+                filtered: names(&["stars"]),
+                ..Fields::default()
+            });
+            let value = |field: &JoinedField| Some(format!("\"{}\"", field.name));
+            let values: Vec<_> = wanted.join.iter().map(value).collect();
+            wanted
+                .beside(&values)
+                .prompted
+                .map(|it| it.get().to_owned())
+        };
+        let expected = Some(r#"{"title":"title","body":"body"}"#.to_owned());
+        for join in [&[][..], &["body"], &["other", "body", "title"]] {
+            assert_eq!(asked(join), expected, "{join:?}");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! The rows of a shard whose answers stand in an earlier output: an incremental run copies these and
 //! asks about the others.
 
+use std::collections::VecDeque;
 use std::io::Read;
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use millrace_protocol::layout;
 use millrace_protocol::ledger::CarriedRow;
@@ -16,7 +18,8 @@ use serde_json::value::RawValue;
 
 use super::ShardContext;
 use crate::job;
-use crate::store::{self, Location, StoreError};
+use crate::records::{self, RecordsError};
+use crate::store::{Location, StoreError};
 
 /// Bytes between two lines that are read as well rather than asked for apart.
 const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -56,7 +59,8 @@ impl CarriedError {
 
 /// The rows of a shard that are carried over, in the shard's order.
 pub struct CarriedRows {
-    rows: std::vec::IntoIter<CarriedRow>,
+    list: BoxStream<'static, Result<Vec<[u8; CarriedRow::BYTES]>, StoreError>>,
+    read: VecDeque<CarriedRow>,
 }
 
 impl CarriedRows {
@@ -78,27 +82,47 @@ impl CarriedRows {
             return Ok(None);
         }
         let list = layout::carried(ctx.plan.run, &carried.planner, index);
-        let path = ctx.output.below(&list);
-        let list = store::read(&ctx.output.store, &path).await?;
-        let list = list.ok_or_else(|| CarriedError::Gone(path.to_string()))?;
-        let (rows, _) = list.as_chunks();
-        let rows: Vec<CarriedRow> = rows.iter().map(CarriedRow::from_bytes).collect();
-        Ok(Some(Self {
-            rows: rows.into_iter(),
-        }))
+        match records::read(&ctx.output, &list).await {
+            Ok(list) => Ok(Some(Self {
+                list: list.boxed(),
+                read: VecDeque::new(),
+            })),
+            Err(RecordsError::NotFound(path)) => Err(CarriedError::Gone(path)),
+            Err(RecordsError::Store(error)) => Err(error.into()),
+        }
     }
 
     /// Those among `rows`, by their index. `rows` follow those of the call before.
-    pub fn among(&mut self, rows: &[ReadRow]) -> Vec<(usize, CarriedRow)> {
+    pub async fn among(
+        &mut self,
+        rows: &[ReadRow],
+    ) -> Result<Vec<(usize, CarriedRow)>, CarriedError> {
         let mut found = Vec::new();
         for (index, row) in rows.iter().enumerate() {
-            let is_it = |carried: &CarriedRow| carried.place == row.place();
-            if let Some(carried) = self.rows.as_slice().first().copied().filter(is_it) {
-                found.push((index, carried));
-                self.rows.next();
+            while let Some(carried) = self.next().await? {
+                if carried.place > row.place() {
+                    break;
+                }
+                // One that stands before it is not asked about any more, so it is not missed.
+                self.read.pop_front();
+                if carried.place == row.place() {
+                    found.push((index, carried));
+                    break;
+                }
             }
         }
-        found
+        Ok(found)
+    }
+
+    /// The next row of the list, which stays there.
+    async fn next(&mut self) -> Result<Option<CarriedRow>, CarriedError> {
+        while self.read.is_empty() {
+            let Some(rows) = self.list.try_next().await? else {
+                return Ok(None);
+            };
+            self.read.extend(rows.iter().map(CarriedRow::from_bytes));
+        }
+        Ok(self.read.front().copied())
     }
 }
 
@@ -162,16 +186,21 @@ impl<'a> Earlier<'a> {
             source,
         };
         let end = span.lines.iter().map(|(_, line)| line.end).max();
-        let decoded = match self.carried.zstd {
-            true => decoded(&stored, end.unwrap_or(0)).map_err(|error| unreadable(error.into()))?,
-            false => stored,
+        let zstd = self.carried.zstd;
+        let reading = move || {
+            let decoded = match zstd {
+                true => decoded(&stored, end.unwrap_or(0))?,
+                false => stored,
+            };
+            let lines = span.lines.into_iter().map(|(row, line)| {
+                let line = decoded.get(line).ok_or("it is too short")?;
+                let line: EarlierLine = serde_json::from_slice(line)?;
+                Ok((row, line.result))
+            });
+            lines.collect::<Result<_, _>>()
         };
-        let lines = span.lines.into_iter().map(|(row, line)| {
-            let line = decoded.get(line).ok_or("it is too short")?;
-            let line: EarlierLine = serde_json::from_slice(line)?;
-            Ok((row, line.result))
-        });
-        lines.collect::<Result<_, _>>().map_err(unreadable)
+        let read = tokio::task::spawn_blocking(reading).await;
+        read.expect("reading does not panic").map_err(unreadable)
     }
 }
 

@@ -118,6 +118,7 @@ mod tests {
             part: Some(part.relative_path),
             errors: None,
             ledger: None,
+            carried: 0,
             rows: Rows {
                 succeeded: 1,
                 failed: 0,

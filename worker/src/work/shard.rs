@@ -23,7 +23,7 @@ use super::carried::{CarriedError, CarriedRows, Earlier};
 use super::commit::{CommitError, Verdict, commit};
 use super::failed::{FailedError, FailedRows};
 use super::lines::{Lines, PendingRow, lines};
-use super::part::{PartWriter, WrittenPart};
+use super::part::PartWriter;
 use super::progress::Progress;
 use super::submit::{Answered, SubmitError, Submitter};
 use super::window::{ChunkLimits, chunks};
@@ -123,12 +123,13 @@ impl ShardError {
         match self {
             ShardError::Submit(_)
             | ShardError::Write(_)
+            | ShardError::Carried(CarriedError::Store(_))
             | ShardError::Commit(CommitError::Store { .. })
             | ShardError::Read(ReadError::Store(StoreError::Denied { .. })) => true,
             ShardError::NotPlanned(_)
             | ShardError::Read(_)
             | ShardError::Failed(_)
-            | ShardError::Carried(_)
+            | ShardError::Carried(CarriedError::Gone(_) | CarriedError::Unreadable { .. })
             | ShardError::Commit(CommitError::Unreadable { .. })
             | ShardError::Panicked(_) => false,
         }
@@ -164,8 +165,9 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     let part = layout::part(run, lease.shard, &attempt, job.output.zstd);
     let mut part = PartWriter::new(&ctx.output, part);
     let mut errors = PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
-    let mut ledger = Vec::new();
-    let mut tally = Tally::default();
+    let ledger = layout::ledger(run, lease.shard, &attempt);
+    let mut ledger = PartWriter::new(&ctx.output, ledger);
+    let (mut tally, mut carried_rows) = (Tally::default(), 0);
     let mut windows: VecDeque<AbortOnDropHandle<Result<Window, ShardError>>> = VecDeque::new();
     let mut ended = false;
     loop {
@@ -174,16 +176,20 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 .next_batch(WINDOW_ROWS_MAX, WINDOW_BYTES_MAX)
                 .await?;
             ended = rows.is_empty();
-            let mut rows = match &mut only {
+            let rows = match &mut only {
                 Some(failed) => failed.keep(rows).await?,
                 None => rows,
             };
-            if let Some(filter) = &job.input.filter {
-                tally.rows.skipped += filter.apply(&mut rows);
-            }
+            let (rows, skipped) = match &job.input.filter {
+                Some(filter) => filter.applied(rows).await,
+                None => (rows, 0),
+            };
+            tally.rows.skipped += skipped;
             if !rows.is_empty() {
-                let carried = carried.as_mut().map(|carried| carried.among(&rows));
-                let carried = carried.unwrap_or_default();
+                let carried = match &mut carried {
+                    Some(carried) => carried.among(&rows).await?,
+                    None => Vec::new(),
+                };
                 let answered = answer_window(ctx.clone(), lease.shard, rows, carried);
                 windows.push_back(AbortOnDropHandle::new(tokio::spawn(
                     answered.in_current_span(),
@@ -193,10 +199,15 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         let Some(window) = windows.pop_front() else {
             break;
         };
-        let Window { rows, tokens } = window
+        let Window {
+            rows,
+            tokens,
+            carried,
+        } = window
             .await
             .expect("a window neither panics nor is aborted")?;
         tally.tokens += tokens;
+        carried_rows += carried;
         let mut rows = rows.into_iter();
         while rows.len() > 0 {
             let slice;
@@ -208,8 +219,9 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 answered,
             } = slice;
             tally.rows += counts;
-            ledger.extend(entries(part.stored_bytes(), results.len(), answered));
+            let entries = entries(part.stored_bytes(), results.len(), answered);
             part.write(results.into()).await?;
+            ledger.write(entries.into()).await?;
             errors.write(failed.into()).await?;
         }
     }
@@ -217,7 +229,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         failed.finish()?;
     }
     let (part, errors) = (part.finish().await?, errors.finish().await?);
-    let ledger = write_ledger(ctx, layout::ledger(run, lease.shard, &attempt), ledger).await?;
+    let ledger = ledger.finish().await?;
     let Tally { rows, tokens } = tally;
     let sha256 = part.as_ref().map(|part| part.sha256.clone());
     Ok(Worked {
@@ -229,6 +241,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             errors: errors.map(|errors| errors.relative_path),
             ledger: ledger.map(|ledger| ledger.relative_path),
             rows,
+            carried: carried_rows,
             tokens,
             sha256,
             models: ctx.models.clone(),
@@ -241,34 +254,19 @@ fn entries(
     frame_start: u64,
     frame_bytes: usize,
     answered: Vec<(ContentHash, Range<usize>)>,
-) -> impl Iterator<Item = LedgerEntry> {
+) -> Vec<u8> {
     let short = |bytes: usize| u32::try_from(bytes).expect("a frame is far shorter than 4 GiB");
-    answered
-        .into_iter()
-        .map(move |(content, line)| LedgerEntry {
-            content,
-            line: LineAt {
-                frame_start,
-                frame_bytes: short(frame_bytes),
-                offset: short(line.start),
-                bytes: short(line.len()),
-            },
-        })
-}
-
-async fn write_ledger(
-    ctx: &ShardContext,
-    path: String,
-    mut entries: Vec<LedgerEntry>,
-) -> Result<Option<WrittenPart>, StoreError> {
-    entries.sort_unstable_by_key(|entry| entry.content);
-    let mut ledger = PartWriter::new(&ctx.output, path);
-    let entries: Vec<u8> = entries
-        .into_iter()
-        .flat_map(LedgerEntry::to_bytes)
-        .collect();
-    ledger.write(entries.into()).await?;
-    ledger.finish().await
+    let entry = |(content, line): (ContentHash, Range<usize>)| LedgerEntry {
+        content,
+        line: LineAt {
+            frame_start,
+            frame_bytes: short(frame_bytes),
+            offset: short(line.start),
+            bytes: short(line.len()),
+        },
+    };
+    let entries = answered.into_iter().map(entry);
+    entries.flat_map(LedgerEntry::to_bytes).collect()
 }
 
 /// Makes the shard's results visible, if no other attempt was first. Returns the counts of the
@@ -293,6 +291,8 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
 struct Window {
     rows: Vec<PendingRow>,
     tokens: u64,
+    /// Rows whose answers were carried over.
+    carried: u64,
 }
 
 async fn answer_window(
@@ -325,7 +325,11 @@ async fn answer_window(
             for (row, outcome) in at_server.into_iter().zip(outcomes) {
                 rows[row].answer(outcome);
             }
-            return Ok(Window { rows, tokens });
+            return Ok(Window {
+                rows,
+                tokens,
+                carried,
+            });
         }
     };
     let lengths: Vec<usize> = at_server
@@ -348,7 +352,11 @@ async fn answer_window(
             rows[row].answer(outcome);
         }
     }
-    Ok(Window { rows, tokens })
+    Ok(Window {
+        rows,
+        tokens,
+        carried,
+    })
 }
 
 async fn answer_chunk(

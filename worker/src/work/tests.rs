@@ -133,6 +133,7 @@ async fn a_shard_that_another_commits_meanwhile_is_done_whatever_becomes_of_our_
         part: None,
         errors: None,
         ledger: None,
+        carried: 0,
         rows: Rows::default(),
         tokens: 0,
         sha256: None,

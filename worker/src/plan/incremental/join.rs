@@ -25,9 +25,9 @@ pub(super) struct Counts {
     pub(super) gone: u64,
 }
 
-pub(super) fn answer_bytes(entry: LedgerEntry, part: u32) -> [u8; ANSWER_BYTES] {
+pub(super) fn answer_bytes(entry: &[u8; LedgerEntry::BYTES], part: u32) -> [u8; ANSWER_BYTES] {
     let mut bytes = [0; ANSWER_BYTES];
-    bytes[..LedgerEntry::BYTES].copy_from_slice(&entry.to_bytes());
+    bytes[..LedgerEntry::BYTES].copy_from_slice(entry);
     bytes[LedgerEntry::BYTES..].copy_from_slice(&part.to_le_bytes());
     bytes
 }
@@ -59,14 +59,16 @@ pub(super) fn placed(bytes: &[u8; PLACED_BYTES]) -> (ShardIndex, CarriedRow) {
     )
 }
 
-/// Hands out every row of `rows` whose content is among `answers`, with where its answer stands.
-pub(super) fn join<'a, E>(
-    answers: impl Iterator<Item = &'a [u8; ANSWER_BYTES]>,
-    rows: impl Iterator<Item = &'a [u8; ROW_BYTES]>,
+/// Hands out every row of `rows` whose content is among `answers`, with where its answer stands, in
+/// the order of `rows`. Holds the answers alone in memory.
+pub(super) fn join<E>(
+    answers: impl Iterator<Item = Result<[u8; ANSWER_BYTES], E>>,
+    rows: impl Iterator<Item = Result<[u8; ROW_BYTES], E>>,
     mut unchanged: impl FnMut(ShardIndex, CarriedRow) -> Result<(), E>,
 ) -> Result<Counts, E> {
     let mut known: HashMap<ContentHash, Known> = HashMap::new();
     for answer in answers {
+        let answer = answer?;
         let (entry, part) = answer.split_last_chunk().expect("it is longer than that");
         let entry = entry.try_into().expect("an entry is what precedes");
         let LedgerEntry { content, line } = LedgerEntry::from_bytes(entry);
@@ -78,6 +80,7 @@ pub(super) fn join<'a, E>(
     }
     let mut counts = Counts::default();
     for row in rows {
+        let row = row?;
         let (content, row) = row.split_first_chunk().expect("it is longer than that");
         let Some(known) = known.get_mut(content) else {
             counts.fresh += 1;
@@ -120,21 +123,21 @@ mod tests {
         }
     }
 
-    fn row(content: u8, shard: ShardIndex, offset: u64) -> [u8; ROW_BYTES] {
+    fn row(content: u8, shard: ShardIndex, offset: u64) -> Result<[u8; ROW_BYTES], ()> {
         let row = CarriedRow {
             place: Place::Offset { offset },
             part: 0,
             line: line(0),
         };
-        row_bytes([content; 16], shard, row)
+        Ok(row_bytes([content; 16], shard, row))
     }
 
-    fn answer(content: u8, part: u32, offset: u32) -> [u8; ANSWER_BYTES] {
+    fn answer(content: u8, part: u32, offset: u32) -> Result<[u8; ANSWER_BYTES], ()> {
         let entry = LedgerEntry {
             content: [content; 16],
             line: line(offset),
         };
-        answer_bytes(entry, part)
+        Ok(answer_bytes(&entry.to_bytes(), part))
     }
 
     #[test]
@@ -142,9 +145,9 @@ mod tests {
         let answers = [answer(1, 7, 30), answer(2, 8, 40), answer(1, 9, 50)];
         let rows = [row(3, 0, 0), row(1, 0, 10), row(1, 2, 5)];
         let mut carried = Vec::new();
-        let counts = join(answers.iter(), rows.iter(), |shard, row| {
+        let counts = join(answers.into_iter(), rows.into_iter(), |shard, row| {
             carried.push((shard, row.place, row.part, row.line.offset));
-            Ok::<_, ()>(())
+            Ok(())
         });
         let at = |offset| Place::Offset { offset };
         assert_eq!(carried, [(0, at(10), 7, 30), (2, at(5), 7, 30)]);

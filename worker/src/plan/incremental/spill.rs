@@ -1,9 +1,12 @@
-//! Records of one length, spread over temporary files, so that memory holds one file's at a time.
+//! Records of one length in temporary files that are gone with the process.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Seek, Write};
 
-/// Records of `N` bytes, in files that are gone with the process.
+/// Bytes of a file that are read or written at a time.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Files of records of `N` bytes.
 pub(super) struct Spill<const N: usize> {
     files: Vec<BufWriter<File>>,
 }
@@ -11,8 +14,13 @@ pub(super) struct Spill<const N: usize> {
 impl<const N: usize> Spill<N> {
     /// Makes the files.
     pub(super) fn new(files: usize) -> io::Result<Self> {
-        let files = (0..files).map(|_| Ok(BufWriter::new(tempfile::tempfile()?)));
-        let files = files.collect::<io::Result<_>>()?;
+        let file = || {
+            Ok(BufWriter::with_capacity(
+                BUFFER_BYTES,
+                tempfile::tempfile()?,
+            ))
+        };
+        let files = (0..files).map(|_| file()).collect::<io::Result<_>>()?;
         Ok(Self { files })
     }
 
@@ -21,26 +29,32 @@ impl<const N: usize> Spill<N> {
         self.files[file].write_all(record)
     }
 
-    /// Hands out the files, whole and in order.
-    pub(super) fn into_files(self) -> impl Iterator<Item = io::Result<Records<N>>> {
-        self.files.into_iter().map(|file| {
+    /// The files, each to be read from its start.
+    pub(super) fn into_files(self) -> io::Result<Vec<Records<N>>> {
+        let files = self.files.into_iter().map(|file| {
             let mut file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.rewind()?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            Ok(Records { bytes })
-        })
+            let file = BufReader::with_capacity(BUFFER_BYTES, file);
+            Ok(Records { file })
+        });
+        files.collect()
     }
 }
 
-/// The records of one file.
+/// The records of one file, in the order in which they were put.
 pub(super) struct Records<const N: usize> {
-    bytes: Vec<u8>,
+    file: BufReader<File>,
 }
 
-impl<const N: usize> Records<N> {
-    /// In the order in which they were put.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8; N]> {
-        self.bytes.as_chunks::<N>().0.iter()
+impl<const N: usize> Iterator for Records<N> {
+    type Item = io::Result<[u8; N]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut record = [0; N];
+        match self.file.read_exact(&mut record) {
+            Ok(()) => Some(Ok(record)),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 }
