@@ -115,8 +115,8 @@ async fn rows_that_a_filter_leaves_out_are_skipped_and_counted() {
     };
     let is_long = |row: &usize| text(*row).trim().chars().count() >= 9;
     let good = (0..90).filter(|row| row % 3 != 0).filter(is_long).count() as u64;
-    let bad = (0..90)
-        .filter(|row| row.is_multiple_of(9))
+    let bad = (0..90_usize)
+        .filter(|row: &usize| row.is_multiple_of(9))
         .filter(is_long)
         .count() as u64;
     let Rows {

@@ -169,7 +169,7 @@ impl Visitor<'_> for RoleSeed<'_> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Role, E> {
-        let Wanted { id, text, join } = self.0;
+        let Wanted { id, text, join, .. } = self.0;
         Ok(Role {
             id: id.as_deref() == Some(name),
             text: text == name,

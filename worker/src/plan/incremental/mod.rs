@@ -159,8 +159,7 @@ async fn spill_rows(
                 line: LineAt::default(),
             };
             let row = join::row_bytes(content, shard, row);
-            let put = spill.put(file_of(&content, files), &row);
-            put.map_err(PlanError::Spill)?;
+            spill.put(file_of(&content, files), &row)?;
         }
         Ok(())
     };

@@ -1,9 +1,10 @@
 //! The contents of a plan's rows, shard by shard, some shards ahead.
 
 use std::collections::VecDeque;
+use std::io;
 
 use millrace_protocol::ledger::ContentHash;
-use millrace_protocol::plan::{InputFile, Plan, Shard};
+use millrace_protocol::plan::{InputFile, Plan, Shard, ShardIndex};
 use millrace_protocol::row::{Place, ReadRow};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -11,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::content::content;
 use crate::filter::Filter;
 use crate::job::{CheckedJob, Fields};
+use crate::plan::PlanError;
 use crate::read::{self, ReadError};
 use crate::store::Stores;
 
@@ -55,14 +57,14 @@ impl Reader {
 
     /// Hands out the contents of all rows that are asked about, in the plan's order. A shard that
     /// cannot be read ends there: it fails for itself when it is worked on.
-    pub(super) async fn read<E: From<ReadError>>(
+    pub(super) async fn read(
         &self,
         plan: &Plan,
-        mut take: impl FnMut(u32, Contents) -> Result<(), E>,
-    ) -> Result<(), E> {
+        mut take: impl FnMut(ShardIndex, Contents) -> io::Result<()>,
+    ) -> Result<(), PlanError> {
         let mut ahead: VecDeque<Reading> = VecDeque::new();
         let mut unread = plan.shards.iter();
-        for index in 0..plan.shards.len() as u32 {
+        for index in 0..plan.shards.len() as ShardIndex {
             while ahead.len() < SHARDS_AT_ONCE
                 && let Some(shard) = unread.next()
             {
@@ -72,7 +74,7 @@ impl Reader {
                 break;
             };
             while let Some(rows) = rows.recv().await {
-                take(index, rows)?;
+                take(index, rows).map_err(PlanError::Spill)?;
             }
             match task.await.expect("reading neither panics nor is aborted") {
                 Err(error) if error.is_permanent() => {
