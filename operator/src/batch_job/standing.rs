@@ -5,9 +5,13 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_leases::Snapshot;
+use millrace_leases::limits::Account;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 
 use crate::conditions::find;
+
+/// Reason of a job whose budget is spent.
+const BUDGET_SPENT: &str = "BudgetSpent";
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub struct Standing {
     pub is_over: bool,
     /// Whether the run is one that the status does not speak of yet.
     pub is_new: bool,
+    /// Whether the run goes on that ended when its budget was spent, since the budget was raised.
+    pub is_resumed: bool,
 }
 
 /// Where the job stands. A job that is over is in its next run as soon as it asks for one.
@@ -31,13 +37,28 @@ pub fn standing(job: &BatchJob) -> Standing {
             run: run + 1,
             is_over: false,
             is_new: true,
+            is_resumed: false,
         };
     }
+    let is_resumed = is_over && !job.spec.cancel && has_more_to_spend(job);
     Standing {
         run,
-        is_over,
+        is_over: is_over && !is_resumed,
         is_new: false,
+        is_resumed,
     }
+}
+
+/// Whether a job that ended when its budget was spent may spend more by now.
+fn has_more_to_spend(job: &BatchJob) -> bool {
+    let spent = job.status.as_ref().and_then(|status| status.cost.as_ref());
+    let budget = job.spec.budget.as_ref();
+    let is_more = match (budget, spent) {
+        (Some(budget), Some(spent)) => budget.max_cost > spent.total,
+        (None, _) => true,
+        (Some(_), None) => false,
+    };
+    reason(job) == Some(BUDGET_SPENT) && is_more
 }
 
 /// What its status says of the job's success.
@@ -76,6 +97,8 @@ pub enum GiveUp {
     DeadlineExceeded,
     /// More rows failed than `spec.maxFailedRows`.
     TooManyFailedRows,
+    /// `spec.budget.maxCost` is spent.
+    BudgetSpent,
 }
 
 impl GiveUp {
@@ -85,6 +108,7 @@ impl GiveUp {
             GiveUp::Cancelled => "Cancelled",
             GiveUp::DeadlineExceeded => "DeadlineExceeded",
             GiveUp::TooManyFailedRows => "TooManyFailedRows",
+            GiveUp::BudgetSpent => BUDGET_SPENT,
         }
     }
 
@@ -98,6 +122,7 @@ impl GiveUp {
             GiveUp::TooManyFailedRows => {
                 "more rows failed than spec.maxFailedRows allows before this shard was done"
             }
+            GiveUp::BudgetSpent => "spec.budget.maxCost was spent before this shard was done",
         }
     }
 }
@@ -107,6 +132,7 @@ pub fn give_up(
     job: &BatchJob,
     standing: Standing,
     leases: Option<&Snapshot>,
+    account: Option<Account>,
     now: &Time,
 ) -> Option<GiveUp> {
     if job.spec.cancel {
@@ -118,6 +144,10 @@ pub fn give_up(
         max.is_exceeded(rows.failed, rows.total())
     }) {
         return Some(GiveUp::TooManyFailedRows);
+    }
+    let budget = job.spec.budget.as_ref().zip(account);
+    if budget.is_some_and(|(budget, account)| account.is_spent(budget.max_cost)) {
+        return Some(GiveUp::BudgetSpent);
     }
     let rest = until_deadline(job, standing, now)?;
     (rest == Duration::ZERO && !job.spec.suspend).then_some(GiveUp::DeadlineExceeded)
@@ -176,6 +206,7 @@ mod tests {
             run,
             is_over,
             is_new,
+            is_resumed: _,
         } = standing(&job);
         assert_eq!((run, is_over, is_new), expected, "{succeeded:?}");
     }

@@ -19,6 +19,13 @@ pub struct Remote {
     pub workers_max: u32,
 }
 
+impl Remote {
+    /// Whether answers are texts.
+    pub fn writes(&self) -> bool {
+        self.spec.api != RemoteApi::Embeddings
+    }
+}
+
 /// The API of the service, if it has one.
 pub fn remote(service: &InferenceService) -> Option<Remote> {
     let spec = service.spec.remote.clone()?;
@@ -133,6 +140,7 @@ pub fn decisive(remote: &inference_service::Remote) -> Decisive<'_> {
         rows_per_call: _,
         rows_per_call_max: _,
         limits: _,
+        pricing: _,
         timeout: _,
     } = remote;
     Decisive {

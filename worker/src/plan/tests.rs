@@ -70,6 +70,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         },
         deliveries_max: 1,
         failed_rows_max: None,
+        cost_max: None,
         spec_sha256: "spec".into(),
     }
 }

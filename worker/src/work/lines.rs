@@ -1,7 +1,7 @@
 //! Turns answered rows into the lines of a part and of an error file. Pure.
 
 use millrace_protocol::result::ErrorLine;
-use millrace_protocol::row::{Place, Position, ReadRow, RowError, RowErrorCode};
+use millrace_protocol::row::{Place, Position, ReadRow, RowError};
 use millrace_protocol::tally::Rows;
 use millrace_protocol::wire::{Prediction, Untagged};
 use serde::ser::SerializeMap;
@@ -126,9 +126,8 @@ fn finite(steps: &[Step], outcome: RowOutcome) -> RowOutcome {
     {
         None => Ok(predictions),
         Some(index) => Err(RowError {
-            code: RowErrorCode::NotFinite,
-            message: "the model answered NaN or infinity".to_owned(),
             step: Some(steps[index].name.clone()),
+            ..RowError::not_finite()
         }),
     }
 }
@@ -175,6 +174,8 @@ impl Serialize for StepResults<'_> {
 mod tests {
     use millrace_protocol::result::ResultLine;
     use millrace_protocol::row::Row;
+
+    use millrace_protocol::row::RowErrorCode;
 
     use super::*;
 

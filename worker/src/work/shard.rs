@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use millrace_protocol::commit::Commit;
+use millrace_protocol::cost::Cost;
 use millrace_protocol::layout;
 use millrace_protocol::lease::Lease;
 use millrace_protocol::plan::{Plan, ShardIndex};
@@ -16,7 +17,8 @@ use millrace_protocol::tally::{Rows, Tally};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::call::{Caller, Told};
+use super::call::Caller;
+use super::call::receipts::{self, Receipts};
 use super::commit::{CommitError, Verdict, commit};
 use super::failed::{FailedError, FailedRows};
 use super::lines::{Lines, PendingRow, lines};
@@ -84,6 +86,9 @@ pub enum ShardError {
     /// Its rows could not be answered at all.
     #[error("the shard's rows could not be answered")]
     Submit(#[from] SubmitError),
+    /// What was paid for before could not be read.
+    #[error("the shard's receipts could not be read")]
+    Receipts(#[source] StoreError),
     /// Its part could not be written.
     #[error("the shard's part could not be written")]
     Write(#[from] StoreError),
@@ -104,6 +109,7 @@ impl ShardError {
             | ShardError::Failed(FailedError::Gone { .. } | FailedError::NotFound(_)) => true,
             ShardError::Failed(FailedError::Commit(_) | FailedError::Lines(_))
             | ShardError::Submit(_)
+            | ShardError::Receipts(_)
             | ShardError::Write(_)
             | ShardError::Commit(_)
             | ShardError::Panicked(_) => false,
@@ -115,6 +121,7 @@ impl ShardError {
     pub fn is_everyones(&self) -> bool {
         match self {
             ShardError::Submit(_)
+            | ShardError::Receipts(_)
             | ShardError::Write(_)
             | ShardError::Commit(CommitError::Store { .. })
             | ShardError::Read(ReadError::Store(StoreError::Denied { .. })) => true,
@@ -155,7 +162,15 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     let part = layout::part(run, lease.shard, &attempt, job.output.zstd);
     let mut part = PartWriter::new(&ctx.output, part);
     let mut errors = PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
-    let mut tally = Tally::default();
+    let receipts = match &ctx.answerer {
+        Answerer::Server(_) => Receipts::none(&ctx.output, run, lease.shard),
+        Answerer::Remote(_) => {
+            let receipts = Receipts::open(&ctx.output, run, lease.shard).await;
+            receipts.map_err(ShardError::Receipts)?
+        }
+    };
+    let mut tally = receipts.paid();
+    let receipts = Arc::new(receipts);
     let mut windows: VecDeque<AbortOnDropHandle<Result<Window, SubmitError>>> = VecDeque::new();
     let mut ended = false;
     loop {
@@ -169,7 +184,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 None => rows,
             };
             if !rows.is_empty() {
-                let answered = answer_window(ctx.clone(), lease.shard, rows);
+                let answered = answer_window(ctx.clone(), lease.shard, rows, receipts.clone());
                 windows.push_back(AbortOnDropHandle::new(tokio::spawn(
                     answered.in_current_span(),
                 )));
@@ -178,10 +193,11 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         let Some(window) = windows.pop_front() else {
             break;
         };
-        let Window { rows, tokens } = window
+        let Window { rows, tokens, cost } = window
             .await
             .expect("a window neither panics nor is aborted")?;
         tally.tokens += tokens;
+        tally.cost += cost;
         let mut rows = rows.into_iter();
         while rows.len() > 0 {
             let slice;
@@ -200,7 +216,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         failed.finish()?;
     }
     let (part, errors) = (part.finish().await?, errors.finish().await?);
-    let Tally { rows, tokens } = tally;
+    let Tally { rows, tokens, cost } = tally;
     let sha256 = part.as_ref().map(|part| part.sha256.clone());
     Ok(Worked {
         commit: Commit {
@@ -211,6 +227,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             errors: errors.map(|errors| errors.relative_path),
             rows,
             tokens,
+            cost,
             sha256,
             models: ctx.models.clone(),
         },
@@ -221,7 +238,11 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
 /// commit that stands.
 pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardError> {
     let Worked { commit: ours } = worked;
-    match commit(&ctx.output, ctx.plan.run, &ours).await? {
+    let verdict = commit(&ctx.output, ctx.plan.run, &ours).await?;
+    if let Answerer::Remote(_) = &ctx.answerer {
+        receipts::discard_all(&ctx.output, ctx.plan.run, Some(ours.shard)).await;
+    }
+    match verdict {
         Verdict::Won => Ok(ours.tally()),
         Verdict::Lost(standing) => {
             tracing::info!(
@@ -239,12 +260,14 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
 struct Window {
     rows: Vec<PendingRow>,
     tokens: u64,
+    cost: Cost,
 }
 
 async fn answer_window(
     ctx: Arc<ShardContext>,
     shard: ShardIndex,
     rows: Vec<ReadRow>,
+    receipts: Arc<Receipts>,
 ) -> Result<Window, SubmitError> {
     let (mut rows, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
         rows.into_iter().map(PendingRow::split).unzip();
@@ -257,12 +280,16 @@ async fn answer_window(
         Answerer::Server(submitter) => submitter,
         Answerer::Remote(caller) => {
             let asked: Vec<String> = texts.into_iter().flatten().collect();
-            let tell = |told| ctx.progress.answered(shard, told_tally(told));
-            let Answered { outcomes, tokens } = caller.answer(&asked, tell).await?;
+            let tell = |tally| ctx.progress.answered(shard, tally);
+            let Answered {
+                outcomes,
+                tokens,
+                cost,
+            } = caller.answer(&asked, &receipts, tell).await?;
             for (row, outcome) in at_server.into_iter().zip(outcomes) {
                 rows[row].answer(outcome);
             }
-            return Ok(Window { rows, tokens });
+            return Ok(Window { rows, tokens, cost });
         }
     };
     let lengths: Vec<usize> = at_server
@@ -285,7 +312,8 @@ async fn answer_window(
             rows[row].answer(outcome);
         }
     }
-    Ok(Window { rows, tokens })
+    let cost = Cost::NOTHING;
+    Ok(Window { rows, tokens, cost })
 }
 
 async fn answer_chunk(
@@ -304,15 +332,6 @@ async fn answer_chunk(
     Ok((chunk, answered))
 }
 
-fn told_tally(told: Told) -> Tally {
-    let Told {
-        succeeded,
-        failed,
-        tokens,
-    } = told;
-    answered_tally(succeeded, failed, tokens)
-}
-
 fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
     let skipped = 0;
     let rows = Rows {
@@ -320,7 +339,11 @@ fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
         failed,
         skipped,
     };
-    Tally { rows, tokens }
+    Tally {
+        rows,
+        tokens,
+        cost: Cost::NOTHING,
+    }
 }
 
 /// The next lines of `rows`, and the rows that are left. Formatting floats takes milliseconds of
