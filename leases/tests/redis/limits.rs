@@ -63,17 +63,18 @@ async fn waits(limiter: &RedisLimiter, ask: &Ask) -> Duration {
 
 /// When each of `calls` was let in, from several workers that ask as fast as they may.
 async fn race(limiters: &[RedisLimiter], ask: Ask, calls: usize) -> Vec<Instant> {
-    let each = calls / limiters.len();
+    let (each, ask) = (calls / limiters.len(), &ask);
     let of_worker = limiters.iter().map(|limiter| async move {
         let mut moments = Vec::new();
         while moments.len() < each {
-            match limiter.ask(&ask).await.unwrap() {
+            match limiter.ask(ask).await.unwrap() {
                 Grant::Granted(ticket) => {
                     moments.push(Instant::now());
                     let fine = settled(None, Verdict::Fine);
                     limiter.settle(&ticket, &fine).await.unwrap();
                 }
                 Grant::Wait(wait) => tokio::time::sleep(wait).await,
+                other => panic!("{other:?}"),
             }
         }
         moments
@@ -204,6 +205,7 @@ async fn without_a_server_a_worker_waits_for_a_minute_and_keeps_to_its_share() {
         match one.ask(&ask(limits, 0)).await.unwrap() {
             Grant::Granted(_) => moments.push(Instant::now()),
             Grant::Wait(wait) => tokio::time::sleep(wait.min(MINUTE / 20)).await,
+            other => panic!("{other:?}"),
         }
     }
     assert!(moments[0].duration_since(stopped) >= MINUTE);
