@@ -191,6 +191,7 @@ mod tests {
                 skipped: 0,
             },
             tokens: succeeded * 10,
+            ..Tally::default()
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use indicatif::{HumanCount, HumanDuration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
+use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::manifest::{LivePart, Manifest};
 use millrace_protocol::plan::Difference;
@@ -16,7 +16,9 @@ use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::Loaded;
 use millrace_worker::output as worker_output;
 use millrace_worker::store::Stores;
+use millrace_worker::work::GiveUp;
 
+use crate::cluster::show::spent_text;
 use crate::display::OutputMode;
 use crate::invocation::Invocation;
 use crate::{exit, output};
@@ -28,26 +30,47 @@ const TEXT_ERRORS_MAX: usize = 3;
 /// Shards without results that a person is shown; the manifest lists them all.
 const TEXT_SHARDS_MAX: usize = 10;
 
-/// Reports a job that this command finished.
+/// How a job came to its end.
+#[derive(Debug, Clone, Copy)]
+pub enum End {
+    /// This command finished it in this time.
+    Finished(Duration),
+    /// It was finished before.
+    Before,
+    /// This command gave it up after this time.
+    GivenUp(GiveUp, Duration),
+}
+
+impl End {
+    /// How long this command took.
+    fn took(self) -> Option<Duration> {
+        match self {
+            End::Finished(took) | End::GivenUp(_, took) => Some(took),
+            End::Before => None,
+        }
+    }
+}
+
+/// Reports a job that this command finished, or gave up.
 pub async fn finished(
     stores: &Stores,
     loaded: &Loaded,
     manifest: &Manifest,
     mode: OutputMode,
-    took: Option<Duration>,
+    end: End,
 ) -> anyhow::Result<ExitCode> {
     let errors = sample_errors(stores, loaded, manifest).await?;
     match mode {
         OutputMode::Json => {
             let job = BatchJob {
-                status: Some(status(loaded, manifest, errors, took)),
+                status: Some(status(loaded, manifest, errors, end)),
                 ..loaded.batch_job.clone()
             };
             output::line(&serde_json::to_string(&job)?)?;
         }
         OutputMode::Text => {
             let CheckedJob { name, output, .. } = &loaded.job;
-            output::line(&summary(name, &output.uri, manifest, &errors, took))?;
+            output::line(&summary(name, &output.uri, manifest, &errors, end))?;
         }
     }
     Ok(exit::of(manifest))
@@ -62,12 +85,33 @@ pub fn stopped(file: &Path, mode: OutputMode) {
     }
 }
 
+/// Why a job was given up, and how it goes on.
+fn advice(give_up: GiveUp) -> &'static str {
+    match give_up {
+        GiveUp::TooManyFailedRows => {
+            "more rows failed than spec.maxFailedRows allows; what is done stays, and with another \
+             value the job goes on from there"
+        }
+        GiveUp::BudgetSpent => {
+            "spec.budget.maxCost is spent; what is done stays, and with a higher one the job goes on \
+             from there"
+        }
+    }
+}
+
+/// What the calls of the job cost.
+fn spent(manifest: &Manifest) -> Option<Spent> {
+    let Tally { rows, cost, .. } = manifest.totals;
+    let currency = manifest.currency.as_ref()?;
+    Some(Spent::of(cost, rows.total(), currency))
+}
+
 fn summary(
     name: &str,
     output: &str,
     manifest: &Manifest,
     errors: &[SampleError],
-    took: Option<Duration>,
+    end: End,
 ) -> String {
     let Tally {
         rows: Rows {
@@ -76,10 +120,16 @@ fn summary(
             skipped,
         },
         tokens,
+        cost: _,
     } = manifest.totals;
-    let mut lines = vec![match took {
-        Some(took) => format!("{name} finished in {}", HumanDuration(took)),
-        None => format!("{name} was finished before: nothing to do"),
+    let mut lines = vec![match end {
+        End::Finished(took) => format!("{name} finished in {}", HumanDuration(took)),
+        End::Before => format!("{name} was finished before: nothing to do"),
+        End::GivenUp(give_up, took) => format!(
+            "{name} stopped after {}: {}",
+            HumanDuration(took),
+            advice(give_up)
+        ),
     }];
     let (ok, bad, left_out) = (
         HumanCount(succeeded),
@@ -103,6 +153,7 @@ fn summary(
         ));
     }
     lines.push(format!("  tokens   {}", HumanCount(tokens)));
+    lines.extend(spent(manifest).map(|spent| format!("  cost     {}", spent_text(&spent))));
     lines.push(format!("  output   {output}"));
     if let Some(merged) = &manifest.merged {
         lines.push(format!("  merged   {output}/{merged}"));
@@ -160,7 +211,7 @@ fn status(
     loaded: &Loaded,
     manifest: &Manifest,
     sample_errors: Vec<SampleError>,
-    took: Option<Duration>,
+    end: End,
 ) -> BatchJobStatus {
     let Rows {
         succeeded,
@@ -178,7 +229,7 @@ fn status(
         .ok()
         .map(|at: k8s_openapi::jiff::Timestamp| Time(at));
     BatchJobStatus {
-        conditions: vec![succeeded_condition(manifest, finished_at.clone())],
+        conditions: vec![succeeded_condition(manifest, end, finished_at.clone())],
         // A file has no generation.
         observed_generation: None,
         run: Some(manifest.run),
@@ -197,7 +248,8 @@ fn status(
             failed: given_up as u32,
         }),
         tokens: Some(manifest.totals.tokens),
-        rows_per_second: took.map(|took| {
+        cost: spent(manifest),
+        rows_per_second: end.took().map(|took| {
             let rows = manifest.totals.rows.total() as f64;
             (rows / took.as_secs_f64().max(1e-3) * 10.0).round() / 10.0
         }),
@@ -207,9 +259,11 @@ fn status(
     }
 }
 
-fn succeeded_condition(manifest: &Manifest, at: Option<Time>) -> Condition {
+fn succeeded_condition(manifest: &Manifest, end: End, at: Option<Time>) -> Condition {
     let (status, reason, message) = if manifest.complete {
         ("True", "Completed", "every shard is committed".to_owned())
+    } else if let End::GivenUp(give_up, _) = end {
+        ("False", give_up.reason(), advice(give_up).to_owned())
     } else {
         let failed = manifest.failed_shards.len();
         (

@@ -1,5 +1,6 @@
 //! `BatchJob`: a dataset, the models to run over it, and where the results go.
 
+mod budget;
 mod failed_rows;
 mod filter;
 mod incremental;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
+pub use budget::{Budget, Spent};
 pub use failed_rows::FailedRowsMax;
 pub use filter::Filter;
 pub use incremental::Incremental;
@@ -41,6 +43,7 @@ pub use retry::Retry;
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     printcolumn = r#"{"name":"Workers","type":"integer","jsonPath":".status.workers","priority":1}"#,
     printcolumn = r#"{"name":"Rows/s","type":"number","jsonPath":".status.rowsPerSecond","priority":1}"#,
+    printcolumn = r#"{"name":"Cost","type":"string","jsonPath":".status.cost.total","priority":1}"#,
     printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.eta","priority":1}"#,
     printcolumn = r#"{"name":"Output","type":"string","jsonPath":".spec.output.uri","priority":1}"#
 )]
@@ -119,6 +122,10 @@ pub struct BatchJobSpec {
     /// there are asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
+
+    /// What the job may spend. Only for services with `remote.pricing`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 
     /// Whether the job rests: workers give their shards back, and what is done stays. A local run
     /// of a suspended job is refused.
@@ -431,6 +438,9 @@ pub struct BatchJobStatus {
     /// Tokens that went through models, without padding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
+    /// What its calls cost, where its service names prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Spent>,
     /// Pods of the service that work for the job's service now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,

@@ -1,6 +1,7 @@
 //! `InferenceService`: models that run together in one server.
 
 mod online;
+mod pricing;
 mod remote;
 mod runtime;
 mod template;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
 pub use online::{Auth, Cache};
+pub use pricing::Pricing;
 pub use remote::{Remote, RemoteApi, RemoteLimits, SecretKeyRef};
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
 pub use template::{
@@ -101,6 +103,11 @@ pub struct InferenceServiceSpec {
 }
 
 impl InferenceServiceSpec {
+    /// What calls of its API cost, if it names prices.
+    pub fn pricing(&self) -> Option<&Pricing> {
+        self.remote.as_ref()?.pricing.as_ref()
+    }
+
     /// The Secret with which a model's source is read, if one is.
     pub fn credentials_of<'a>(&'a self, model: &'a ModelSpec) -> Option<&'a SecretRef> {
         model.source.credentials.as_ref().or(self.secrets.first())

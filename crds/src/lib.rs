@@ -3,6 +3,7 @@
 //! The local run, the lint command and the operator read these same types and pass every manifest
 //! through the same [`check`]. A field is here only if something acts on it.
 
+mod amount;
 pub mod batch_job;
 pub mod check;
 pub mod crd;

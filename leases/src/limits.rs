@@ -1,11 +1,15 @@
 //! The limits of an API that all workers and jobs of a service share: requests and tokens in any
-//! minute, requests in any day, and calls at one time.
+//! minute, requests in any day, and calls at one time. And what each job may pay.
 //!
 //! A call is let in by one atomic step that looks at all limits, and settled when it has ended: its
 //! tokens are corrected, and what the API said of itself is believed. Calls at one time go down by
 //! half when the API says that it is too much, to one after the other at worst, and grow again with
 //! each call that went well.
+//!
+//! A call is paid for when it is let in, by a guess, and the guess is corrected when it has ended. What
+//! a job has paid is known until somebody forgets it; then whoever asks has to say what it was at least.
 
+mod accounts;
 mod memory;
 mod redis;
 mod state;
@@ -13,9 +17,11 @@ mod state;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use millrace_protocol::cost::Cost;
 
 use crate::LeaseError;
 
+pub use self::accounts::{Account, Accounts};
 pub use self::memory::MemoryLimiter;
 pub use self::redis::RedisLimiter;
 
@@ -69,7 +75,7 @@ impl Default for Minute {
 }
 
 /// A call that wants to be let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
     /// What the API allows.
     pub limits: Limits,
@@ -80,6 +86,27 @@ pub struct Ask {
     pub workers_max: u64,
     /// Longest that the call can take; after that it counts as ended whatever became of its caller.
     pub call_timeout: Duration,
+    /// Who pays for it, where the API has prices.
+    pub bill: Option<Bill>,
+}
+
+/// Who pays for a call, and what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bill {
+    /// The job, by its [`account`].
+    pub job: String,
+    /// What the call will cost, as far as one can tell.
+    pub price: Cost,
+    /// Most that the job may pay. When it is about to be reached, calls are made one after the other,
+    /// so that no more than one goes beyond it by more than was guessed too low.
+    pub max: Option<Cost>,
+    /// What the job has paid at least, by its commits; `None` until [`Grant::Unfilled`] asks for it.
+    pub paid: Option<Cost>,
+}
+
+/// The name of a job's account: that of the next job of its name is another one.
+pub fn account(job: &str, uid: Option<&str>) -> String {
+    format!("{job}/{}", uid.unwrap_or_default())
 }
 
 /// What became of a wish to be let in.
@@ -89,6 +116,10 @@ pub enum Grant {
     Granted(Ticket),
     /// Ask again after this time, or once a call has ended.
     Wait(Duration),
+    /// Nobody knows what the job has paid: ask again and say it.
+    Unfilled,
+    /// The job has paid what it may, and none of its calls is being made.
+    Spent,
 }
 
 /// A call that was let in.
@@ -104,6 +135,8 @@ pub struct Ticket {
 pub struct Settlement {
     /// Tokens that it took; `None` where nobody knows, and what was asked for stands.
     pub tokens: Option<u64>,
+    /// What it cost; `None` where nobody knows, and what was guessed stands.
+    pub cost: Option<Cost>,
     /// What it says of how many calls the API bears at a time.
     pub verdict: Verdict,
     /// How long no call may be made from now on, as the API said.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ::redis::{ErrorKind, RedisError, Script};
 use async_trait::async_trait;
 use millrace_protocol::{
+    cost::Cost,
     lease::{DeadLetter, Lease},
     plan::{RunNumber, ShardIndex},
     tally::{Rows, Tally},
@@ -321,6 +322,7 @@ impl LeaseStore for RedisLeaseStore {
             failed,
             skipped,
             tokens,
+            cost,
         ] = counts[..]
         else {
             return Err(corrupt(&reply));
@@ -332,6 +334,7 @@ impl LeaseStore for RedisLeaseStore {
                 skipped,
             },
             tokens,
+            cost: Cost::of_parts(cost),
         };
         Ok(Snapshot {
             known: known == 1,
@@ -383,8 +386,10 @@ fn finish_args(shard: ShardIndex, tally: &Tally) -> Vec<String> {
             skipped,
         },
         tokens,
+        cost,
     } = *tally;
-    [u64::from(shard), succeeded, failed, skipped, tokens]
+    let cost = cost.parts();
+    [u64::from(shard), succeeded, failed, skipped, tokens, cost]
         .iter()
         .map(u64::to_string)
         .collect()

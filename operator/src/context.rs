@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
+use millrace_leases::limits::Accounts;
 use millrace_leases::{
     JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
     UsersError,
@@ -43,6 +44,8 @@ pub struct Context {
     stores: Mutex<HashMap<String, Arc<RedisLeaseStore>>>,
     /// Registries by namespace and service, for the same reason.
     registries: Mutex<HashMap<(String, String), Arc<JobRegistry>>>,
+    /// What jobs have paid, by namespace and service.
+    accounts: Mutex<HashMap<(String, String), Arc<Accounts>>>,
     /// How fast runs get on.
     meters: Mutex<HashMap<String, Meter>>,
     /// What was written into Secrets lately, and when.
@@ -69,6 +72,7 @@ impl Context {
             cache: cache.transpose()?,
             stores: Mutex::default(),
             registries: Mutex::default(),
+            accounts: Mutex::default(),
             meters: Mutex::default(),
             secrets: Mutex::default(),
             objects: OnceLock::new(),
@@ -152,6 +156,18 @@ impl Context {
         let registry = Arc::new(JobRegistry::new(&self.redis, namespace, service)?);
         registries.insert(key, registry.clone());
         Ok(registry)
+    }
+
+    /// What the jobs of a service have paid.
+    pub fn accounts(&self, namespace: &str, service: &str) -> Result<Arc<Accounts>, LeaseError> {
+        let mut all = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), service.to_owned());
+        if let Some(accounts) = all.get(&key) {
+            return Ok(accounts.clone());
+        }
+        let accounts = Arc::new(Accounts::new(&self.redis, namespace, service)?);
+        all.insert(key, accounts.clone());
+        Ok(accounts)
     }
 
     /// Writes a Secret, unless the same was written a moment ago.

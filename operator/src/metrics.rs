@@ -2,10 +2,11 @@
 //!
 //! Visits are counted as they happen. What is true of objects is read from the controllers' own
 //! copies of them when it is asked for, so that nothing is left of an object that is gone. No label
-//! names a job, a shard or a pod.
+//! names a shard or a pod, and one names a job only where somebody pays for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -49,6 +50,13 @@ struct KindLabel {
 struct JobsLabels {
     namespace: String,
     reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CostLabels {
+    namespace: String,
+    job: String,
+    currency: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -135,6 +143,17 @@ fn register_objects(registry: &mut Registry, objects: &Objects) {
             .get_or_create(&JobsLabels { namespace, reason })
             .set(count);
     }
+    let costs = Family::<CostLabels, Gauge<f64, AtomicU64>>::default();
+    for job in objects.jobs.state() {
+        if let Some(spent) = job.status.as_ref().and_then(|status| status.cost.as_ref()) {
+            let labels = CostLabels {
+                namespace: job.namespace().unwrap_or_default(),
+                job: job.name_any(),
+                currency: spent.currency.clone(),
+            };
+            costs.get_or_create(&labels).set(spent.total.as_f64());
+        }
+    }
     let [shards, replicas, ready] = [(); 3].map(|()| Family::<ServiceLabels, Gauge>::default());
     for service in objects.services.state() {
         let labels = ServiceLabels {
@@ -158,6 +177,8 @@ fn register_objects(registry: &mut Registry, objects: &Objects) {
     }
     let help = "Jobs by the reason of their condition Succeeded";
     registry.register("jobs", help, by_reason);
+    let help = "What the calls of a job cost so far, in its currency";
+    registry.register("job_cost", help, costs);
     let help = "Shards that no commit stands for yet, over the jobs of a service";
     registry.register("service_backlog_shards", help, shards);
     let help = "Pods of a service that should serve";
@@ -182,6 +203,7 @@ mod tests {
     use kube::runtime::reflector::store::Writer;
     use kube::runtime::watcher::Event;
     use millrace_crds::InferenceService;
+    use millrace_crds::batch_job::Spent;
     use serde_json::json;
 
     use super::*;
@@ -229,7 +251,10 @@ mod tests {
     fn objects() -> Objects {
         let mut unvisited = job("new", "", 0);
         unvisited.status = None;
-        let jobs = [job("a", "Running", 4), job("b", "Running", 9)];
+        let mut paid = job("a", "Running", 4);
+        let cost = "1.25".parse().expect("an amount");
+        paid.status.as_mut().expect("a status").cost = Some(Spent::of(cost, 5, "USD"));
+        let jobs = [paid, job("b", "Running", 9)];
         let others = [job("c", "Completed", 9), unvisited];
         Objects {
             jobs: store(jobs.into_iter().chain(others).collect()),
@@ -283,6 +308,10 @@ mod tests {
             (
                 r#"millrace_jobs{namespace="tenant",reason="Unvisited"}"#.to_owned(),
                 1.0,
+            ),
+            (
+                r#"millrace_job_cost{namespace="tenant",job="a",currency="USD"}"#.to_owned(),
+                1.25,
             ),
             (format!("millrace_service_backlog_shards{{{service}}}"), 5.0),
             (format!("millrace_service_replicas{{{service}}}"), 3.0),

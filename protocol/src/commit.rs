@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lease::Epoch, plan::ShardIndex, tally::Rows, tally::Tally};
+use crate::{cost::Cost, lease::Epoch, plan::ShardIndex, tally::Rows, tally::Tally};
 
 /// A commit record, created with put-if-absent: the first commit of a shard wins, whatever its
 /// epoch, and every other attempt discards its own part.
@@ -30,6 +30,9 @@ pub struct Commit {
     pub carried: u64,
     /// Tokens that went through the models.
     pub tokens: u64,
+    /// What its calls of a paid API cost.
+    #[serde(default, skip_serializing_if = "Cost::is_nothing")]
+    pub cost: Cost,
     /// SHA-256 of the part's stored bytes, hexadecimal; absent when there is no part.
     pub sha256: Option<String>,
     /// Digest of each model that made the results, by name: parts of one run that were made by
@@ -44,6 +47,7 @@ impl Commit {
         Tally {
             rows: self.rows,
             tokens: self.tokens,
+            cost: self.cost,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Where everything lies in an output. The only place that builds or parses these paths.
 
+use crate::cost::Cost;
 use crate::plan::{RunNumber, ShardIndex};
 
 /// Written last and replaced whole.
@@ -21,6 +22,32 @@ pub fn commits(run: RunNumber) -> String {
 /// `_millrace/runs/0001/commits/00012.json`
 pub fn commit(run: RunNumber, shard: ShardIndex) -> String {
     format!("{}/{shard:05}.json", commits(run))
+}
+
+/// `_millrace/runs/0001/receipts`
+pub fn receipts(run: RunNumber) -> String {
+    format!("{RUNS}/{run:04}/receipts")
+}
+
+/// `_millrace/runs/0001/receipts/00012`
+pub fn receipts_of(run: RunNumber, shard: ShardIndex) -> String {
+    format!("{}/{shard:05}", receipts(run))
+}
+
+/// `<folder>/<random>-<cost>.json`: the name of a receipt says what it cost.
+pub fn receipt(folder: &str, random: u64, cost: Cost) -> String {
+    format!("{folder}/{random:016x}-{}.json", cost.parts())
+}
+
+/// What a receipt cost, by its path.
+pub fn cost_of_receipt(path: &str) -> Option<Cost> {
+    let (_, cost) = path.strip_suffix(".json")?.rsplit_once('-')?;
+    cost.parse().ok().map(Cost::of_parts)
+}
+
+/// The shard of a receipt, by its path.
+pub fn shard_of_receipt(path: &str) -> Option<ShardIndex> {
+    path.rsplit('/').nth(1)?.parse().ok()
 }
 
 /// `parts/0001-00012-<attempt>.jsonl[.zst]`
@@ -78,5 +105,14 @@ mod tests {
             assert_eq!(shard_of_commit(name), Some(shard));
         }
         assert_eq!(shard_of_commit("00012.json#1"), None);
+    }
+
+    #[test]
+    fn a_receipt_path_names_its_shard_and_its_cost() {
+        let cost = Cost::of_parts(1_234_567_890_123);
+        let path = receipt(&receipts_of(3, 12), 7, cost);
+        assert_eq!(cost_of_receipt(&path), Some(cost));
+        assert_eq!(shard_of_receipt(&path), Some(12));
+        assert_eq!(cost_of_receipt("receipts/00012/half#1"), None);
     }
 }

@@ -24,6 +24,9 @@ pub struct Manifest {
     pub complete: bool,
     /// Totals over all commits.
     pub totals: Tally,
+    /// Currency of the cost in `totals` and commits; absent where the service names no prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
     /// The input files, in the plan's order.
     pub inputs: Vec<InputFile>,
     /// For each input range its live parts, in input order: one, and one more for each later run that

@@ -117,6 +117,14 @@ impl RowError {
             step: None,
         }
     }
+
+    /// The error of a row whose answer holds a number without a JSON form.
+    pub fn not_finite() -> Self {
+        Self::new(
+            RowErrorCode::NotFinite,
+            "the model answered NaN or infinity",
+        )
+    }
 }
 
 /// The reasons a row can end as an error; the snake-case name is the `code` of the error line.

@@ -1,8 +1,10 @@
-//! Counts of rows and tokens. Sums of tallies are the only totals millrace reports.
+//! Counts of rows, tokens and money. Sums of tallies are the only totals millrace reports.
 
 use std::ops::{Add, AddAssign};
 
 use serde::{Deserialize, Serialize};
+
+use crate::cost::Cost;
 
 /// How the rows of a shard, a run or a job ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,13 +24,16 @@ impl Rows {
     }
 }
 
-/// Rows and the tokens the models computed for them.
+/// Rows, the tokens the models computed for them, and what was paid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// How the rows ended.
     pub rows: Rows,
     /// Tokens that went through a model, summed over steps, without padding.
     pub tokens: u64,
+    /// What was paid for calls of a paid API, those included whose rows were asked again.
+    #[serde(default, skip_serializing_if = "Cost::is_nothing")]
+    pub cost: Cost,
 }
 
 impl AddAssign for Rows {
@@ -46,9 +51,10 @@ impl AddAssign for Rows {
 
 impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
-        let Tally { rows, tokens } = other;
+        let Tally { rows, tokens, cost } = other;
         self.rows += rows;
         self.tokens += tokens;
+        self.cost += cost;
     }
 }
 

@@ -145,8 +145,7 @@ async fn call(
         Api::Embeddings => 0,
         Api::Chat | Api::Responses => answer::tokens(&content),
     };
-    let tokens = asked.prompt_tokens + said_tokens;
-    let (index, number, standing) = arrive(&served, api, key, &asked, tokens);
+    let (index, number, standing) = arrive(&served, api, key, &asked, said_tokens);
     let headers = limit_headers(&served.options, &standing);
     let Some(number) = number else {
         let reply = refused(
@@ -234,13 +233,14 @@ fn arrive(
     api: Api,
     key: String,
     asked: &Asked,
-    tokens: u64,
+    answer_tokens: u64,
 ) -> (usize, Option<u64>, Standing) {
     let StandInOptions {
         requests_per_minute,
         tokens_per_minute,
         ..
     } = served.options;
+    let tokens = asked.prompt_tokens + answer_tokens;
     let mut shared = served.lock();
     // Read under the lock, so that the record is in the order of its moments.
     let at_ms = served.now_ms();
@@ -259,6 +259,7 @@ fn arrive(
         path: path.to_owned(),
         status: (!is_let_in).then_some(429),
         tokens,
+        answer_tokens,
         rows: asked.rows.clone(),
     });
     let number = is_let_in.then(|| {

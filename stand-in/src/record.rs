@@ -19,6 +19,8 @@ pub struct Call {
     pub status: Option<u16>,
     /// Tokens of prompt and answer; what a refused call would have cost.
     pub tokens: u64,
+    /// Those of them that are the answer's.
+    pub answer_tokens: u64,
     /// The texts of its rows: a prompt, or the inputs of an embedding.
     pub rows: Vec<String>,
 }
@@ -118,6 +120,7 @@ mod tests {
             path: String::new(),
             status: Some(200),
             tokens,
+            answer_tokens: 0,
             rows: Vec::new(),
         };
         let calls = vec![

@@ -10,16 +10,18 @@ use bytes::Bytes;
 use millrace_crds::batch_job::{
     self, BatchJobSpec, FailedRowsMax, JobService, OutputCompression, Prompt,
 };
-use millrace_crds::inference_service::Runtime;
+use millrace_crds::inference_service::{Pricing, Runtime};
 use millrace_crds::{BatchJob, InferenceService};
-use millrace_leases::RunKey;
+use millrace_leases::{RunKey, limits};
+use millrace_protocol::cost::Cost;
 use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 pub use self::remote::Remote;
 use crate::filter::{BadFilter, Filter};
-use crate::store::INLINE_ROWS;
+use crate::store::{INLINE_ROWS, Location};
+use crate::work::call::purse::Purse;
 
 /// Field that holds the text where a job names none.
 const DEFAULT_TEXT_FIELD: &str = "text";
@@ -53,6 +55,8 @@ pub struct CheckedJob {
     pub deliveries_max: u64,
     /// How many rows may fail before the run is given up.
     pub failed_rows_max: Option<FailedRowsMax>,
+    /// Most that its calls may cost before the run is given up.
+    pub cost_max: Option<Cost>,
     /// Hash of everything in job and service that decides what a result line says, hexadecimal.
     pub spec_sha256: String,
     /// Hash of everything in job and service that decides the answer to a row, hexadecimal.
@@ -70,6 +74,22 @@ impl CheckedJob {
             uid: self.uid.clone(),
             run: self.run,
         }
+    }
+
+    /// What pays for the calls of the job, if its service names prices.
+    pub fn purse(&self, output: &Location) -> Option<Purse> {
+        Some(Purse {
+            account: limits::account(&self.name, self.uid.as_deref()),
+            prices: self.pricing()?.prices(),
+            max: self.cost_max,
+            output: output.clone(),
+            run: self.run,
+        })
+    }
+
+    /// What calls of the job's service cost, if it says so.
+    pub fn pricing(&self) -> Option<&Pricing> {
+        self.remote.as_ref()?.spec.pricing.as_ref()
     }
 
     /// The same job, asked for an earlier run.
@@ -188,6 +208,15 @@ pub enum JobError {
         /// What is wrong and what to do.
         message: String,
     },
+    /// The job has a budget, and nobody knows what its calls cost.
+    #[error(
+        "spec.budget.maxCost: InferenceService {service:?} names no prices; give it \
+         spec.remote.pricing, or remove the budget"
+    )]
+    Unpriced {
+        /// Name of the service.
+        service: String,
+    },
     /// A step names a model that the service lacks.
     #[error("spec.steps[{index}].model: the service has no model {model:?}; it has {known}")]
     UnknownModel {
@@ -226,6 +255,7 @@ pub fn check(
         backoff_limit_per_index,
         max_failed_rows: _,
         incremental,
+        budget,
     } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
     if let JobService::Shared(named) = job.spec.service()
@@ -235,6 +265,10 @@ pub fn check(
             named: named.to_owned(),
             given,
         });
+    }
+    let cost_max = budget.as_ref().map(|budget| budget.max_cost);
+    if cost_max.is_some() && service.spec.pricing().is_none() {
+        return Err(JobError::Unpriced { service: given });
     }
     let steps = check_steps(steps.as_deref(), service)?;
     let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
@@ -293,6 +327,7 @@ pub fn check(
         },
         deliveries_max: u64::from(*backoff_limit_per_index) + 1,
         failed_rows_max: job.spec.failed_rows_max(),
+        cost_max,
     })
 }
 

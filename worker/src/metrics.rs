@@ -1,6 +1,8 @@
 //! What the worker of a service counts, in OpenMetrics' text format. No label names a job, a shard
 //! or a pod.
 
+use std::sync::atomic::AtomicU64;
+
 use millrace_protocol::tally::{Rows, Tally};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -36,6 +38,7 @@ impl ShardOutcome {
 pub struct Metrics {
     rows: Family<OutcomeLabel, Counter>,
     tokens: Counter,
+    cost: Counter<f64, AtomicU64>,
     shards: Family<OutcomeLabel, Counter>,
     shards_in_hand: Gauge,
 }
@@ -48,7 +51,7 @@ struct OutcomeLabel {
 impl Metrics {
     /// Notes rows that were answered, and what they cost.
     pub fn note_answered(&self, tally: Tally) {
-        let Tally { rows, tokens } = tally;
+        let Tally { rows, tokens, cost } = tally;
         let Rows {
             succeeded,
             failed,
@@ -64,6 +67,7 @@ impl Metrics {
                 .inc_by(rows);
         }
         self.tokens.inc_by(tokens);
+        self.cost.inc_by(cost.as_f64());
     }
 
     /// Tokens that went through models so far.
@@ -88,6 +92,7 @@ impl Metrics {
         let Self {
             rows,
             tokens,
+            cost,
             shards,
             shards_in_hand,
         } = self.clone();
@@ -96,6 +101,8 @@ impl Metrics {
         registry.register("rows", help, rows);
         let help = "Tokens that went through models, by the same rows";
         registry.register("tokens", help, tokens);
+        let help = "Cost of calls, in the currency of the service's prices";
+        registry.register("cost", help, cost);
         registry.register("shards", "Shards that went out of hand", shards);
         let help = "Shards that are worked on";
         registry.register("shards_in_hand", help, shards_in_hand);

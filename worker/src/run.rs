@@ -21,7 +21,7 @@ use crate::work::call::{Caller, CallerOptions};
 use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
-use crate::work::{Answerer, Ended, ShardContext, WorkError, Worker};
+use crate::work::{Answerer, Ended, GiveUp, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
 use millrace_telemetry::in_span;
 
@@ -192,7 +192,7 @@ pub async fn worker(
         progress,
         stop: _,
     } = options;
-    let (answerer, models) = answerer(server, job).await?;
+    let (answerer, models) = answerer(server, job, output).await?;
     let context = ShardContext {
         job: job.clone(),
         plan: plan.clone(),
@@ -210,6 +210,7 @@ pub async fn worker(
 async fn answerer(
     server: &ServerAddress,
     job: &CheckedJob,
+    output: &Location,
 ) -> Result<(Answerer, BTreeMap<String, String>), RunError> {
     let (access, remote) = match (server, &job.remote) {
         (ServerAddress::Remote(access), Some(remote)) => (access, remote),
@@ -229,6 +230,7 @@ async fn answerer(
     let options = CallerOptions {
         retry: job.retry.clone(),
         patience: SERVER_PATIENCE,
+        purse: job.purse(output),
     };
     let (steps, text_field) = (job.steps.clone(), &job.input.fields.text);
     let caller = Caller::new(remote, steps, text_field, access, options);
@@ -267,11 +269,14 @@ pub async fn work(
     let stop = options.stop.child_token();
     let mut working = std::pin::pin!(worker.run(stop.clone()));
     tokio::select! {
-        ended = &mut working => Ok(ended?),
+        ended = &mut working => match ended {
+            Err(error) if error.is_spent() => Ok(Ended::GivenUp(GiveUp::BudgetSpent)),
+            ended => Ok(ended?),
+        },
         () = too_many_failed(job, &options.progress) => {
             stop.cancel();
             working.await?;
-            Ok(Ended::GivenUp)
+            Ok(Ended::GivenUp(GiveUp::TooManyFailedRows))
         }
     }
 }
@@ -309,6 +314,9 @@ async fn models(client: &Client) -> Result<BTreeMap<String, String>, ClientError
 pub enum RunEnd {
     /// The manifest is written.
     Finished(Box<Manifest>),
+    /// It was given up: the manifest is written over what is done. The same command goes on once the
+    /// job says so.
+    GivenUp(GiveUp, Box<Manifest>),
     /// It was asked to stop; the same command goes on.
     Stopped,
 }
@@ -325,11 +333,17 @@ pub async fn drive(
         commits::fill(options.leases.as_ref(), &prepared.plan, &prepared.committed).await?;
         let give_up = match work(stores, job, &prepared, options).await? {
             Ended::Stopped => return Ok(RunEnd::Stopped),
-            Ended::GivenUp => Some(TOO_MANY_FAILED),
+            Ended::GivenUp(give_up) => Some(give_up),
             Ended::Drained => None,
         };
-        match conclude(job, &prepared, options.leases.as_ref(), give_up).await? {
-            Finish::Finished(manifest) => return Ok(RunEnd::Finished(manifest)),
+        let reason = give_up.map(GiveUp::of_shards);
+        match conclude(job, &prepared, options.leases.as_ref(), reason).await? {
+            Finish::Finished(manifest) => {
+                return Ok(match give_up.filter(|_| !manifest.complete) {
+                    Some(give_up) => RunEnd::GivenUp(give_up, manifest),
+                    None => RunEnd::Finished(manifest),
+                });
+            }
             Finish::Incomplete(missing) if missing == missing_before => {
                 return Err(RunError::Incomplete {
                     shards: missing.len(),

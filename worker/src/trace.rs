@@ -65,7 +65,11 @@ pub fn note_outcome(outcome: ShardOutcome) {
 
 /// Says what the commit of the current span's shard counts.
 pub fn note_tally(tally: Tally) {
-    let Tally { rows, tokens } = tally;
+    let Tally {
+        rows,
+        tokens,
+        cost: _,
+    } = tally;
     Span::current()
         .record("millrace.rows", rows.total() as i64)
         .record("millrace.rows_failed", rows.failed as i64)
@@ -93,7 +97,11 @@ pub fn finish(job: &CheckedJob, run: RunNumber) -> Span {
 /// Writes the span of a whole run that one process drove from `started` to its end. In a cluster the
 /// operator writes it.
 pub fn write_whole(job: &CheckedJob, manifest: &Manifest, started: SystemTime) {
-    let Tally { rows, tokens } = manifest.totals;
+    let Tally {
+        rows,
+        tokens,
+        cost: _,
+    } = manifest.totals;
     of(job, manifest.run).write_whole(|| PastSpan {
         name: WHOLE_RUN,
         started,

@@ -63,6 +63,13 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
              later spec.activeDeadlineSeconds, goes on from there"
                 .to_owned()
         }
+        "NoPricing" => format!(
+            "give InferenceService {service:?} spec.remote.pricing, and the job begins by itself; or \
+             remove spec.budget"
+        ),
+        "BudgetSpent" => "what is committed stays, and so do the answers that are paid; raise \
+             spec.budget.maxCost, and the job goes on from there"
+            .to_owned(),
         "TooManyFailedRows" => format!(
             "{} shows why; what is committed stays, and a job with the same input and output, and \
              another spec.maxFailedRows, goes on from there",
@@ -120,6 +127,8 @@ mod tests {
             "Cancelled",
             "DeadlineExceeded",
             "TooManyFailedRows",
+            "NoPricing",
+            "BudgetSpent",
         ];
         for reason in bad {
             let job = job("False", reason);

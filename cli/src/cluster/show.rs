@@ -7,6 +7,7 @@ use indicatif::HumanCount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::BatchJob;
+use millrace_crds::batch_job::Spent;
 use serde::Serialize;
 
 /// How a command that speaks of objects prints them.
@@ -78,6 +79,21 @@ pub fn span(seconds: i64) -> String {
 /// A count with separators.
 pub fn count(number: u64) -> String {
     HumanCount(number).to_string()
+}
+
+/// What was spent, and for each row.
+pub fn spent_text(spent: &Spent) -> String {
+    let Spent {
+        total,
+        per_row,
+        currency,
+    } = spent;
+    let per_row = per_row.map(|cost| format!(" ({} a row)", cost.short()));
+    format!(
+        "{} {currency}{}",
+        total.short(),
+        per_row.unwrap_or_default()
+    )
 }
 
 /// What there is, or a dash.

@@ -9,7 +9,7 @@ use super::events;
 use super::gather::Seen;
 use super::hints;
 use super::jobs::output_of;
-use super::show::{age, clipped, count, or_dash, span, table};
+use super::show::{age, clipped, count, or_dash, span, spent_text, table};
 use super::workers::{Worker, worker};
 use crate::invocation::Invocation;
 use millrace_crds::names::service_of;
@@ -72,6 +72,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
         rows,
         shards,
         tokens,
+        cost,
         rows_per_second,
         completion_time,
         output: _,
@@ -107,6 +108,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     fact("rows", rows.map(rows_text));
     fact("shards", shards.map(shards_text));
     fact("tokens", tokens.map(count));
+    fact("cost", cost.as_ref().map(spent_text));
     fact(
         "rate",
         rows_per_second.map(|rate| format!("{rate:.1} rows/s")),

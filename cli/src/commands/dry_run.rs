@@ -11,7 +11,7 @@ use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::RowsRequest;
 use millrace_worker::job;
 use millrace_worker::manifests::Loaded;
-use millrace_worker::plan::{self, Preflight, TokenCounter};
+use millrace_worker::plan::{self, Forecast, Preflight, TokenCounter};
 use millrace_worker::read;
 use millrace_worker::store::Stores;
 use millrace_worker::work::client::Client;
@@ -38,6 +38,9 @@ struct DryRun {
     plan_seconds: f64,
     preflight_seconds: f64,
     preflight: Preflight,
+    /// What the calls of an API will take and cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forecast: Option<Forecast>,
     /// Rate of a few rows through the real server, in this job's steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     rows_per_second: Option<f64>,
@@ -60,6 +63,7 @@ pub async fn dry_run(
     let started = Instant::now();
     let preflight = plan::preflight(stores, job, &plan, counter).await?;
     let read = started.elapsed();
+    let forecast = plan::forecast(stores, job, &plan, Some(preflight.rows)).await?;
     let rows_per_second = match server {
         // Whoever wants to see what a job is about to do does not want to pay for it.
         Ok(Origin::Remote) => None,
@@ -73,6 +77,7 @@ pub async fn dry_run(
         preflight_seconds: read.as_secs_f64(),
         estimated_seconds: rows_per_second.map(|rate| (preflight.rows as f64 / rate).ceil() as u64),
         preflight,
+        forecast,
         rows_per_second,
     };
     match mode {
@@ -225,6 +230,12 @@ fn summary(name: &str, found: &DryRun) -> String {
     if let Some(tokens) = tokens {
         let (about, sampled) = (HumanCount(tokens.tokens), HumanCount(tokens.sampled_rows));
         line("tokens", format!("about {about} (from {sampled} rows)"));
+    }
+    if let Some(forecast) = &found.forecast {
+        line("guess", forecast.to_string());
+        if let Some(warning) = forecast.warning() {
+            line("budget", warning);
+        }
     }
     let about = if duplicates.exact { "" } else { "about " };
     line(

@@ -11,6 +11,7 @@ use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
+use millrace_worker::plan;
 use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::trace;
@@ -23,7 +24,7 @@ use crate::display::{Display, OutputMode};
 use crate::exit;
 use crate::local_models;
 use crate::local_server::{self, LocalServer, Origin};
-use crate::report;
+use crate::report::{self, End};
 
 /// In one process nobody else can take a lease, so it only has to outlive a pause of the machine.
 const LEASE_TTL: Duration = Duration::from_secs(30);
@@ -90,7 +91,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let mut next = match run::find(&stores, &loaded.job).await? {
         Found::Finished(manifest) => {
-            return report::finished(&stores, &loaded, &manifest, output, None).await;
+            return report::finished(&stores, &loaded, &manifest, output, End::Before).await;
         }
         Found::Next(run) => run,
     };
@@ -105,16 +106,24 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let job = loaded.job.at_run(next);
         let prepared = run::prepare(&stores, &job).await?;
         let display = Display::new(output, &job, &prepared);
+        if output == OutputMode::Text {
+            foretell(&stores, &job, &prepared).await?;
+        }
         let worked = work(&stores, &loaded, &job, prepared, &origin, &display).await;
         display.clear();
         match worked? {
             RunEnd::Finished(manifest) => {
                 trace::write_whole(&job, &manifest, started_at);
                 if next == loaded.job.run {
-                    let took = Some(started.elapsed());
-                    return report::finished(&stores, &loaded, &manifest, output, took).await;
+                    let end = End::Finished(started.elapsed());
+                    return report::finished(&stores, &loaded, &manifest, output, end).await;
                 }
                 next += 1;
+            }
+            RunEnd::GivenUp(give_up, manifest) => {
+                trace::write_whole(&job, &manifest, started_at);
+                let end = End::GivenUp(give_up, started.elapsed());
+                return report::finished(&stores, &loaded, &manifest, output, end).await;
             }
             RunEnd::Stopped => {
                 report::stopped(&file, output);
@@ -122,6 +131,17 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
+}
+
+/// Says what the calls of a job will take and cost, before the first one.
+async fn foretell(stores: &Stores, job: &CheckedJob, prepared: &Prepared) -> anyhow::Result<()> {
+    if let Some(forecast) = plan::forecast(stores, job, &prepared.plan, None).await? {
+        eprintln!("the whole job takes {forecast}");
+        if let Some(warning) = forecast.warning() {
+            eprintln!("warning: {warning}");
+        }
+    }
+    Ok(())
 }
 
 /// Why a job is not to be run at all.

@@ -160,6 +160,7 @@ impl OutputFolder {
                 skipped: 0,
             },
             tokens: 0,
+            cost: Default::default(),
             sha256: None,
             models: Default::default(),
         };

@@ -5,6 +5,8 @@ use kube::core::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Pricing;
+
 /// An API that answers rows for money and within limits. The pods of such a service hold workers
 /// alone, and all of them together keep to its limits.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +21,8 @@ use serde::{Deserialize, Serialize};
         .message("rowsPerCall can be at most 2048"),
     validation = Rule::new("!has(self.rowsPerCallMax) || self.rowsPerCallMax >= (has(self.rowsPerCall) ? self.rowsPerCall : 1)")
         .message("rowsPerCallMax must be at least rowsPerCall"),
+    validation = Rule::new("!has(self.pricing) || self.api == 'Embeddings' || has(self.pricing.outputPerMillionTokens)")
+        .message("pricing needs outputPerMillionTokens: answers are paid for as well"),
     validation = Rule::new("duration(self.timeout) >= duration('1s') && duration(self.timeout) <= duration('1h')")
         .message("timeout must be 1s to 1h"),
 )]
@@ -54,6 +58,10 @@ pub struct Remote {
     /// What the API allows. All workers and jobs of the service keep to it together.
     #[serde(default)]
     pub limits: RemoteLimits,
+
+    /// What calls cost. Needed for `budget` of a job, and for its `status.cost`; others can do without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pricing: Option<Pricing>,
 
     /// Longest wait for the answer of a call.
     #[serde(default = "default_timeout")]

@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use millrace_leases::{
     Claim, JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey,
 };
+use millrace_protocol::cost::Cost;
 use millrace_protocol::report::Report;
 use millrace_protocol::tally::{Rows, Tally};
 use serde::de::DeserializeOwned;
@@ -141,6 +142,7 @@ pub fn tally_of(shard: u32) -> Tally {
             skipped: 0,
         },
         tokens: 1000,
+        cost: Cost::default(),
     }
 }
 

@@ -1,10 +1,13 @@
 
--- Lets a call in. Returns {1} or {0, milliseconds to wait}; -1 means until a call has ended.
+-- Lets a call in. Returns {1} or {0, milliseconds to wait}; -1 means until a call has ended. {2} means
+-- that nobody knows what the job has paid, and {3} that it has paid what it may.
 local id, wanted = ARGV[1], tonumber(ARGV[2])
 local requests_max, tokens_max, day_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local concurrency, window_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local timeout_ms, piece_ms, pieces = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local is_known = ARGV[11] == '1'
+-- Who pays, if anybody; then the price, the most that the job may pay, and what it paid at least, or -1.
+local job, price, paid_max, paid_min = ARGV[12], ARGV[13], ARGV[14], ARGV[15]
 
 -- A repeated question of a call that was let in.
 if redis.call('ZSCORE', in_flight, id) then
@@ -23,7 +26,37 @@ for _, old in ipairs(gone) do
   redis.call('HDEL', tokens, old)
   redis.call('ZREM', calls, old)
 end
-redis.call('ZREMRANGEBYSCORE', in_flight, '-inf', now_ms)
+-- Nobody told how these ended: they are paid as was guessed.
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', in_flight, '-inf', now_ms)) do
+  redis.call('HDEL', bills, old)
+  redis.call('ZREM', in_flight, old)
+end
+
+if job ~= '' then
+  local paid = redis.call('HGET', accounts, job)
+  if paid_min ~= '-1' and tonumber(paid_min) >= tonumber(paid or 0) then
+    paid = paid_min
+    redis.call('HSET', accounts, job, paid)
+  end
+  if not paid then
+    return {2}
+  end
+  local left = tonumber(paid_max) - tonumber(paid)
+  if paid_max ~= '-1' and (left <= 0 or tonumber(price) > left) then
+    local is_open = false
+    for _, bill in ipairs(redis.call('HVALS', bills)) do
+      is_open = is_open or string.match(bill, '^%d+ (.*)$') == job
+    end
+    if is_open then
+      touch()
+      return {0, -1}
+    end
+    if left <= 0 then
+      touch()
+      return {3}
+    end
+  end
+end
 
 local paused_until = number('paused_until') or 0
 if paused_until > now_ms then
@@ -84,6 +117,10 @@ redis.call('ZADD', calls, now_ms, id)
 redis.call('HSET', tokens, id, wanted)
 redis.call('HINCRBY', state, 'tokens', wanted)
 redis.call('ZADD', in_flight, now_ms + timeout_ms, id)
+if job ~= '' then
+  pay(job, price)
+  redis.call('HSET', bills, id, price .. ' ' .. job)
+end
 if day_max > 0 then
   redis.call('HINCRBY', day, math.floor(now_ms / piece_ms), 1)
 end

@@ -6,6 +6,8 @@ local tokens    = KEYS[2] -- hash: such a call -> its tokens
 local in_flight = KEYS[3] -- sorted set: calls being made, by when they have ended at the latest, ms
 local state     = KEYS[4] -- hash: tokens (their sum), calls_max, steady, cut_at, paused_until
 local day       = KEYS[5] -- hash: piece of a day -> requests
+local accounts  = KEYS[6] -- hash: job -> what it has paid, calls being made included
+local bills     = KEYS[7] -- hash: call being made -> what was guessed that it costs, and its job
 
 -- What nobody touches for two days belongs to no window any more.
 local RETENTION_MS = 2 * 24 * 3600 * 1000
@@ -15,6 +17,19 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function number(name)
   return tonumber(redis.call('HGET', state, name))
+end
+
+-- Amounts are integers beyond what a number of Lua holds exactly: they are added as strings.
+local function pay(job, amount)
+  if amount ~= '0' then
+    redis.call('HINCRBY', accounts, job, amount)
+  end
+end
+
+local function take_back(job, amount)
+  if amount ~= '0' then
+    redis.call('HINCRBY', accounts, job, '-' .. amount)
+  end
 end
 
 local function touch()

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::state::State;
+use super::state::{Refusal, State};
 use super::{Ask, Grant, Limiter, Minute, Settlement, Ticket, new_id};
 use crate::LeaseError;
 
@@ -39,7 +39,10 @@ impl MemoryLimiter {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match state.ask(&id, ask, self.minute, self.now_ms()) {
             Ok(()) => Grant::Granted(Ticket { id, is_alone: true }),
-            Err(wait_ms) => Grant::Wait(wait_ms.map_or(CALL_ENDS, Duration::from_millis)),
+            Err(Refusal::For(wait_ms)) => Grant::Wait(Duration::from_millis(wait_ms)),
+            Err(Refusal::UntilACallEnds) => Grant::Wait(CALL_ENDS),
+            Err(Refusal::Unfilled) => Grant::Unfilled,
+            Err(Refusal::Spent) => Grant::Spent,
         }
     }
 

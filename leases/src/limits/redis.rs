@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use ::redis::Script;
 use async_trait::async_trait;
+use millrace_protocol::cost::Cost;
 
 use super::{
-    Ask, Grant, Limiter, Limits, MemoryLimiter, Minute, Settlement, Ticket, Verdict, new_id,
+    Ask, Bill, Grant, Limiter, Limits, MemoryLimiter, Minute, Settlement, Ticket, Verdict, new_id,
 };
 use crate::redis::Connection;
 use crate::{LeaseError, RedisOptions};
@@ -26,7 +27,15 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 const AWAY: Duration = Duration::from_millis(500);
 
 /// The keys of a service, in the order in which `common.lua` names them.
-const KEYS: [&str; 5] = ["calls", "tokens", "in-flight", "state", "day"];
+const KEYS: [&str; 7] = [
+    "calls",
+    "tokens",
+    "in-flight",
+    "state",
+    "day",
+    "accounts",
+    "bills",
+];
 
 static ASK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
@@ -52,6 +61,11 @@ pub struct RedisLimiter {
     alone: MemoryLimiter,
 }
 
+/// The full name of a key of a service's limits.
+pub(super) fn key(namespace: &str, service: &str, name: &str) -> String {
+    format!("millrace:{{{namespace}/{service}}}:limits:{name}")
+}
+
 /// What this worker knows by itself.
 #[derive(Debug, Default)]
 struct Own {
@@ -71,10 +85,9 @@ impl RedisLimiter {
         service: &str,
         minute: Minute,
     ) -> Result<Self, LeaseError> {
-        let key = |name| format!("millrace:{{{namespace}/{service}}}:limits:{name}");
         Ok(Self {
             connection: Connection::new(redis)?,
-            keys: KEYS.map(key),
+            keys: KEYS.map(|name| key(namespace, service, name)),
             minute,
             own: Mutex::default(),
             alone: MemoryLimiter::new(minute),
@@ -97,6 +110,10 @@ impl RedisLimiter {
             requests_per_day,
             concurrency,
         } = ask.limits;
+        // Nobody knows alone what others pay meanwhile.
+        if ask.bill.as_ref().is_some_and(|bill| bill.max.is_some()) {
+            return None;
+        }
         let part = |limit: u64| Some(limit / ask.workers_max.max(1)).filter(|&part| part > 0);
         let of = |limit: Option<u64>| match limit {
             None => Some(None),
@@ -114,7 +131,9 @@ impl RedisLimiter {
                 requests_per_day: of(requests_per_day)?,
                 concurrency: part(concurrency)?,
             },
-            ..*ask
+            // What nobody is held to is told by the commits.
+            bill: None,
+            ..ask.clone()
         })
     }
 
@@ -131,6 +150,7 @@ impl RedisLimiter {
                 Grant::Granted(ticket)
             }
             Grant::Wait(wait) => Grant::Wait(wait.min(AWAY)),
+            other => other,
         }
     }
 
@@ -140,6 +160,7 @@ impl RedisLimiter {
             tokens,
             workers_max: _,
             call_timeout,
+            bill,
         } = ask;
         let Limits {
             requests_per_minute,
@@ -163,12 +184,31 @@ impl RedisLimiter {
             .arg(self.minute.day_piece_ms())
             .arg(Minute::DAY_PIECES)
             .arg(u8::from(is_known));
+        match bill {
+            None => invocation.arg(""),
+            Some(Bill {
+                job,
+                price,
+                max,
+                paid,
+            }) => {
+                let parts = |cost: Option<Cost>| cost.map_or(-1, |cost| cost.parts() as i64);
+                let price = price.parts();
+                invocation
+                    .arg(job)
+                    .arg(price)
+                    .arg(parts(*max))
+                    .arg(parts(*paid))
+            }
+        };
         let reply: Vec<i64> = self.connection.invoke(&invocation).await?;
         Ok(match reply[..] {
             [0, wait_ms] if wait_ms >= 0 => {
                 Grant::Wait(Duration::from_millis(wait_ms as u64).min(WAIT_MAX))
             }
             [0, _] => Grant::Wait(CALL_ENDS),
+            [2] => Grant::Unfilled,
+            [3] => Grant::Spent,
             _ => Grant::Granted(Ticket {
                 id,
                 is_alone: false,
@@ -179,6 +219,7 @@ impl RedisLimiter {
     async fn settle_at_server(&self, id: &str, settlement: &Settlement) -> Result<(), LeaseError> {
         let Settlement {
             tokens,
+            cost,
             verdict,
             pause,
             concurrency,
@@ -199,7 +240,8 @@ impl RedisLimiter {
             .arg(actual)
             .arg(verdict)
             .arg(pause_ms)
-            .arg(concurrency);
+            .arg(concurrency)
+            .arg(cost.map_or(-1, |cost| cost.parts() as i64));
         self.connection.invoke::<i64>(&invocation).await.map(drop)
     }
 
@@ -207,6 +249,7 @@ impl RedisLimiter {
     async fn is_back(&self) -> bool {
         let nothing = Settlement {
             tokens: None,
+            cost: None,
             verdict: Verdict::Nothing,
             pause: None,
             concurrency: 1,

@@ -2,9 +2,18 @@
 -- Ends a call: its tokens are corrected, and what it says of the API is believed.
 local id, actual, verdict = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local pause_ms, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5])
+local cost = ARGV[6]
 
 if redis.call('ZREM', in_flight, id) == 0 then
   return 0
+end
+local guessed, job = string.match(redis.call('HGET', bills, id) or '', '^(%d+) (.*)$')
+if job then
+  redis.call('HDEL', bills, id)
+  if cost ~= '-1' and redis.call('HEXISTS', accounts, job) == 1 then
+    pay(job, cost)
+    take_back(job, guessed)
+  end
 end
 local at_ms = tonumber(redis.call('ZSCORE', calls, id))
 if actual >= 0 and at_ms then

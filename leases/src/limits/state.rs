@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Ask, Limits, Minute, Settlement, Verdict};
+use millrace_protocol::cost::Cost;
+
+use super::{Ask, Bill, Limits, Minute, Settlement, Verdict};
 
 /// What was let in lately.
 #[derive(Debug, Default)]
@@ -17,6 +19,8 @@ pub struct State {
     paused_until_ms: u64,
     /// Requests by piece of the day.
     day: VecDeque<(u64, u64)>,
+    /// What jobs have paid, calls that are being made included.
+    accounts: HashMap<String, Cost>,
 }
 
 #[derive(Debug)]
@@ -26,10 +30,25 @@ struct Counted {
     tokens: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct InFlight {
     at_ms: u64,
     ends_ms: u64,
+    /// Who pays for it, and what was guessed.
+    bill: Option<(String, Cost)>,
+}
+
+/// Why a call is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It has to wait for so many milliseconds.
+    For(u64),
+    /// It has to wait until a call has ended.
+    UntilACallEnds,
+    /// Nobody knows what its job has paid.
+    Unfilled,
+    /// Its job has paid what it may.
+    Spent,
 }
 
 /// How many calls the API bears at a time, after it said that it was too much.
@@ -42,30 +61,27 @@ struct Throttle {
 }
 
 impl State {
-    /// Lets the call `id` in, or says for how many milliseconds it has to wait; `None` means until a
-    /// call has ended.
-    pub fn ask(
-        &mut self,
-        id: &str,
-        ask: &Ask,
-        minute: Minute,
-        now_ms: u64,
-    ) -> Result<(), Option<u64>> {
+    /// Lets the call `id` in, or says why not.
+    pub fn ask(&mut self, id: &str, ask: &Ask, minute: Minute, now_ms: u64) -> Result<(), Refusal> {
         let Ask {
             limits,
             tokens,
             workers_max: _,
             call_timeout,
+            bill,
         } = ask;
         self.forget(minute, now_ms);
+        if let Some(bill) = bill {
+            self.can_pay(bill)?;
+        }
         if self.paused_until_ms > now_ms {
-            return Err(Some(self.paused_until_ms - now_ms));
+            return Err(Refusal::For(self.paused_until_ms - now_ms));
         }
         if self.in_flight.len() as u64 >= self.calls_max(limits.concurrency) {
-            return Err(None);
+            return Err(Refusal::UntilACallEnds);
         }
         if let Some(wait_ms) = self.wait_ms(limits, *tokens, minute, now_ms) {
-            return Err(Some(wait_ms));
+            return Err(Refusal::For(wait_ms));
         }
         self.calls.push_back(Counted {
             id: id.to_owned(),
@@ -74,9 +90,16 @@ impl State {
         });
         self.tokens += tokens;
         let ends_ms = now_ms + call_timeout.as_millis() as u64;
-        let at_ms = now_ms;
-        self.in_flight
-            .insert(id.to_owned(), InFlight { at_ms, ends_ms });
+        let bill = bill.as_ref().map(|bill| (bill.job.clone(), bill.price));
+        if let Some((job, price)) = &bill {
+            *self.accounts.entry(job.clone()).or_default() += *price;
+        }
+        let call = InFlight {
+            at_ms: now_ms,
+            ends_ms,
+            bill,
+        };
+        self.in_flight.insert(id.to_owned(), call);
         let piece = now_ms / minute.day_piece_ms();
         match self.day.back_mut() {
             Some((last, requests)) if *last == piece => *requests += 1,
@@ -89,13 +112,24 @@ impl State {
     pub fn settle(&mut self, id: &str, settlement: &Settlement, now_ms: u64) {
         let Settlement {
             tokens,
+            cost,
             verdict,
             pause,
             concurrency,
         } = settlement;
-        let Some(InFlight { at_ms, ends_ms: _ }) = self.in_flight.remove(id) else {
+        let Some(InFlight {
+            at_ms,
+            ends_ms: _,
+            bill,
+        }) = self.in_flight.remove(id)
+        else {
             return;
         };
+        if let (Some(cost), Some((job, price))) = (cost, bill)
+            && let Some(paid) = self.accounts.get_mut(&job)
+        {
+            *paid = paid.less(price) + *cost;
+        }
         if let (Some(tokens), Some(call)) = (
             tokens,
             self.calls.iter_mut().rev().find(|call| call.id == id),
@@ -160,6 +194,38 @@ impl State {
         }
     }
 
+    /// Whether the job can pay for the call. What does not fit beside calls that are being made may
+    /// fit once it is known what they cost.
+    fn can_pay(&mut self, bill: &Bill) -> Result<(), Refusal> {
+        let Bill {
+            job,
+            price,
+            max,
+            paid,
+        } = bill;
+        let known = self.accounts.get(job).copied();
+        let Some(paid) = known.max(*paid) else {
+            return Err(Refusal::Unfilled);
+        };
+        self.accounts.insert(job.clone(), paid);
+        let Some(max) = *max else {
+            return Ok(());
+        };
+        if paid < max && paid + *price <= max {
+            return Ok(());
+        }
+        let mut bills = self
+            .in_flight
+            .values()
+            .filter_map(|call| call.bill.as_ref());
+        let is_open = bills.any(|(payer, _)| payer == job);
+        match (is_open, paid < max) {
+            (true, _) => Err(Refusal::UntilACallEnds),
+            (false, true) => Ok(()),
+            (false, false) => Err(Refusal::Spent),
+        }
+    }
+
     /// Milliseconds until the windows have room for the call, if they have none now.
     fn wait_ms(&self, limits: &Limits, tokens: u64, minute: Minute, now_ms: u64) -> Option<u64> {
         let Limits {
@@ -204,180 +270,5 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const NONE: Limits = Limits {
-        requests_per_minute: None,
-        tokens_per_minute: None,
-        requests_per_day: None,
-        concurrency: 1_000,
-    };
-
-    fn ask(limits: Limits, tokens: u64) -> Ask {
-        Ask {
-            limits,
-            tokens,
-            workers_max: 1,
-            call_timeout: Duration::from_secs(600),
-        }
-    }
-
-    fn settled(verdict: Verdict) -> Settlement {
-        Settlement {
-            tokens: None,
-            verdict,
-            pause: None,
-            concurrency: 8,
-        }
-    }
-
-    #[test]
-    fn a_call_more_than_a_minute_takes_waits_until_the_first_has_left() {
-        let mut state = State::default();
-        let limits = Limits {
-            requests_per_minute: Some(2),
-            ..NONE
-        };
-        let mut at = |id, now_ms| state.ask(id, &ask(limits, 0), Minute::default(), now_ms);
-        assert_eq!(at("a", 0), Ok(()));
-        assert_eq!(at("b", 1_000), Ok(()));
-        assert_eq!(at("c", 2_000), Err(Some(59_200)));
-        assert_eq!(at("c", 61_200), Ok(()));
-    }
-
-    #[test]
-    fn tokens_are_corrected_when_a_call_has_ended() {
-        let mut state = State::default();
-        let limits = Limits {
-            tokens_per_minute: Some(100),
-            ..NONE
-        };
-        let minute = Minute::default();
-        assert_eq!(state.ask("a", &ask(limits, 80), minute, 0), Ok(()));
-        assert!(state.ask("b", &ask(limits, 50), minute, 0).is_err());
-        let fewer = Settlement {
-            tokens: Some(50),
-            ..settled(Verdict::Fine)
-        };
-        state.settle("a", &fewer, 10);
-        state.settle("a", &fewer, 20);
-        assert_eq!(state.ask("b", &ask(limits, 50), minute, 30), Ok(()));
-        assert!(state.ask("c", &ask(limits, 1), minute, 30).is_err());
-    }
-
-    #[test]
-    fn calls_go_down_to_one_after_the_other_and_up_again() {
-        let mut state = State::default();
-        let limits = Limits {
-            concurrency: 8,
-            ..NONE
-        };
-        let mut now_ms = 0;
-        let mut call = |state: &mut State, verdict| {
-            now_ms += 10;
-            let id = now_ms.to_string();
-            let asked = state.ask(&id, &ask(limits, 0), Minute::default(), now_ms);
-            assert_eq!(asked, Ok(()));
-            state.settle(&id, &settled(verdict), now_ms + 5);
-            state.calls_max(8)
-        };
-        let down: Vec<u64> = (0..5).map(|_| call(&mut state, Verdict::TooMuch)).collect();
-        assert_eq!(down, [4, 2, 1, 1, 1]);
-        let up: Vec<u64> = (0..40).map(|_| call(&mut state, Verdict::Fine)).collect();
-        assert_eq!((up[0], *up.last().unwrap()), (2, 8));
-    }
-
-    #[test]
-    fn calls_that_were_on_their_way_at_a_cut_do_not_cut_again() {
-        let mut state = State::default();
-        let limits = Limits {
-            concurrency: 8,
-            ..NONE
-        };
-        for id in ["a", "b", "c"] {
-            assert!(state.ask(id, &ask(limits, 0), Minute::default(), 0).is_ok());
-        }
-        for id in ["a", "b", "c"] {
-            state.settle(id, &settled(Verdict::TooMuch), 5);
-        }
-        assert_eq!(state.calls_max(8), 4);
-    }
-
-    #[test]
-    fn a_pause_holds_everyone_back() {
-        let mut state = State::default();
-        let minute = Minute::default();
-        assert_eq!(state.ask("a", &ask(NONE, 0), minute, 0), Ok(()));
-        let paused = Settlement {
-            pause: Some(Duration::from_secs(7)),
-            ..settled(Verdict::Nothing)
-        };
-        state.settle("a", &paused, 1_000);
-        assert_eq!(
-            state.ask("b", &ask(NONE, 0), minute, 3_000),
-            Err(Some(5_000))
-        );
-        assert_eq!(state.ask("b", &ask(NONE, 0), minute, 8_000), Ok(()));
-    }
-
-    #[test]
-    fn a_call_of_more_tokens_than_a_minute_allows_is_made_alone() {
-        let mut state = State::default();
-        let limits = Limits {
-            tokens_per_minute: Some(100),
-            ..NONE
-        };
-        assert_eq!(
-            state.ask("a", &ask(limits, 500), Minute::default(), 0),
-            Ok(())
-        );
-        assert!(
-            state
-                .ask("b", &ask(limits, 1), Minute::default(), 0)
-                .is_err()
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn no_minute_and_no_day_holds_more_than_it_may(
-            requests_per_minute in 1_u64..20,
-            tokens_per_minute in 50_u64..500,
-            requests_per_day in 20_u64..200,
-            calls in proptest::collection::vec((0_u64..30_000, 1_u64..50), 1..300),
-        ) {
-            let limits = Limits {
-                requests_per_minute: Some(requests_per_minute),
-                tokens_per_minute: Some(tokens_per_minute),
-                requests_per_day: Some(requests_per_day),
-                concurrency: 1_000,
-            };
-            let (mut state, mut now_ms) = (State::default(), 0);
-            let mut made: Vec<(u64, u64)> = Vec::new();
-            for (number, (pause_ms, tokens)) in calls.into_iter().enumerate() {
-                now_ms += pause_ms;
-                let id = number.to_string();
-                loop {
-                    match state.ask(&id, &ask(limits, tokens), Minute::default(), now_ms) {
-                        Ok(()) => break,
-                        Err(wait_ms) => now_ms += wait_ms.unwrap_or(1),
-                    }
-                }
-                made.push((now_ms, tokens));
-                let within = |window_ms: u64| {
-                    let late = made.iter().filter(move |(at, _)| at + window_ms > now_ms);
-                    late.fold((0, 0), |(n, sum), (_, tokens)| (n + 1, sum + tokens))
-                };
-                let (requests, tokens) = within(60_000);
-                prop_assert!(requests <= requests_per_minute);
-                prop_assert!(tokens <= tokens_per_minute);
-                prop_assert!(within(86_400_000).0 <= requests_per_day);
-            }
-        }
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

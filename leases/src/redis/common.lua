@@ -11,7 +11,7 @@ local errors     = KEYS[7]  -- hash: dead shard -> why its last delivery failed
 local dead       = KEYS[8]  -- sorted set: dead shards, by index
 local done       = KEYS[9]  -- bitmap: one bit per shard that is done
 local records    = KEYS[10] -- hash: done shard -> its counts and the epoch of its last lease, as it may be opened again
-local counters   = KEYS[11] -- hash: known (shards held after the push), succeeded, failed, skipped, tokens
+local counters   = KEYS[11] -- hash: known (shards held after the push), succeeded, failed, skipped, tokens, cost
 
 -- A run that nobody touches for a week is forgotten; whoever comes back plans again.
 local RETENTION_MS = 7 * 24 * 3600 * 1000

@@ -3,8 +3,10 @@
 
 -- Never below nothing: the counters may have been lost since the shard was counted.
 local function take_back(field, count)
-  local counted = tonumber(redis.call('HGET', counters, field) or 0)
-  redis.call('HSET', counters, field, string.format('%.0f', math.max(counted - count, 0)))
+  -- As a string: a number of Lua does not hold every cost exactly, and Redis knows no minus zero.
+  if count ~= '0' and redis.call('HINCRBY', counters, field, '-' .. count) < 0 then
+    redis.call('HSET', counters, field, 0)
+  end
 end
 
 -- Counts a done shard no longer. It keeps its epoch, so that no older lease comes alive again.
@@ -12,12 +14,13 @@ local function undo(shard)
   redis.call('SETBIT', done, shard, 0)
   local record = redis.call('HGET', records, shard)
   if record then
-    local succeeded, failed, skipped, tokens, epoch =
-      string.match(record, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
+    local succeeded, failed, skipped, tokens, cost, epoch =
+      string.match(record, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
     take_back('succeeded', succeeded)
     take_back('failed', failed)
     take_back('skipped', skipped)
     take_back('tokens', tokens)
+    take_back('cost', cost)
     redis.call('HSET', epochs, shard, epoch)
     redis.call('HDEL', records, shard)
   end

@@ -3,11 +3,13 @@
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use millrace_crds::{BatchJob, InferenceService};
+use millrace_leases::limits;
 use millrace_protocol::registry::RegisteredJob;
 
 use super::build;
 use super::decide::{Decision, Phase, Workers};
 use super::observe::{Seen, run_key};
+use super::standing::GiveUp;
 use crate::apply::{apply as apply_child, delete};
 use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
@@ -68,6 +70,7 @@ pub async fn apply(
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
         ctx.close(&run_key(job, run)).await;
+        close_account(ctx, job, seen, phase).await;
         if build::own_service(job).is_some() {
             delete::<InferenceService>(&ctx.client, &namespace, &service_of(job))
                 .await
@@ -75,6 +78,22 @@ pub async fn apply(
         }
     }
     Ok(Applied)
+}
+
+/// Closes what the job has paid into, unless it may still go on.
+async fn close_account(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) {
+    if seen.account.is_none() || matches!(phase, Phase::GivenUp(GiveUp::BudgetSpent, _)) {
+        return;
+    }
+    let namespace = job.namespace().unwrap_or_default();
+    let name = limits::account(&job.name_any(), job.uid().as_deref());
+    let closed = match ctx.accounts(&namespace, &service_of(job)) {
+        Ok(accounts) => accounts.close(&name).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = closed {
+        tracing::debug!(%error, "the account of a job that is over stays until it expires");
+    }
 }
 
 /// The service that the job brings, once it is needed.

@@ -74,6 +74,14 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
         );
         return refused("SecretNotShared", message);
     }
+    if spec.budget.is_some() && service.spec.pricing().is_none() {
+        let message = format!(
+            "spec.budget.maxCost: InferenceService {:?} names no prices; give it spec.remote.pricing, or \
+             remove the budget",
+            names::service_of(job)
+        );
+        return refused("NoPricing", message);
+    }
     Ok(Checked {
         service: service.clone(),
     })

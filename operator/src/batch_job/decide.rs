@@ -146,7 +146,8 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
             later => rest(Phase::Over, later),
         };
     }
-    if let Some(reason) = give_up(job, seen.standing, seen.leases.as_ref(), &seen.now) {
+    let account = seen.account;
+    if let Some(reason) = give_up(job, seen.standing, seen.leases.as_ref(), account, &seen.now) {
         return giving_up(job, reason, checked, seen);
     }
     if job.spec.suspend {
@@ -166,6 +167,13 @@ pub fn decide(job: &BatchJob, checked: &Result<Checked, Refused>, seen: &Seen) -
             checked: checked.clone(),
         })
     };
+    if seen.standing.is_resumed {
+        // Its leases are forgotten, so that it is planned once more when the last end is out of the way.
+        return Decision {
+            unmake: Some("finish"),
+            ..rest(Phase::Planning(None), Some(AT_WORK))
+        };
+    }
     match &seen.plan {
         Step::Absent => Decision {
             make: make("plan"),

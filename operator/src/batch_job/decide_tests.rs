@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::BatchJob;
 use millrace_leases::Snapshot;
+use millrace_leases::limits::Account;
+use millrace_protocol::cost::Cost;
 use millrace_protocol::report::Report;
 use millrace_protocol::tally::Tally;
 use serde_json::json;
@@ -43,6 +45,7 @@ fn seen(plan: Step, finish: Step, leases: Option<Snapshot>) -> Seen {
         plan,
         finish,
         leases,
+        account: None,
         pace: None,
     }
 }
@@ -215,4 +218,60 @@ fn a_job_that_is_over_goes_after_its_time() {
     assert_eq!(phase(60), (Phase::Over, Some(Duration::from_secs(10))));
     assert_eq!(phase(50), (Phase::Expired, None));
     assert!(!Phase::Over.is_end(), "or its trace would be written again");
+}
+
+/// A service with prices.
+fn priced() -> millrace_crds::InferenceService {
+    let mut service = serde_json::to_value(service()).unwrap();
+    service["spec"] = json!({"remote": {
+        "baseUrl": "https://api.example.com/v1", "api": "Chat", "model": "m",
+        "pricing": {"inputPerMillionTokens": "1", "outputPerMillionTokens": "2"},
+    }});
+    serde_json::from_value(service).unwrap()
+}
+
+#[test]
+fn a_budget_that_is_spent_ends_the_job_once_no_call_is_made_any_more() {
+    let job = begun(json!({"budget": {"maxCost": "2"}}));
+    let phase = |paid: &str, open| {
+        let paid: Cost = paid.parse().unwrap();
+        let seen = Seen {
+            service: Some(priced().into()),
+            account: Some(Account { paid, open }),
+            ..seen(planned(), Step::Absent, counters(1, 1))
+        };
+        decided(&job, &seen).phase
+    };
+    assert_eq!(phase("1.99", 0), Phase::Running);
+    assert_eq!(phase("2.1", 1), Phase::Running);
+    assert_eq!(phase("2", 0), Phase::GivingUp(GiveUp::BudgetSpent, None));
+    let seen = seen(planned(), Step::Absent, counters(1, 1));
+    let refused = decided(&job, &seen).phase;
+    assert!(matches!(refused, Phase::Refused(refused) if refused.reason == "NoPricing"));
+}
+
+#[test]
+fn a_job_whose_budget_was_spent_goes_on_when_it_is_raised() {
+    let decision = |max: &str, reason: &str| {
+        let mut job = begun(json!({"budget": {"maxCost": max}}));
+        let status = job.status.as_mut().unwrap();
+        let spent = json!({"total": "2.1", "currency": "USD"});
+        status.cost = serde_json::from_value(spent).unwrap();
+        status.conditions = serde_json::from_value(json!([{
+            "type": "Succeeded", "status": "False", "reason": reason, "message": "",
+            "lastTransitionTime": Time(Timestamp::from_second(950).unwrap()),
+        }]))
+        .unwrap();
+        let seen = Seen {
+            standing: standing(&job),
+            service: Some(priced().into()),
+            ..seen(planned(), finished(false), Some(Snapshot::default()))
+        };
+        decided(&job, &seen)
+    };
+    assert_eq!(decision("2", "BudgetSpent").phase, Phase::Over);
+    assert_eq!(decision("5", "ShardsFailed").phase, Phase::Over);
+    let resumed = decision("5", "BudgetSpent");
+    assert_eq!(resumed.phase, Phase::Planning(None));
+    assert_eq!(resumed.unmake, Some("finish"));
 }

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
+use millrace_leases::limits::{self, Account};
 use millrace_leases::{LeaseStore, RunKey, Snapshot};
 use millrace_protocol::plan::RunNumber;
 use millrace_protocol::report::Report;
@@ -34,6 +35,8 @@ pub struct Seen {
     pub finish: Step,
     /// The counters of the leases; absent while the lease store is away.
     pub leases: Option<Snapshot>,
+    /// What the job has paid, if its service names prices and the lease store knows it.
+    pub account: Option<Account>,
     /// How fast the run gets on.
     pub pace: Option<Pace>,
 }
@@ -73,6 +76,7 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
         plan: Step::Unasked,
         finish: Step::Unasked,
         leases: None,
+        account: None,
         pace: None,
         now,
     };
@@ -81,7 +85,9 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     }
     let run = run_key(job, standing.run);
     seen.leases = unless_away(ctx.leases_of(&run)?.snapshot().await)?;
-    let is_given_up = give_up(job, standing, seen.leases.as_ref(), &seen.now).is_some();
+    seen.account = account(ctx, job, &seen).await?;
+    let given_up = give_up(job, standing, seen.leases.as_ref(), seen.account, &seen.now);
+    let is_given_up = given_up.is_some();
     let at_work = |leases: Snapshot| leases.known && leases.open + leases.leased > 0;
     if let Some(leases) = seen.leases {
         seen.pace = ctx.pace(&run, leases);
@@ -92,6 +98,22 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
         seen.finish = step(ctx, &namespace, &name("finish")).await?;
     }
     Ok(seen)
+}
+
+/// What the job has paid, if anybody may know.
+async fn account(
+    ctx: &Context,
+    job: &BatchJob,
+    seen: &Seen,
+) -> Result<Option<Account>, VisitError> {
+    let service = job.own_service().map(Arc::new).or(seen.service.clone());
+    if service.is_none_or(|service| service.spec.pricing().is_none()) {
+        return Ok(None);
+    }
+    let namespace = job.namespace().unwrap_or_default();
+    let accounts = ctx.accounts(&namespace, &service_of(job))?;
+    let name = limits::account(&job.name_any(), job.uid().as_deref());
+    Ok(unless_away(accounts.find(&name).await)?.flatten())
 }
 
 async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitError> {

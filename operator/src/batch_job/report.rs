@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
-use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts};
+use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::report::{ErrorSample, Report};
 use millrace_protocol::tally::{Rows, Tally};
@@ -80,6 +80,11 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
             ..BatchJobStatus::default()
         };
     }
+    if seen.standing.is_resumed {
+        before.completion_time = None;
+        before.sample_errors = Vec::new();
+        before.start_time = None;
+    }
     let generation = job.metadata.generation.unwrap_or_default();
     let said = conditions(phase);
     let mut status = BatchJobStatus {
@@ -131,7 +136,26 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
         }
         _ => {}
     }
+    status.cost = spent(&status, seen, phase).or(status.cost);
     status
+}
+
+/// What the job has paid, as far as anybody knows: by the account that its workers share, which knows
+/// of calls whose shards have no commit yet, or by the commits, which outlive it.
+fn spent(status: &BatchJobStatus, seen: &Seen, phase: &Phase) -> Option<Spent> {
+    let currency = &seen.service.as_ref()?.spec.pricing()?.currency;
+    let committed = match phase {
+        Phase::Finished(finished) | Phase::GivenUp(_, Some(finished)) => finished.tally.cost,
+        _ => seen.leases?.tally.cost,
+    };
+    let paid = seen.account.map(|account| account.paid);
+    let rows = status.rows.unwrap_or_default();
+    let rows = rows.succeeded + rows.failed + rows.skipped;
+    Some(Spent::of(
+        committed.max(paid.unwrap_or_default()),
+        rows,
+        currency,
+    ))
 }
 
 /// Pods that work for the job's service while the job is at work.
@@ -198,7 +222,11 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
 }
 
 fn count(status: &mut BatchJobStatus, shards: ShardCounts, tally: Tally) {
-    let Tally { rows, tokens } = tally;
+    let Tally {
+        rows,
+        tokens,
+        cost: _,
+    } = tally;
     let done = shards.committed + shards.failed;
     let percent = (u64::from(done) * 100).checked_div(u64::from(shards.total));
     status.progress = Some(format!("{}%", percent.unwrap_or(100)));
@@ -281,6 +309,14 @@ fn conditions(phase: &Phase) -> Vec<Said> {
             waits(
                 "more rows failed than spec.maxFailedRows allows: the manifest is being written over \
                  what is done",
+                reason,
+            ),
+        ),
+        Phase::GivingUp(GiveUp::BudgetSpent, reason) => (
+            Unknown,
+            "Stopping",
+            waits(
+                "spec.budget.maxCost is spent: the manifest is being written over what is done",
                 reason,
             ),
         ),

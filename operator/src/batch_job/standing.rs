@@ -5,10 +5,14 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_leases::Snapshot;
+use millrace_leases::limits::Account;
 use millrace_protocol::lease::TOO_MANY_FAILED;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 
 use crate::conditions::find;
+
+/// Reason of a job whose budget is spent.
+const BUDGET_SPENT: &str = "BudgetSpent";
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub struct Standing {
     pub is_over: bool,
     /// Whether the run is one that the status does not speak of yet.
     pub is_new: bool,
+    /// Whether the run goes on that ended when its budget was spent, since the budget was raised.
+    pub is_resumed: bool,
 }
 
 /// Where the job stands. A job that is over is in its next run as soon as it asks for one.
@@ -32,13 +38,28 @@ pub fn standing(job: &BatchJob) -> Standing {
             run: run + 1,
             is_over: false,
             is_new: true,
+            is_resumed: false,
         };
     }
+    let is_resumed = is_over && !job.spec.cancel && has_more_to_spend(job);
     Standing {
         run,
-        is_over,
+        is_over: is_over && !is_resumed,
         is_new: false,
+        is_resumed,
     }
+}
+
+/// Whether a job that ended when its budget was spent may spend more by now.
+fn has_more_to_spend(job: &BatchJob) -> bool {
+    let spent = job.status.as_ref().and_then(|status| status.cost.as_ref());
+    let budget = job.spec.budget.as_ref();
+    let is_more = match (budget, spent) {
+        (Some(budget), Some(spent)) => budget.max_cost > spent.total,
+        (None, _) => true,
+        (Some(_), None) => false,
+    };
+    reason(job) == Some(BUDGET_SPENT) && is_more
 }
 
 /// What its status says of the job's success.
@@ -77,6 +98,8 @@ pub enum GiveUp {
     DeadlineExceeded,
     /// More rows failed than `spec.maxFailedRows`.
     TooManyFailedRows,
+    /// `spec.budget.maxCost` is spent.
+    BudgetSpent,
 }
 
 impl GiveUp {
@@ -86,6 +109,7 @@ impl GiveUp {
             GiveUp::Cancelled => "Cancelled",
             GiveUp::DeadlineExceeded => "DeadlineExceeded",
             GiveUp::TooManyFailedRows => "TooManyFailedRows",
+            GiveUp::BudgetSpent => BUDGET_SPENT,
         }
     }
 
@@ -97,6 +121,7 @@ impl GiveUp {
                 "spec.activeDeadlineSeconds were over before this shard was done"
             }
             GiveUp::TooManyFailedRows => TOO_MANY_FAILED,
+            GiveUp::BudgetSpent => "spec.budget.maxCost was spent before this shard was done",
         }
     }
 }
@@ -106,6 +131,7 @@ pub fn give_up(
     job: &BatchJob,
     standing: Standing,
     leases: Option<&Snapshot>,
+    account: Option<Account>,
     now: &Time,
 ) -> Option<GiveUp> {
     if job.spec.cancel {
@@ -117,6 +143,10 @@ pub fn give_up(
         max.is_exceeded(rows.failed, rows.total())
     }) {
         return Some(GiveUp::TooManyFailedRows);
+    }
+    let budget = job.spec.budget.as_ref().zip(account);
+    if budget.is_some_and(|(budget, account)| account.is_spent(budget.max_cost)) {
+        return Some(GiveUp::BudgetSpent);
     }
     let rest = until_deadline(job, standing, now)?;
     (rest == Duration::ZERO && !job.spec.suspend).then_some(GiveUp::DeadlineExceeded)
@@ -175,6 +205,7 @@ mod tests {
             run,
             is_over,
             is_new,
+            is_resumed: _,
         } = standing(&job);
         assert_eq!((run, is_over, is_new), expected, "{succeeded:?}");
     }

@@ -1,6 +1,7 @@
 //! The last step of a run: verify that commits cover the plan, merge if asked, write the manifest.
 //!
-//! Totals are summed from the commits, never from the lease store.
+//! Totals are summed from the commits, never from the lease store; what was paid for rows of shards
+//! without a commit is added from their receipts.
 
 mod merge;
 mod sweep;
@@ -12,11 +13,13 @@ use millrace_protocol::layout;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel};
 use millrace_protocol::plan::{Difference, FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun};
+use millrace_protocol::tally::Tally;
 use serde::Deserialize;
 
 use crate::commits::{self, CommitsError};
 use crate::job::CheckedJob;
 use crate::store::{self, Location, StoreError};
+use crate::work::call::receipts;
 
 /// Why a run could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,7 @@ pub async fn finish(
 ) -> Result<Finish, FinishError> {
     let FinishOptions { given_up, give_up } = options;
     let committed = commits::list(output, plan.run).await?;
+    let paid_besides = receipts::paid(output, plan.run, &committed).await?;
     let (live, mut failed, missing) = cover(plan, committed, given_up);
     match give_up {
         None if !missing.is_empty() => return Ok(Finish::Incomplete(missing)),
@@ -88,6 +92,7 @@ pub async fn finish(
         }
     }
     if failed.is_empty() {
+        receipts::discard_all(output, plan.run, None).await;
         // A worker that was thought dead may still commit a shard that was given up.
         sweep::sweep(
             output,
@@ -114,13 +119,16 @@ pub async fn finish(
     } else {
         None
     };
+    let mut totals: Tally = live.iter().map(|part| part.commit.tally()).sum();
+    totals.cost += paid_besides;
     let manifest = Manifest {
         version: Manifest::VERSION,
         run: plan.run,
         spec_sha256: plan.spec_sha256.clone(),
         answers_sha256: plan.answers_sha256.clone(),
         complete: failed.is_empty(),
-        totals: live.iter().map(|part| part.commit.tally()).sum(),
+        totals,
+        currency: job.pricing().map(|pricing| pricing.currency.clone()),
         inputs: plan.inputs.clone(),
         models: models(&live),
         difference,
@@ -298,6 +306,7 @@ mod tests {
                 skipped: 0,
             },
             tokens: 5,
+            cost: Default::default(),
             sha256: None,
             models: [("m".to_owned(), digest.to_owned())].into(),
         }

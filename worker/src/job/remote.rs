@@ -26,6 +26,11 @@ impl Remote {
         self.spec.rows_per_call_max = None;
         self.spec.limits.concurrency = 1;
     }
+
+    /// Whether answers are texts.
+    pub fn writes(&self) -> bool {
+        self.spec.api != RemoteApi::Embeddings
+    }
 }
 
 /// The API of the service, if it has one.
@@ -142,6 +147,7 @@ pub fn decisive(remote: &inference_service::Remote) -> Decisive<'_> {
         rows_per_call: _,
         rows_per_call_max: _,
         limits: _,
+        pricing: _,
         timeout: _,
     } = remote;
     Decisive {

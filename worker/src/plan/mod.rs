@@ -7,6 +7,7 @@ mod csv;
 mod cut;
 mod error;
 mod estimate;
+mod forecast;
 mod incremental;
 mod list;
 mod overlap;
@@ -31,6 +32,7 @@ use crate::{
 pub(crate) use csv::cuts_of as csv_cuts_of;
 pub use cut::{CutOptions, SHARDS_MAX, cut};
 pub use error::PlanError;
+pub use forecast::{Forecast, forecast};
 pub use list::list_inputs;
 pub use preflight::{
     BadRows, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate, preflight,

@@ -142,7 +142,11 @@ pub async fn preflight(
 }
 
 /// About how many rows the plan has: from the first rows of the first shard that has any.
-async fn guess_rows(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<u64, ReadError> {
+pub(super) async fn guess_rows(
+    stores: &Stores,
+    job: &CheckedJob,
+    plan: &Plan,
+) -> Result<u64, ReadError> {
     let (mut rows, mut bytes) = (0_u64, 0_u64);
     for input in &plan.inputs {
         bytes = bytes.saturating_add(match input.compression {

@@ -72,6 +72,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         },
         deliveries_max: 1,
         failed_rows_max: None,
+        cost_max: None,
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
         incremental_from: None,

@@ -125,6 +125,7 @@ mod tests {
                 skipped: 0,
             },
             tokens: 1,
+            cost: Default::default(),
             sha256: Some(part.sha256),
             models: Default::default(),
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use millrace_protocol::ledger::ContentHash;
 use millrace_protocol::result::ErrorLine;
-use millrace_protocol::row::{Place, Position, ReadRow, RowError, RowErrorCode};
+use millrace_protocol::row::{Place, Position, ReadRow, RowError};
 use millrace_protocol::tally::Rows;
 use millrace_protocol::wire::{Prediction, Untagged};
 use serde::ser::SerializeMap;
@@ -157,9 +157,8 @@ fn finite(steps: &[Step], ending: Ending) -> Result<Ending, RowError> {
     {
         None => Ok(ending),
         Some(index) => Err(RowError {
-            code: RowErrorCode::NotFinite,
-            message: "the model answered NaN or infinity".to_owned(),
             step: Some(steps[index].name.clone()),
+            ..RowError::not_finite()
         }),
     }
 }
@@ -210,6 +209,8 @@ impl Serialize for Results<'_> {
 mod tests {
     use millrace_protocol::result::ResultLine;
     use millrace_protocol::row::Row;
+
+    use millrace_protocol::row::RowErrorCode;
 
     use super::*;
 

@@ -41,6 +41,7 @@ use crate::metrics::ShardOutcome;
 use crate::trace;
 use millrace_leases::{Acknowledgement, Claim, FailOutcome, LeaseError, LeaseStore};
 pub use shard::{Answerer, ShardContext, ShardError};
+use submit::SubmitError;
 
 /// Shards in hand at a time: while one writes its last window, the next already fills the queue.
 pub const SHARDS_IN_HAND_MAX: usize = 2;
@@ -73,6 +74,16 @@ pub enum WorkError {
     Commits(#[from] CommitsError),
 }
 
+impl WorkError {
+    /// Whether nothing is wrong but that the job has paid what it may.
+    pub fn is_spent(&self) -> bool {
+        matches!(
+            self,
+            WorkError::Shard(ShardError::Submit(SubmitError::Spent))
+        )
+    }
+}
+
 /// How a worker ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -80,8 +91,37 @@ pub enum Ended {
     Drained,
     /// It was asked to stop; its leases are released.
     Stopped,
-    /// More rows failed than the job allows; its leases are released.
-    GivenUp,
+    /// It gave the job up; its leases are released.
+    GivenUp(GiveUp),
+}
+
+/// Why a job is given up in the midst of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GiveUp {
+    /// More rows failed than `spec.maxFailedRows`.
+    TooManyFailedRows,
+    /// `spec.budget.maxCost` is spent.
+    BudgetSpent,
+}
+
+impl GiveUp {
+    /// One word, as the condition of a job says it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            GiveUp::TooManyFailedRows => "TooManyFailedRows",
+            GiveUp::BudgetSpent => "BudgetSpent",
+        }
+    }
+
+    /// What is said of shards that were not worked off.
+    pub fn of_shards(self) -> &'static str {
+        match self {
+            GiveUp::TooManyFailedRows => {
+                "more rows failed than spec.maxFailedRows allows before this shard was done"
+            }
+            GiveUp::BudgetSpent => "spec.budget.maxCost was spent before this shard was done",
+        }
+    }
 }
 
 /// Works off the shards of one run until none is left or it is told to stop.

@@ -116,9 +116,13 @@ pub fn upload(location: &Location, path: &Path) -> BufWriter {
 
 /// Removes a file of an attempt that lost its race; its absence is all that matters.
 pub async fn discard(output: &Location, relative_path: &str) {
-    let path = output.below(relative_path);
-    if let Err(error) = output.store.delete(&path).await {
-        tracing::debug!(%path, %error, "a part that lost its race could not be removed");
+    remove(output, &output.below(relative_path)).await;
+}
+
+/// Removes a file that nobody needs any more; one that stays does no harm.
+pub async fn remove(output: &Location, path: &Path) {
+    if let Err(error) = output.store.delete(path).await {
+        tracing::debug!(%path, %error, "a file that nobody needs could not be removed");
     }
 }
 

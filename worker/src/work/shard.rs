@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use millrace_protocol::commit::Commit;
+use millrace_protocol::cost::Cost;
 use millrace_protocol::layout;
 use millrace_protocol::lease::Lease;
 use millrace_protocol::ledger::{CarriedRow, ContentHash, LedgerEntry, LineAt};
@@ -18,7 +19,8 @@ use millrace_protocol::tally::{Rows, Tally};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::call::{Caller, Told};
+use super::call::Caller;
+use super::call::receipts::{self, Receipts};
 use super::carried::{CarriedError, CarriedRows, Earlier};
 use super::commit::{CommitError, Verdict, commit};
 use super::failed::{FailedError, FailedRows};
@@ -90,6 +92,9 @@ pub enum ShardError {
     /// Its rows could not be answered at all.
     #[error("the shard's rows could not be answered")]
     Submit(#[from] SubmitError),
+    /// What was paid for before could not be read.
+    #[error("the shard's receipts could not be read")]
+    Receipts(#[source] StoreError),
     /// Its part could not be written.
     #[error("the shard's part could not be written")]
     Write(#[from] StoreError),
@@ -111,6 +116,7 @@ impl ShardError {
             | ShardError::Failed(FailedError::Gone { .. } | FailedError::NotFound(_)) => true,
             ShardError::Failed(FailedError::Commit(_) | FailedError::Lines(_))
             | ShardError::Submit(_)
+            | ShardError::Receipts(_)
             | ShardError::Write(_)
             | ShardError::Commit(_)
             | ShardError::Panicked(_) => false,
@@ -122,6 +128,7 @@ impl ShardError {
     pub fn is_everyones(&self) -> bool {
         match self {
             ShardError::Submit(_)
+            | ShardError::Receipts(_)
             | ShardError::Write(_)
             | ShardError::Carried(CarriedError::Store(_))
             | ShardError::Commit(CommitError::Store { .. })
@@ -167,7 +174,15 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     let mut errors = PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
     let ledger = layout::ledger(run, lease.shard, &attempt);
     let mut ledger = PartWriter::new(&ctx.output, ledger);
-    let (mut tally, mut carried_rows) = (Tally::default(), 0);
+    let receipts = match &ctx.answerer {
+        Answerer::Server(_) => Receipts::none(&ctx.output, run, lease.shard),
+        Answerer::Remote(_) => {
+            let receipts = Receipts::open(&ctx.output, run, lease.shard).await;
+            receipts.map_err(ShardError::Receipts)?
+        }
+    };
+    let (mut tally, mut carried_rows) = (receipts.paid(), 0);
+    let receipts = Arc::new(receipts);
     let mut windows: VecDeque<AbortOnDropHandle<Result<Window, ShardError>>> = VecDeque::new();
     let mut ended = false;
     loop {
@@ -190,7 +205,8 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                     Some(carried) => carried.among(&rows).await?,
                     None => Vec::new(),
                 };
-                let answered = answer_window(ctx.clone(), lease.shard, rows, carried);
+                let receipts = receipts.clone();
+                let answered = answer_window(ctx.clone(), lease.shard, rows, carried, receipts);
                 windows.push_back(AbortOnDropHandle::new(tokio::spawn(
                     answered.in_current_span(),
                 )));
@@ -202,11 +218,13 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         let Window {
             rows,
             tokens,
+            cost,
             carried,
         } = window
             .await
             .expect("a window neither panics nor is aborted")?;
         tally.tokens += tokens;
+        tally.cost += cost;
         carried_rows += carried;
         let mut rows = rows.into_iter();
         while rows.len() > 0 {
@@ -230,7 +248,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     }
     let (part, errors) = (part.finish().await?, errors.finish().await?);
     let ledger = ledger.finish().await?;
-    let Tally { rows, tokens } = tally;
+    let Tally { rows, tokens, cost } = tally;
     let sha256 = part.as_ref().map(|part| part.sha256.clone());
     Ok(Worked {
         commit: Commit {
@@ -243,6 +261,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             rows,
             carried: carried_rows,
             tokens,
+            cost,
             sha256,
             models: ctx.models.clone(),
         },
@@ -273,7 +292,11 @@ fn entries(
 /// commit that stands.
 pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardError> {
     let Worked { commit: ours } = worked;
-    match commit(&ctx.output, ctx.plan.run, &ours).await? {
+    let verdict = commit(&ctx.output, ctx.plan.run, &ours).await?;
+    if let Answerer::Remote(_) = &ctx.answerer {
+        receipts::discard_all(&ctx.output, ctx.plan.run, Some(ours.shard)).await;
+    }
+    match verdict {
         Verdict::Won => Ok(ours.tally()),
         Verdict::Lost(standing) => {
             tracing::info!(
@@ -291,6 +314,7 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
 struct Window {
     rows: Vec<PendingRow>,
     tokens: u64,
+    cost: Cost,
     /// Rows whose answers were carried over.
     carried: u64,
 }
@@ -300,6 +324,7 @@ async fn answer_window(
     shard: ShardIndex,
     rows: Vec<ReadRow>,
     carried: Vec<(usize, CarriedRow)>,
+    receipts: Arc<Receipts>,
 ) -> Result<Window, ShardError> {
     let (mut rows, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
         rows.into_iter().map(PendingRow::split).unzip();
@@ -320,14 +345,19 @@ async fn answer_window(
         Answerer::Server(submitter) => submitter,
         Answerer::Remote(caller) => {
             let asked: Vec<String> = texts.into_iter().flatten().collect();
-            let tell = |told| ctx.progress.answered(shard, told_tally(told));
-            let Answered { outcomes, tokens } = caller.answer(&asked, tell).await?;
+            let tell = |tally| ctx.progress.answered(shard, tally);
+            let Answered {
+                outcomes,
+                tokens,
+                cost,
+            } = caller.answer(&asked, &receipts, tell).await?;
             for (row, outcome) in at_server.into_iter().zip(outcomes) {
                 rows[row].answer(outcome);
             }
             return Ok(Window {
                 rows,
                 tokens,
+                cost,
                 carried,
             });
         }
@@ -355,6 +385,7 @@ async fn answer_window(
     Ok(Window {
         rows,
         tokens,
+        cost: Cost::NOTHING,
         carried,
     })
 }
@@ -375,15 +406,6 @@ async fn answer_chunk(
     Ok((chunk, answered))
 }
 
-fn told_tally(told: Told) -> Tally {
-    let Told {
-        succeeded,
-        failed,
-        tokens,
-    } = told;
-    answered_tally(succeeded, failed, tokens)
-}
-
 fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
     let skipped = 0;
     let rows = Rows {
@@ -391,7 +413,11 @@ fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
         failed,
         skipped,
     };
-    Tally { rows, tokens }
+    Tally {
+        rows,
+        tokens,
+        cost: Cost::NOTHING,
+    }
 }
 
 /// The next lines of `rows`, and the rows that are left. Formatting floats takes milliseconds of

@@ -8,11 +8,13 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use millrace_protocol::cost::Cost;
 use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
 use tokio::sync::{RwLock, Semaphore};
 
 use super::call::LimitsError;
+use super::call::purse::PaidError;
 use super::client::{Client, ClientError};
 use crate::job::{Retry, Step, models};
 
@@ -35,6 +37,12 @@ pub enum SubmitError {
     /// Calls may not be made.
     #[error(transparent)]
     Limits(#[from] LimitsError),
+    /// It is not known whether calls may be made.
+    #[error("what the job has paid could not be read")]
+    Paid(#[from] Box<PaidError>),
+    /// No further call may be made.
+    #[error("spec.budget.maxCost is spent")]
+    Spent,
 }
 
 /// What became of one row: one prediction per step, or the reason why not.
@@ -47,6 +55,8 @@ pub struct Answered {
     pub outcomes: Vec<RowOutcome>,
     /// Tokens that went through models.
     pub tokens: u64,
+    /// What calls of a paid API cost.
+    pub cost: Cost,
 }
 
 /// How a submitter behaves.
@@ -114,6 +124,7 @@ impl Pieces {
                 .map(|outcome| outcome.expect("all rows were asked"))
                 .collect(),
             tokens: self.tokens,
+            cost: Cost::default(),
         }
     }
 }
@@ -258,8 +269,10 @@ impl Submitter {
                         "the row did not reach the inference-server in time",
                     );
                     let outcomes = texts.iter().map(|_| Err(late.clone())).collect();
-                    let tokens = 0;
-                    return Ok(Delivery::Answered(Answered { outcomes, tokens }));
+                    return Ok(Delivery::Answered(Answered {
+                        outcomes,
+                        ..Answered::default()
+                    }));
                 }
                 Err(refused @ (ClientError::Refused { .. } | ClientError::Unsuited { .. })) => {
                     return Err(SubmitError::Refused(refused));
@@ -282,6 +295,7 @@ impl Submitter {
         Answered {
             outcomes,
             tokens: reply.tokens,
+            cost: Cost::default(),
         }
     }
 

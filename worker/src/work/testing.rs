@@ -138,9 +138,31 @@ pub(crate) fn job(folder: &Path, texts: &[&str], more: Value) -> CheckedJob {
         let line = json!({"text": text}).to_string() + "\n";
         std::fs::write(folder.join(format!("rows-{index}.jsonl")), line).unwrap();
     }
+    let models = json!({"models": [
+        {"name": "embed", "task": "Embedding", "source": {"uri": "hf://a/b"}},
+    ]});
+    checked(folder, models, json!({"uris": ["rows-*.jsonl"]}), more)
+}
+
+/// A job over `rows.jsonl` in `folder` that asks an API. `remote` is merged into what the service says
+/// of it, and `more` into the job's spec.
+pub(crate) fn remote_job(folder: &Path, remote: Value, more: Value) -> CheckedJob {
+    let mut api = json!({"baseUrl": "http://127.0.0.1:9/v1", "api": "Chat", "model": "m"});
+    for (key, value) in remote.as_object().unwrap() {
+        api[key] = value.clone();
+    }
+    checked(
+        folder,
+        json!({"remote": api}),
+        json!({"uris": ["rows.jsonl"]}),
+        more,
+    )
+}
+
+fn checked(folder: &Path, service: Value, input: Value, more: Value) -> CheckedJob {
     let mut spec = json!({
         "serviceRef": {"name": "service"},
-        "input": {"uris": ["rows-*.jsonl"]},
+        "input": input,
         "output": {"uri": "out"},
     });
     for (key, value) in more.as_object().unwrap() {
@@ -152,10 +174,7 @@ pub(crate) fn job(folder: &Path, texts: &[&str], more: Value) -> CheckedJob {
             "metadata": {"name": name}, "spec": spec,
         })
     };
-    let models = json!({"models": [
-        {"name": "embed", "task": "Embedding", "source": {"uri": "hf://a/b"}},
-    ]});
-    let service = manifest("InferenceService", "service", models);
+    let service = manifest("InferenceService", "service", service);
     let job = manifest("BatchJob", "job", spec);
     let (job, service) = (
         serde_json::from_value(job).unwrap(),

@@ -136,6 +136,7 @@ async fn a_shard_that_another_commits_meanwhile_is_done_whatever_becomes_of_our_
         carried: 0,
         rows: Rows::default(),
         tokens: 0,
+        cost: Default::default(),
         sha256: None,
         models: Default::default(),
     };

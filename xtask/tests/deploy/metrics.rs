@@ -7,7 +7,8 @@ use serde_json::Value;
 use crate::files;
 
 /// What the operator counts and measures.
-const OPERATOR: [&str; 8] = [
+const OPERATOR: [&str; 9] = [
+    "millrace_job_cost",
     "millrace_jobs",
     "millrace_leases_available",
     "millrace_operator_leader",
@@ -19,7 +20,8 @@ const OPERATOR: [&str; 8] = [
 ];
 
 /// What the worker counts.
-const WORKER: [&str; 4] = [
+const WORKER: [&str; 5] = [
+    "millrace_worker_cost_total",
     "millrace_worker_rows_total",
     "millrace_worker_shards_in_hand",
     "millrace_worker_shards_total",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Ask, Grant, Limiter, Settlement, Ticket, Verdict};
+use millrace_protocol::cost::Cost;
 use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 
 /// Calls that wait for their turn. Few, so that what travels in a call is decided shortly before it is
@@ -37,19 +38,21 @@ impl Gate {
         seat.expect("the semaphore is never closed")
     }
 
-    /// Waits until a call may be made.
-    pub async fn enter(self: &Arc<Self>, ask: &Ask) -> Result<Entered, LeaseError> {
+    /// Waits until a call may be made, or cannot be for what its job has paid.
+    pub async fn enter(self: &Arc<Self>, ask: &Ask) -> Result<Turn, LeaseError> {
         let _turn = self.turn.lock().await;
         loop {
             let ended = self.ended.notified();
             match self.limiter.ask(ask).await? {
                 Grant::Granted(ticket) => {
-                    return Ok(Entered {
+                    return Ok(Turn::Entered(Entered {
                         gate: self.clone(),
                         ticket: Some(ticket),
                         concurrency: ask.limits.concurrency,
-                    });
+                    }));
                 }
+                Grant::Unfilled => return Ok(Turn::Unfilled),
+                Grant::Spent => return Ok(Turn::Spent),
                 Grant::Wait(wait) => {
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
@@ -68,6 +71,33 @@ impl Gate {
     }
 }
 
+/// What became of a call's turn.
+pub enum Turn {
+    /// It may be made.
+    Entered(Entered),
+    /// Nobody knows what its job has paid: ask again and say it.
+    Unfilled,
+    /// Its job has paid what it may.
+    Spent,
+}
+
+/// What a call took, as far as somebody knows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bought {
+    /// Tokens.
+    pub tokens: Option<u64>,
+    /// Money.
+    pub cost: Option<Cost>,
+}
+
+impl Bought {
+    /// It was not answered.
+    pub const NOTHING: Self = Self {
+        tokens: Some(0),
+        cost: Some(Cost::NOTHING),
+    };
+}
+
 /// A call that may be made. Dropped, it has ended without anybody knowing how.
 pub struct Entered {
     gate: Arc<Gate>,
@@ -77,15 +107,21 @@ pub struct Entered {
 
 impl Entered {
     /// The call has ended.
-    pub async fn leave(mut self, tokens: Option<u64>, verdict: Verdict, pause: Option<Duration>) {
-        let settlement = Settlement {
+    pub async fn leave(mut self, bought: Bought, verdict: Verdict, pause: Option<Duration>) {
+        let settlement = self.settlement(bought, verdict, pause);
+        if let Some(ticket) = self.ticket.take() {
+            self.gate.settle(&ticket, &settlement).await;
+        }
+    }
+
+    fn settlement(&self, bought: Bought, verdict: Verdict, pause: Option<Duration>) -> Settlement {
+        let Bought { tokens, cost } = bought;
+        Settlement {
             tokens,
+            cost,
             verdict,
             pause,
             concurrency: self.concurrency,
-        };
-        if let Some(ticket) = self.ticket.take() {
-            self.gate.settle(&ticket, &settlement).await;
         }
     }
 }
@@ -95,15 +131,10 @@ impl Drop for Entered {
         let Some(ticket) = self.ticket.take() else {
             return;
         };
-        let (gate, concurrency) = (self.gate.clone(), self.concurrency);
+        let gate = self.gate.clone();
+        let settlement = self.settlement(Bought::default(), Verdict::Nothing, None);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                let settlement = Settlement {
-                    tokens: None,
-                    verdict: Verdict::Nothing,
-                    pause: None,
-                    concurrency,
-                };
                 gate.settle(&ticket, &settlement).await;
             });
         }

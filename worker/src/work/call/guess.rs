@@ -13,6 +13,9 @@ const INPUT_PER_BYTE: f64 = 0.4;
 /// Tokens of an answer to a row before one was seen, where the job names no most.
 const OUTPUT_PER_ROW: f64 = 500.0;
 
+/// Tokens in a byte of a request at least: of long words in a language that the model knows well.
+const INPUT_PER_BYTE_LEAST: f64 = 0.15;
+
 /// By how much a guess is above the most that was seen lately.
 const MARGIN: f64 = 1.1;
 
@@ -70,13 +73,24 @@ impl Guess {
     }
 
     /// Tokens of a call; `writes` says whether it is answered with text.
-    pub fn tokens(&self, bytes: usize, rows: usize, writes: bool) -> u64 {
+    pub fn usage(&self, bytes: usize, rows: usize, writes: bool) -> Usage {
         let input = self.input_per_byte.guess() * bytes as f64;
         let output = match writes {
             true => self.output_per_row.guess() * rows as f64,
             false => 0.0,
         };
-        (input + output).ceil() as u64
+        Usage {
+            input: input.ceil() as u64,
+            output: output.ceil() as u64,
+        }
+    }
+
+    /// Tokens of a call at least.
+    pub fn least(bytes: usize, rows: usize, writes: bool) -> Usage {
+        Usage {
+            input: (INPUT_PER_BYTE_LEAST * bytes as f64) as u64,
+            output: if writes { rows as u64 } else { 0 },
+        }
     }
 
     /// Learns from a call.
@@ -95,13 +109,14 @@ mod tests {
     #[test]
     fn a_guess_is_a_little_above_the_most_that_was_seen() {
         let mut guess = Guess::new(&[]);
-        assert_eq!(guess.tokens(100, 2, true), 1_040);
-        assert_eq!(guess.tokens(100, 2, false), 40);
+        let tokens = |guess: &Guess, writes| guess.usage(100, 2, writes).total();
+        assert_eq!(tokens(&guess, true), 1_040);
+        assert_eq!(tokens(&guess, false), 40);
         let usage = |input, output| Usage { input, output };
         guess.learn(100, 2, usage(25, 20));
-        assert_eq!(guess.tokens(100, 2, true), 50);
+        assert_eq!(tokens(&guess, true), 50);
         guess.learn(100, 2, usage(20, 10));
-        let later = guess.tokens(100, 2, true);
+        let later = tokens(&guess, true);
         assert!((45..=50).contains(&later), "{later}");
     }
 }

@@ -5,9 +5,11 @@
 //! apart are asked alone. Nothing that one row does keeps another from its answer.
 
 mod gate;
-mod guess;
+pub mod guess;
 mod pace;
 mod pass;
+pub mod purse;
+pub mod receipts;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,13 +17,17 @@ use std::time::Duration;
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Ask, Limits, Minute};
 use millrace_protocol::row::RowError;
+use millrace_protocol::tally::{Rows, Tally};
 
 pub use self::gate::Gate;
+use self::gate::{Entered, Turn};
 use self::guess::Guess;
 use self::pace::Pace;
 use self::pass::Pass;
+use self::purse::Purse;
+use self::receipts::Receipts;
 use super::client::ClientError;
-use super::client::remote::{Access, Api};
+use super::client::remote::{Access, Api, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
 use crate::prompt::Prompts;
@@ -48,6 +54,8 @@ pub struct CallerOptions {
     pub retry: Retry,
     /// Longest wait for an API that cannot be reached.
     pub patience: Duration,
+    /// Who pays, where the service names prices.
+    pub purse: Option<Purse>,
 }
 
 /// Asks one API about the rows of one job.
@@ -60,17 +68,6 @@ pub struct Caller {
     options: CallerOptions,
     pace: Mutex<Pace>,
     guess: Mutex<Guess>,
-}
-
-/// What became of some rows, for whoever shows it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Told {
-    /// Rows that have all their answers.
-    pub succeeded: u64,
-    /// Rows that ended as errors.
-    pub failed: u64,
-    /// Tokens that it took.
-    pub tokens: u64,
 }
 
 impl Caller {
@@ -104,15 +101,24 @@ impl Caller {
         self.api.identity()
     }
 
-    /// Answers every row, which is its text or the fields that prompts are made of. `tell` hears of
-    /// what became of them on the way.
+    /// Answers every row, which is its text or the fields that prompts are made of. What `receipts`
+    /// know is not asked again. `tell` hears on the way of what became of rows, and of what it took.
     pub async fn answer(
         &self,
         rows: &[String],
-        tell: impl Fn(Told),
+        receipts: &Receipts,
+        tell: impl Fn(Tally),
     ) -> Result<Answered, SubmitError> {
+        let ended = |succeeded, failed| Tally {
+            rows: Rows {
+                succeeded,
+                failed,
+                skipped: 0,
+            },
+            ..Tally::default()
+        };
         let mut outcomes: Vec<RowOutcome> = rows.iter().map(|_| Ok(Vec::new())).collect();
-        let mut tokens = 0;
+        let mut taken = Tally::default();
         for (step, Step { name, .. }) in self.steps.iter().enumerate() {
             let of_step = |error: RowError| RowError {
                 step: Some(name.clone()),
@@ -127,17 +133,14 @@ impl Caller {
                     Ok(prompt) => prompts.push((row, prompt)),
                     Err(error) => {
                         *outcome = Err(of_step(error));
-                        tell(Told {
-                            failed: 1,
-                            ..Told::default()
-                        });
+                        tell(ended(0, 1));
                     }
                 }
             }
             let is_last = step + 1 == self.steps.len();
             let (row_of, prompts): (Vec<usize>, Vec<String>) = prompts.into_iter().unzip();
-            let pass = Pass::new(self, step, &prompts);
-            tokens += pass
+            let pass = Pass::new(self, step, &prompts, receipts);
+            taken += pass
                 .run(
                     |prompt, said| {
                         let outcome = &mut outcomes[row_of[prompt]];
@@ -149,26 +152,39 @@ impl Caller {
                         }
                         let failed = u64::from(outcome.is_err());
                         let succeeded = u64::from(is_last && outcome.is_ok());
-                        tell(Told {
-                            succeeded,
-                            failed,
-                            tokens: 0,
-                        });
+                        tell(ended(succeeded, failed));
                     },
-                    |tokens| {
-                        tell(Told {
-                            tokens,
-                            ..Told::default()
-                        });
-                    },
+                    &tell,
                 )
                 .await?;
         }
-        Ok(Answered { outcomes, tokens })
+        Ok(Answered {
+            outcomes,
+            tokens: taken.tokens,
+            cost: taken.cost,
+        })
+    }
+
+    /// Waits until a call that takes about so much may be made.
+    async fn enter(&self, guessed: Usage) -> Result<Entered, SubmitError> {
+        let limits = |error| SubmitError::Limits(LimitsError(error));
+        let mut ask = self.ask(guessed);
+        loop {
+            match self.gate.enter(&ask).await.map_err(limits)? {
+                Turn::Entered(entered) => return Ok(entered),
+                Turn::Spent => return Err(SubmitError::Spent),
+                Turn::Unfilled => {
+                    let (purse, bill) = (&self.options.purse, &mut ask.bill);
+                    if let (Some(purse), Some(bill)) = (purse, bill) {
+                        bill.paid = Some(purse.paid().await.map_err(Box::new)?);
+                    }
+                }
+            }
+        }
     }
 
     /// A call's wish to be let in.
-    fn ask(&self, tokens: u64) -> Ask {
+    fn ask(&self, guessed: Usage) -> Ask {
         let limits = &self.remote.spec.limits;
         let timeout: Duration = self.remote.spec.timeout.into();
         Ask {
@@ -178,9 +194,10 @@ impl Caller {
                 requests_per_day: limits.requests_per_day.map(u64::from),
                 concurrency: u64::from(limits.concurrency),
             },
-            tokens,
+            tokens: guessed.total(),
             workers_max: u64::from(self.remote.workers_max),
             call_timeout: timeout + SETTLED_WITHIN,
+            bill: self.options.purse.as_ref().map(|purse| purse.bill(guessed)),
         }
     }
 

@@ -8,14 +8,18 @@ use backon::BackoffBuilder;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use millrace_leases::limits::Verdict;
+use millrace_protocol::cost::Cost;
 use millrace_protocol::row::{RowError, RowErrorCode};
+use millrace_protocol::tally::Tally;
 use millrace_protocol::wire::Prediction;
 use tokio::sync::SemaphorePermit;
 
-use super::{Caller, LimitsError};
+use super::Caller;
+use super::gate::Bought;
+use super::receipts::Receipts;
 use crate::job::Retry;
 use crate::work::client::ClientError;
-use crate::work::client::remote::{CallError, Hints, Said};
+use crate::work::client::remote::{CallError, Hints, Made, Said, Taken, Usage};
 use crate::work::submit::SubmitError;
 
 /// How often a call that the API puts off says so.
@@ -43,6 +47,7 @@ pub struct Pass<'a> {
     caller: &'a Caller,
     step: usize,
     prompts: &'a [String],
+    receipts: &'a Receipts,
 }
 
 /// What is to be asked.
@@ -56,27 +61,39 @@ struct Open {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(caller: &'a Caller, step: usize, prompts: &'a [String]) -> Self {
+    pub fn new(
+        caller: &'a Caller,
+        step: usize,
+        prompts: &'a [String],
+        receipts: &'a Receipts,
+    ) -> Self {
         Self {
             caller,
             step,
             prompts,
+            receipts,
         }
     }
 
-    /// Asks until every row has its end, of which `end` hears with the index of its prompt; `spent`
-    /// hears of tokens. Returns all tokens.
+    /// Asks until every row has its end, of which `end` hears with the index of its prompt; `tell`
+    /// hears of what calls took. Returns what all of them took, which counts no rows.
     pub async fn run(
         &self,
         mut end: impl FnMut(usize, Result<Prediction, RowError>),
-        spent: impl Fn(u64),
-    ) -> Result<u64, SubmitError> {
+        tell: impl Fn(Tally),
+    ) -> Result<Tally, SubmitError> {
         let mut open = Open {
-            fresh: (0..self.prompts.len()).collect(),
+            fresh: VecDeque::new(),
             again: VecDeque::new(),
             later: Vec::new(),
         };
-        let mut tokens = 0;
+        for (row, prompt) in self.prompts.iter().enumerate() {
+            match self.receipts.find(self.step, prompt) {
+                Some(said) => end(row, Ok(said)),
+                None => open.fresh.push_back(row),
+            }
+        }
+        let mut all = Tally::default();
         let mut calls = FuturesUnordered::new();
         let mut resting = FuturesUnordered::new();
         loop {
@@ -90,11 +107,9 @@ impl<'a> Pass<'a> {
             tokio::select! {
                 biased;
                 Some(ended) = calls.next(), if !calls.is_empty() => {
-                    let (piece, ended): (Piece, End) = ended?;
-                    if let End::Said(Said { usage: Some(usage), .. }) = &ended {
-                        tokens += usage.total();
-                        spent(usage.total());
-                    }
+                    let (piece, ended, taken): (Piece, End, Tally) = ended?;
+                    all += taken;
+                    tell(taken);
                     self.take(piece, ended, &mut open, &mut end);
                 }
                 Some(piece) = resting.next(), if !resting.is_empty() => open.again.push_back(piece),
@@ -102,7 +117,7 @@ impl<'a> Pass<'a> {
                     let piece = open.again.pop_front().unwrap_or_else(|| self.next(&mut open.fresh));
                     calls.push(self.call(piece, seat));
                 }
-                else => return Ok(tokens),
+                else => return Ok(all),
             }
         }
     }
@@ -114,71 +129,121 @@ impl<'a> Pass<'a> {
         Piece { rows, attempt: 0 }
     }
 
-    /// Makes a call, again and again while the API puts it off.
+    /// Makes a call, again and again while the API puts it off. What it took is kept before anything
+    /// is made of what was said.
     async fn call(
         &self,
         piece: Piece,
         seat: SemaphorePermit<'a>,
-    ) -> Result<(Piece, End), SubmitError> {
+    ) -> Result<(Piece, End, Tally), SubmitError> {
         let (caller, count) = (self.caller, piece.rows.len());
         let prompts: Vec<&str> = piece.rows.iter().map(|&row| &*self.prompts[row]).collect();
         let call = caller.api.call(self.step, &prompts);
-        let writes = caller.writes();
+        let writes = caller.remote.writes();
         let mut waits = backoff(&caller.options.retry, usize::MAX);
         let (mut warned, mut away_since) = (Instant::now(), None);
         let mut seat = Some(seat);
         loop {
-            let guessed = caller.guess().tokens(call.bytes(), count, writes);
-            let entered = caller.gate.enter(&caller.ask(guessed)).await;
-            let entered = entered.map_err(|error| SubmitError::Limits(LimitsError(error)))?;
+            let guessed = caller.guess().usage(call.bytes(), count, writes);
+            let entered = caller.enter(guessed).await?;
             // Put off, it comes back to the gate without one.
             drop(seat.take());
             let asked = Instant::now();
-            let (said, hints) = caller.api.make(&call).await;
+            let Made { said, taken, hints } = caller.api.make(&call).await;
             let pause = pause(&hints, asked.elapsed());
-            let error = match said {
+            let usage = taken.usage();
+            let wait = waits.next().unwrap_or(caller.options.retry.backoff_max);
+            let (ended, verdict) = match said {
                 Ok(said) => {
-                    let tokens = said.usage.map(|usage| usage.total());
-                    entered.leave(tokens, Verdict::Fine, pause).await;
-                    if let Some(usage) = said.usage {
+                    if let Some(usage) = usage {
                         caller.guess().learn(call.bytes(), count, usage);
                     }
-                    return Ok((piece, End::Said(said)));
+                    (End::Said(said), Verdict::Fine)
                 }
-                Err(error) => error,
-            };
-            let wait = waits.next().unwrap_or(caller.options.retry.backoff_max);
-            match error {
-                CallError::TooMuch { retry_after } => {
-                    let pause = pause.max(retry_after);
-                    entered.leave(Some(0), Verdict::TooMuch, pause).await;
+                Err(CallError::Failed(error)) => (End::Failed(error), Verdict::Nothing),
+                Err(CallError::Rejected(error)) => (End::Rejected(error), Verdict::Nothing),
+                Err(CallError::Refused(error)) => {
+                    entered
+                        .leave(Bought::NOTHING, Verdict::Nothing, pause)
+                        .await;
+                    return Err(SubmitError::Refused(error));
+                }
+                Err(CallError::TooMuch) => {
+                    let pause = pause.max(hints.retry_after);
+                    entered
+                        .leave(Bought::NOTHING, Verdict::TooMuch, pause)
+                        .await;
                     away_since = None;
                     if warned.elapsed() >= PUT_OFF_WARNING_INTERVAL {
                         warned = Instant::now();
                         tracing::warn!(rows = count, "the API still puts a call off");
                     }
+                    tokio::time::sleep(wait).await;
+                    continue;
                 }
-                CallError::Away(words) => {
-                    entered.leave(Some(0), Verdict::Nothing, pause).await;
+                Err(CallError::Away(words)) => {
+                    entered
+                        .leave(Bought::NOTHING, Verdict::Nothing, pause)
+                        .await;
                     let since = *away_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= caller.options.patience {
                         return Err(SubmitError::ServerAway(ClientError::Away(words)));
                     }
+                    tokio::time::sleep(wait).await;
+                    continue;
                 }
-                CallError::Failed(error) => {
-                    entered.leave(None, Verdict::Nothing, pause).await;
-                    return Ok((piece, End::Failed(error)));
-                }
-                CallError::Rejected(error) => {
-                    entered.leave(None, Verdict::Nothing, pause).await;
-                    return Ok((piece, End::Rejected(error)));
-                }
-                CallError::Refused(error) => {
-                    entered.leave(Some(0), Verdict::Nothing, pause).await;
-                    return Err(SubmitError::Refused(error));
-                }
+            };
+            let (tokens, cost) = (usage.map(Usage::total), self.cost(taken, guessed));
+            let taken = Tally {
+                tokens: tokens.unwrap_or(0),
+                cost,
+                ..Tally::default()
+            };
+            // While the call counts as being made: a budget that is spent stops the shard at once.
+            self.keep(&prompts, &ended, taken).await;
+            let bought = Bought {
+                tokens,
+                cost: Some(cost),
+            };
+            entered.leave(bought, verdict, pause).await;
+            return Ok((piece, ended, taken));
+        }
+    }
+
+    /// What a call cost; where the API does not say what it took, as was guessed.
+    fn cost(&self, taken: Taken, guessed: Usage) -> Cost {
+        let Some(purse) = &self.caller.options.purse else {
+            return Cost::default();
+        };
+        match taken {
+            Taken::Nothing => Cost::default(),
+            Taken::Known(usage) => purse.price(usage),
+            Taken::Unknown => purse.price(guessed),
+        }
+    }
+
+    /// Keeps what a call cost and what was said. What cannot be kept may be paid for twice, and nothing
+    /// else is wrong.
+    async fn keep(&self, prompts: &[&str], ended: &End, taken: Tally) {
+        let said = self.said(prompts, ended);
+        if said.is_empty() && taken.cost.is_nothing() {
+            return;
+        }
+        if let Err(error) = self.receipts.keep(self.step, said, taken).await {
+            tracing::warn!(%error, "the receipt of a call could not be kept");
+        }
+    }
+
+    /// What was said to which prompt, as far as it is worth keeping: vectors are far larger than what
+    /// they cost, and are asked for again.
+    fn said<'b>(&self, prompts: &[&'b str], ended: &'b End) -> Vec<(&'b str, &'b Prediction)> {
+        match ended {
+            End::Said(said) if self.caller.remote.writes() => {
+                let said = prompts.iter().zip(said);
+                let said = said.filter_map(|(prompt, said)| Some((*prompt, said.as_ref()?)));
+                said.collect()
             }
-            tokio::time::sleep(wait).await;
+            End::Said(_) | End::Failed(_) | End::Rejected(_) => Vec::new(),
         }
     }
 
@@ -192,9 +257,9 @@ impl<'a> Pass<'a> {
     ) {
         let count = piece.rows.len();
         match ended {
-            End::Said(Said { rows, usage: _ }) => {
+            End::Said(said) => {
                 let mut is_whole = true;
-                for (row, said) in piece.rows.into_iter().zip(rows) {
+                for (row, said) in piece.rows.into_iter().zip(said) {
                     let Some(prediction) = said else {
                         is_whole = false;
                         let alone = Piece {
@@ -210,7 +275,7 @@ impl<'a> Pass<'a> {
                     };
                     match prediction.is_finite() {
                         true => end(row, Ok(prediction)),
-                        false => end(row, Err(not_finite())),
+                        false => end(row, Err(RowError::not_finite())),
                     }
                 }
                 match is_whole {
@@ -263,14 +328,6 @@ impl<'a> Pass<'a> {
     }
 }
 
-impl Caller {
-    /// Whether answers are texts.
-    fn writes(&self) -> bool {
-        use millrace_crds::inference_service::RemoteApi;
-        self.remote.spec.api != RemoteApi::Embeddings
-    }
-}
-
 /// The two halves of a piece, or the piece itself if it is one row.
 fn halves(piece: &Piece) -> Vec<Piece> {
     let size = piece.rows.len().div_ceil(2).max(1);
@@ -311,12 +368,5 @@ fn not_what_was_asked() -> RowError {
     RowError::new(
         RowErrorCode::AnswerInvalid,
         "the model's answer is not what was asked for",
-    )
-}
-
-fn not_finite() -> RowError {
-    RowError::new(
-        RowErrorCode::NotFinite,
-        "the model answered NaN or infinity",
     )
 }

@@ -19,6 +19,12 @@ pub struct Reader {
     schema: Option<Validator>,
 }
 
+/// What an answer is made of.
+enum Answer {
+    Vectors(Vec<Entry>),
+    Written(Written),
+}
+
 /// What a model wrote.
 enum Written {
     Text(String),
@@ -121,47 +127,50 @@ impl Reader {
         }
     }
 
-    /// Reads what was said to `asked` rows.
-    pub fn read(&self, body: &[u8], asked: usize) -> Result<Said, CallError> {
-        let unreadable = || {
-            CallError::Failed(RowError::new(
-                RowErrorCode::AnswerInvalid,
-                "the API's answer is not the JSON of its endpoint",
-            ))
-        };
-        let (written, usage) = match self.api {
+    /// Reads what was said to `asked` rows, and the tokens that it took, as far as the API says: they
+    /// are paid for whatever the answer is worth.
+    pub fn read(&self, body: &[u8], asked: usize) -> (Result<Said, CallError>, Option<Usage>) {
+        match self.written(body) {
+            Err(_) => {
+                let error = RowError::new(
+                    RowErrorCode::AnswerInvalid,
+                    "the API's answer is not the JSON of its endpoint",
+                );
+                (Err(CallError::Failed(error)), None)
+            }
+            Ok((Answer::Vectors(data), usage)) => (Ok(vectors(data, asked)), usage),
+            Ok((Answer::Written(written), usage)) => (self.said(written, asked), usage),
+        }
+    }
+
+    /// What the body of an answer holds.
+    fn written(&self, body: &[u8]) -> serde_json::Result<(Answer, Option<Usage>)> {
+        Ok(match self.api {
             RemoteApi::Embeddings => {
-                let Embeddings { data, usage } =
-                    serde_json::from_slice(body).map_err(|_| unreadable())?;
-                return Ok(Said {
-                    rows: vectors(data, asked),
-                    usage: usage.map(Usage::from),
-                });
+                let Embeddings { data, usage } = serde_json::from_slice(body)?;
+                (Answer::Vectors(data), usage.map(Usage::from))
             }
             RemoteApi::Chat => {
-                let Chat { choices, usage } =
-                    serde_json::from_slice(body).map_err(|_| unreadable())?;
-                (of_chat(choices), usage.map(Usage::from))
+                let Chat { choices, usage } = serde_json::from_slice(body)?;
+                (Answer::Written(of_chat(choices)), usage.map(Usage::from))
             }
             RemoteApi::Responses => {
-                let response: Response = serde_json::from_slice(body).map_err(|_| unreadable())?;
+                let response: Response = serde_json::from_slice(body)?;
                 let usage = response.usage.as_ref().map(|usage| Usage {
                     input: usage.input_tokens,
                     output: usage.output_tokens,
                 });
-                (of_response(response), usage)
+                (Answer::Written(of_response(response)), usage)
             }
-        };
+        })
+    }
+
+    /// What a text says to each row.
+    fn said(&self, written: Written, asked: usize) -> Result<Said, CallError> {
         let rejected = |code, message| Err(CallError::Rejected(RowError::new(code, message)));
         match written {
-            Written::Text(text) => Ok(Said {
-                rows: self.split(text, asked),
-                usage,
-            }),
-            Written::Nothing => Ok(Said {
-                rows: vec![None; asked],
-                usage,
-            }),
+            Written::Text(text) => Ok(self.split(text, asked)),
+            Written::Nothing => Ok(vec![None; asked]),
             Written::Refusal => rejected(RowErrorCode::Refused, "the model refuses the row"),
             Written::Cut => rejected(
                 RowErrorCode::AnswerInvalid,
@@ -275,10 +284,7 @@ mod tests {
     fn said(schema: Option<Value>, content: &str, asked: usize) -> Vec<Option<Prediction>> {
         let body = json!({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]});
         let reader = Reader::new(RemoteApi::Chat, schema.as_ref());
-        reader
-            .read(body.to_string().as_bytes(), asked)
-            .unwrap()
-            .rows
+        reader.read(body.to_string().as_bytes(), asked).0.unwrap()
     }
 
     fn text(text: &str) -> Option<Prediction> {
@@ -310,10 +316,14 @@ mod tests {
     fn a_refusal_and_a_cut_answer_are_told_apart() {
         let read = |body: Value| {
             let reader = Reader::new(RemoteApi::Chat, None);
-            reader.read(body.to_string().as_bytes(), 1).unwrap_err()
+            let (said, usage) = reader.read(body.to_string().as_bytes(), 1);
+            assert_eq!(usage.unwrap().total(), 5, "it is paid for all the same");
+            said.unwrap_err()
         };
-        let refusal = json!({"choices": [{"message": {"content": null, "refusal": "no"}}]});
-        let cut = json!({"choices": [{"message": {"content": "a"}, "finish_reason": "length"}]});
+        let usage = json!({"prompt_tokens": 3, "completion_tokens": 2});
+        let refusal =
+            json!({"choices": [{"message": {"content": null, "refusal": "no"}}], "usage": usage});
+        let cut = json!({"choices": [{"message": {"content": "a"}, "finish_reason": "length"}], "usage": usage});
         for (body, code) in [
             (refusal, RowErrorCode::Refused),
             (cut, RowErrorCode::AnswerInvalid),
@@ -332,20 +342,18 @@ mod tests {
             {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]},
         ], "usage": {"input_tokens": 3, "output_tokens": 4}});
         let reader = Reader::new(RemoteApi::Responses, None);
-        let said = reader.read(body.to_string().as_bytes(), 1).unwrap();
-        assert_eq!(
-            (said.rows, said.usage.unwrap().total()),
-            (vec![text("Hello")], 7)
-        );
+        let (said, usage) = reader.read(body.to_string().as_bytes(), 1);
+        let tokens = usage.unwrap().total();
+        assert_eq!((said.unwrap(), tokens), (vec![text("Hello")], 7));
     }
 
     #[test]
     fn a_vector_that_is_missing_is_told() {
         let body = json!({"data": [{"index": 1, "embedding": [1.0, 2.0]}]});
         let reader = Reader::new(RemoteApi::Embeddings, None);
-        let said = reader.read(body.to_string().as_bytes(), 2).unwrap();
+        let (said, _) = reader.read(body.to_string().as_bytes(), 2);
         assert_eq!(
-            said.rows,
+            said.unwrap(),
             [None, Some(Prediction::Embedding(vec![1.0, 2.0]))]
         );
     }

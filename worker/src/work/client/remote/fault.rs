@@ -4,8 +4,8 @@ use http::StatusCode;
 use millrace_protocol::row::{RowError, RowErrorCode};
 use serde::Deserialize;
 
+use super::CallError;
 use super::http::Answer;
-use super::{CallError, Hints};
 use crate::work::client::ClientError;
 
 /// Longest code of an API that is repeated.
@@ -44,7 +44,6 @@ pub fn accepted(answer: &Answer) -> Result<(), CallError> {
         None => format!("status {}", status.as_u16()),
     };
     let is = |codes: &[&str]| code.as_deref().is_some_and(|code| codes.contains(&code));
-    let retry_after = Hints::of(&answer.headers).retry_after;
     let failed = |code, message: &str| {
         Err(CallError::Failed(RowError::new(
             code,
@@ -63,7 +62,7 @@ pub fn accepted(answer: &Answer) -> Result<(), CallError> {
             &said,
             "nobody pays for it; see to the account's plan",
         ),
-        429 | 503 | 529 => Err(CallError::TooMuch { retry_after }),
+        429 | 503 | 529 => Err(CallError::TooMuch),
         413 => rejected(RowErrorCode::TextTooLong, "the API finds the row too large"),
         400 | 422 if is(&TOO_LONG) => rejected(
             RowErrorCode::TextTooLong,
@@ -117,10 +116,10 @@ mod tests {
     #[test]
     fn too_much_is_told_from_nobody_pays() {
         let limit = r#"{"error": {"code": "rate_limit_exceeded"}}"#;
-        assert!(matches!(of(429, limit), CallError::TooMuch { .. }));
+        assert!(matches!(of(429, limit), CallError::TooMuch));
         let quota = r#"{"error": {"code": "insufficient_quota"}}"#;
         assert!(matches!(of(429, quota), CallError::Refused(_)));
-        assert!(matches!(of(529, ""), CallError::TooMuch { .. }));
+        assert!(matches!(of(529, ""), CallError::TooMuch));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod hints;
 mod http;
 mod request;
 
-use std::time::Duration;
+use std::ops::AddAssign;
 
 use millrace_crds::inference_service::{self, RemoteApi};
 use millrace_protocol::row::RowError;
@@ -54,6 +54,13 @@ pub struct Usage {
     pub output: u64,
 }
 
+impl AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.input += other.input;
+        self.output += other.output;
+    }
+}
+
 impl Usage {
     /// Of both.
     pub fn total(self) -> u64 {
@@ -61,24 +68,47 @@ impl Usage {
     }
 }
 
-/// What was said to a call.
-#[derive(Debug, PartialEq)]
-pub struct Said {
-    /// For each row its answer; `None` where the answer of the call cannot be told apart by rows, or
-    /// is not what was asked for.
-    pub rows: Vec<Option<Prediction>>,
+/// What was said to each row of a call; `None` where the answer of the call cannot be told apart by
+/// rows, or is not what was asked for.
+pub type Said = Vec<Option<Prediction>>;
+
+/// What a call took, whatever was said to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// Nothing: it was not answered, and is not paid for.
+    Nothing,
+    /// These tokens, as the API says.
+    Known(Usage),
+    /// The API does not say, or nobody heard it.
+    Unknown,
+}
+
+impl Taken {
     /// Tokens, as far as the API says.
-    pub usage: Option<Usage>,
+    pub fn usage(self) -> Option<Usage> {
+        match self {
+            Taken::Known(usage) => Some(usage),
+            Taken::Nothing | Taken::Unknown => None,
+        }
+    }
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub struct Made {
+    /// What was said, or why nothing was.
+    pub said: Result<Said, CallError>,
+    /// What it took.
+    pub taken: Taken,
+    /// What the API says of its limits.
+    pub hints: Hints,
 }
 
 /// Why a call has no answer.
 #[derive(Debug)]
 pub enum CallError {
     /// The API is asked too much, or has too much to do: the same call may be made later.
-    TooMuch {
-        /// How long it asks to wait.
-        retry_after: Option<Duration>,
-    },
+    TooMuch,
     /// The API was not reached.
     Away(String),
     /// The call failed; another try may succeed. What its rows end with if none does.
@@ -116,13 +146,7 @@ impl Api {
 
     /// The call that asks these prompts of a step.
     pub fn call(&self, step: usize, prompts: &[&str]) -> Call {
-        let prompt = &self.steps[step].prompt;
-        let body = match self.spec.api {
-            RemoteApi::Chat => request::chat(&self.spec.model, prompt, prompts),
-            RemoteApi::Responses => request::responses(&self.spec.model, prompt, prompts),
-            RemoteApi::Embeddings => request::embeddings(&self.spec.model, prompts),
-        };
-        let body = serde_json::to_vec(&body).expect("a request is plain data");
+        let body = body(&self.spec, &self.steps[step].prompt, prompts);
         Call {
             body: body.into(),
             step,
@@ -130,19 +154,48 @@ impl Api {
         }
     }
 
-    /// Makes the call. What the API says of its limits is told whatever it answers.
-    pub async fn make(&self, call: &Call) -> (Result<Said, CallError>, Hints) {
+    /// Makes the call. What it took and what the API says of its limits is told whatever it answers.
+    pub async fn make(&self, call: &Call) -> Made {
         let answer = match self.http.post(call.body.clone()).await {
             Ok(answer) => answer,
-            Err(error) => return (Err(error), Hints::default()),
+            Err(error) => {
+                let taken = match error {
+                    CallError::TooMuch | CallError::Away(_) | CallError::Refused(_) => {
+                        Taken::Nothing
+                    }
+                    CallError::Failed(_) | CallError::Rejected(_) => Taken::Unknown,
+                };
+                let (said, hints) = (Err(error), Hints::default());
+                return Made { said, taken, hints };
+            }
         };
         let hints = Hints::of(&answer.headers);
-        let said = fault::accepted(&answer).and_then(|()| {
-            let reader = &self.steps[call.step].reader;
-            reader.read(&answer.body, call.rows)
-        });
-        (said, hints)
+        let (said, taken) = match fault::accepted(&answer) {
+            Err(error) => (Err(error), Taken::Nothing),
+            Ok(()) => {
+                let reader = &self.steps[call.step].reader;
+                let (said, usage) = reader.read(&answer.body, call.rows);
+                (said, usage.map_or(Taken::Unknown, Taken::Known))
+            }
+        };
+        Made { said, taken, hints }
     }
+}
+
+/// The body of the request that asks these prompts.
+fn body(spec: &inference_service::Remote, prompt: &request::Prompt, prompts: &[&str]) -> Vec<u8> {
+    let body = match spec.api {
+        RemoteApi::Chat => request::chat(&spec.model, prompt, prompts),
+        RemoteApi::Responses => request::responses(&spec.model, prompt, prompts),
+        RemoteApi::Embeddings => request::embeddings(&spec.model, prompts),
+    };
+    serde_json::to_vec(&body).expect("a request is plain data")
+}
+
+/// Bytes that would be sent to ask these prompts of a step.
+pub fn request_bytes(spec: &inference_service::Remote, step: &Step, prompts: &[&str]) -> usize {
+    let prompt = request::Prompt::new(step.prompt.as_ref());
+    body(spec, &prompt, prompts).len()
 }
 
 impl Call {

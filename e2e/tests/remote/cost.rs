@@ -1,0 +1,258 @@
+//! What calls cost is counted to the last token, and a budget is kept to.
+
+use std::time::Duration;
+
+use millrace_e2e::process::{Process, until};
+use millrace_e2e::redis_server::RedisServer;
+use millrace_protocol::cost::{Cost, Prices};
+use millrace_stand_in::{Call, Faults, Record, StandInOptions};
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, SceneOptions};
+
+/// So cheap that a token costs a part of a millionth.
+const INPUT: &str = "0.15";
+const OUTPUT: &str = "0.6";
+const CALL: &str = "0.0001";
+
+fn pricing() -> Value {
+    json!({
+        "inputPerMillionTokens": INPUT, "outputPerMillionTokens": OUTPUT, "perCall": CALL,
+        "currency": "EUR",
+    })
+}
+
+fn cost(text: &str) -> Cost {
+    text.parse().unwrap()
+}
+
+/// What the stand-in would send a bill over: every answer that it gave.
+fn billed(record: &Record) -> Cost {
+    let prices = Prices::new(cost(INPUT), cost(OUTPUT), cost(CALL));
+    let price = |call: &Call| prices.of(1, call.tokens - call.answer_tokens, call.answer_tokens);
+    record.with_status(200).map(price).sum()
+}
+
+/// The dearest call.
+fn dearest(record: &Record) -> Cost {
+    let only = |call: &Call| {
+        let calls = vec![call.clone()];
+        billed(&Record { calls })
+    };
+    record.calls.iter().map(only).max().unwrap()
+}
+
+fn scene(rows: usize, job: Value, faults: Faults) -> Scene {
+    let mut spec = json!({
+        "sharding": {"targetBytes": 2048},
+        "retry": {"maxAttempts": 8, "initialBackoff": "10ms", "maxBackoff": "50ms"},
+    });
+    for (name, value) in job.as_object().unwrap() {
+        spec[name] = value.clone();
+    }
+    Scene::new(SceneOptions {
+        rows,
+        remote: json!({"rowsPerCall": 3, "limits": {"concurrency": 6}, "pricing": pricing()}),
+        job: spec,
+        api: StandInOptions {
+            latency_ms: 300,
+            time_factor: 20.0,
+            faults,
+            ..StandInOptions::default()
+        },
+    })
+}
+
+/// The job as it is printed at the end, with its exit code.
+fn run(scene: &Scene) -> (Value, Option<i32>) {
+    let mut command = scene.command("millrace");
+    command.arg("run").arg("-f").arg(scene.path("job.yaml"));
+    let ended = command.args(["-o", "json"]).output().unwrap();
+    let text = String::from_utf8(ended.stdout).unwrap();
+    let last = text.lines().last().unwrap_or_default();
+    let job = serde_json::from_str(last);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let job = job.unwrap_or_else(|error| panic!("{error}: {text}\n{said}"));
+    (job, ended.status.code())
+}
+
+fn total(job: &Value) -> Cost {
+    cost(job["status"]["cost"]["total"].as_str().expect("a total"))
+}
+
+/// Gives the job another budget.
+fn allow(scene: &Scene, max_cost: &str) {
+    let path = scene.path("job.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (service, job) = text.split_once("\n---\n").unwrap();
+    let mut job: Value = serde_json::from_str(job).unwrap();
+    job["spec"]["budget"] = json!({"maxCost": max_cost});
+    std::fs::write(&path, format!("{service}\n---\n{job}\n")).unwrap();
+}
+
+#[test]
+fn the_cost_of_a_job_is_that_of_every_answer_it_got() {
+    // Some answers are good for nothing, and are paid for all the same.
+    let faults = Faults {
+        malformed_every: Some(7),
+        short_every: Some(5),
+        failed_every: Some(11),
+        ..Faults::default()
+    };
+    let scene = scene(150, json!({}), faults);
+    let (job, code) = run(&scene);
+    assert_eq!(code, Some(0), "{job}");
+    let record = scene.record();
+    assert!(record.with_status(500).count() > 0);
+    assert_eq!(total(&job), billed(&record), "{job}");
+    let spent = &job["status"]["cost"];
+    let per_row = billed(&record).per(150).to_string();
+    assert_eq!(
+        (&spent["currency"], &spent["perRow"]),
+        (&json!("EUR"), &json!(per_row))
+    );
+    let manifest = std::fs::read(scene.path("out/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(
+        manifest["totals"]["cost"],
+        json!(billed(&record)),
+        "{manifest}"
+    );
+    let receipts = scene.path("out/_millrace/runs/0001/receipts");
+    let left = std::fs::read_dir(receipts).into_iter().flatten();
+    let left = left.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+    assert_eq!(left.count(), 0, "receipts of committed shards are gone");
+}
+
+#[test]
+fn a_budget_stops_a_job_within_one_call_and_raised_it_pays_for_nothing_twice() {
+    let budget = "0.006";
+    let scene = scene(
+        300,
+        json!({"budget": {"maxCost": budget}}),
+        Faults::default(),
+    );
+    let (job, code) = run(&scene);
+    assert_eq!(code, Some(3), "{job}");
+    let record = scene.record();
+    let (paid, most) = (billed(&record), cost(budget) + dearest(&record));
+    assert!(paid >= cost(budget) && paid < most, "{paid} of {budget}");
+    assert_eq!(
+        total(&job),
+        paid,
+        "what has no commit yet is counted as well"
+    );
+    let condition = &job["status"]["conditions"][0];
+    assert_eq!(condition["reason"], "BudgetSpent", "{job}");
+    assert!(scene.lines("parts").len() < 300);
+
+    // Nothing is asked as long as nothing more may be paid.
+    let (again, code) = run(&scene);
+    assert_eq!((code, total(&again)), (Some(3), paid), "{again}");
+    assert_eq!(scene.record().calls.len(), record.calls.len());
+
+    allow(&scene, "1");
+    let (job, code) = run(&scene);
+    assert_eq!(code, Some(0), "{job}");
+    let record = scene.record();
+    assert_eq!(scene.lines("parts").len(), 300);
+    let rows = record.answered();
+    assert!(rows.values().all(|times| *times == 1), "{rows:?}");
+    assert_eq!(total(&job), billed(&record));
+}
+
+#[test]
+fn a_budget_without_prices_is_refused_before_anything_is_asked() {
+    let scene = Scene::new(SceneOptions {
+        job: json!({"budget": {"maxCost": "1"}}),
+        ..SceneOptions::default()
+    });
+    let mut run = scene.run();
+    assert_eq!(run.wait().code(), Some(2));
+    assert!(run.log().contains("spec.remote.pricing"), "{}", run.log());
+    assert!(scene.record().calls.is_empty());
+}
+
+fn step(scene: &Scene, redis: &RedisServer, step: &str, log: &str) -> Process {
+    let mut command = scene.command("millrace-worker");
+    command.arg(step).arg("-f").arg(scene.path("job.yaml"));
+    command.args(["--redis", &redis.url(), "--lease-ttl-ms", "3000"]);
+    match step {
+        "work" => command.arg("--remote"),
+        "finish" => command.args(["--give-up", "the budget is spent"]),
+        _ => &mut command,
+    };
+    Process::start(command, scene.path(log))
+}
+
+#[test]
+fn workers_share_a_budget_though_one_is_killed_and_redis_forgets() {
+    let budget = "0.012";
+    let scene = scene(
+        600,
+        json!({"budget": {"maxCost": budget}}),
+        Faults::default(),
+    );
+    let redis = RedisServer::start();
+    step(&scene, &redis, "plan", "plan.log").succeed();
+    let logs = ["one.log", "two.log", "three.log"];
+    let mut workers: Vec<Process> = logs
+        .iter()
+        .map(|log| step(&scene, &redis, "work", log))
+        .collect();
+    let calls = |calls: usize| {
+        let seen = until(Duration::from_secs(60), || {
+            (scene.record().calls.len() >= calls).then_some(())
+        });
+        assert!(seen.is_some(), "{} calls", scene.record().calls.len());
+    };
+    calls(20);
+    workers.remove(0).kill();
+    calls(30);
+    redis.command::<()>(&["FLUSHALL"]);
+    workers.iter_mut().for_each(Process::succeed);
+    let record = scene.record();
+    // Of what was under way nobody knows when the server forgets it and a worker is gone: six calls at
+    // a time. What was answered is on receipts.
+    let (paid, mut most) = (billed(&record), cost(budget));
+    for _ in 0..7 {
+        most += dearest(&record);
+    }
+    assert!(paid >= cost(budget) && paid < most, "{paid} of {budget}");
+    step(&scene, &redis, "finish", "finish.log").succeed();
+    let manifest = std::fs::read(scene.path("out/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["complete"], false);
+    assert_eq!(manifest["currency"], "EUR");
+    scene.assert_nothing_is_told(&logs);
+}
+
+#[test]
+fn a_run_that_is_killed_pays_twice_for_what_was_under_way_alone() {
+    let scene = scene(600, json!({}), Faults::default());
+    let mut kills = 0;
+    for calls in [15, 40, 70, 100, 140] {
+        let mut run = scene.run();
+        let seen = until(Duration::from_secs(60), || {
+            (scene.record().calls.len() >= calls).then_some(())
+        });
+        assert!(seen.is_some(), "{}", run.log());
+        run.kill();
+        kills += 1;
+    }
+    let (job, code) = run(&scene);
+    assert_eq!(code, Some(0), "{job}");
+    let mut ids: Vec<String> = scene
+        .lines("parts")
+        .iter()
+        .map(|line| line["id"].to_string())
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!((ids.len(), scene.lines("parts").len()), (600, 600));
+    let record = scene.record();
+    let asked = record.calls.iter().flat_map(|call| &call.rows).count();
+    let under_way = 6 * 3;
+    println!("{kills} kills, {} rows were asked again", asked - 600);
+    assert!(asked - 600 <= kills * under_way, "{asked} rows asked");
+}

@@ -1,0 +1,215 @@
+//! What a job that asks an API will take and cost, guessed before its first call from a few of its
+//! rows: the prompts are made as they will be, and nobody is asked.
+
+use std::fmt;
+
+use millrace_protocol::cost::Cost;
+use millrace_protocol::plan::Plan;
+use millrace_protocol::row::ReadRow;
+use serde::Serialize;
+
+use super::preflight::guess_rows;
+use crate::job::{CheckedJob, Remote, Step};
+use crate::prompt::Prompts;
+use crate::read::{self, ReadError};
+use crate::store::Stores;
+use crate::work::call::guess::Guess;
+use crate::work::client::remote::{Usage, request_bytes};
+
+/// Shards of which rows are looked at.
+const SHARDS_MAX: usize = 8;
+/// Rows of a shard that are looked at.
+const ROWS_MAX: usize = 64;
+/// Bytes of rows of a shard that are looked at.
+const BYTES_MAX: usize = 256 << 10;
+
+/// What a job will take and cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Forecast {
+    /// Its rows, as far as one knows.
+    pub rows: u64,
+    /// Rows that were looked at.
+    pub sampled_rows: u64,
+    /// Tokens of prompts and answers, at least and at most.
+    pub tokens: (u64, u64),
+    /// What they cost, at least and at most; absent where the service names no prices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<(Cost, Cost)>,
+    /// The currency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// Most that the job may cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_cost: Option<Cost>,
+}
+
+/// What the rows that were looked at take.
+#[derive(Debug, Default)]
+struct Sample {
+    rows: u64,
+    calls: u64,
+    least: Usage,
+    most: Usage,
+}
+
+/// Guesses what the job will take; nothing for one that asks no API, or has no row to look at. `rows` is
+/// the number of rows, where somebody counted them.
+pub async fn forecast(
+    stores: &Stores,
+    job: &CheckedJob,
+    plan: &Plan,
+    rows: Option<u64>,
+) -> Result<Option<Forecast>, ReadError> {
+    let Some(remote) = &job.remote else {
+        return Ok(None);
+    };
+    let stores = &stores.with_inline_rows(&job.input);
+    let texts = sampled(stores, job, plan).await?;
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let rows = match rows {
+        Some(rows) => rows,
+        None => guess_rows(stores, job, plan).await?.max(texts.len() as u64),
+    };
+    let sample = sample(remote, &job.steps, &job.input.fields.text, &texts);
+    Ok(Some(scaled(job, &sample, rows)))
+}
+
+/// The first rows of some shards that lie evenly over the plan.
+async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<String>, ReadError> {
+    let stride = plan.shards.len().div_ceil(SHARDS_MAX).max(1);
+    let (fields, row_bytes_max) = (&job.input.fields, job.input.row_bytes_max);
+    let mut texts = Vec::new();
+    for shard in plan.shards.iter().step_by(stride) {
+        let input = plan.input_of(shard);
+        let mut rows = read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
+        let rows = rows.next_batch(ROWS_MAX, BYTES_MAX).await?;
+        texts.extend(rows.into_iter().filter_map(|row| match row {
+            ReadRow::Row(row) => {
+                let prompted = row.prompted.map(|fields| fields.get().to_owned());
+                Some(prompted.unwrap_or(row.text))
+            }
+            ReadRow::Bad { .. } => None,
+        }));
+    }
+    Ok(texts)
+}
+
+/// What these rows take in calls of as many rows as the service says.
+fn sample(remote: &Remote, steps: &[Step], text_field: &str, texts: &[String]) -> Sample {
+    let prompts = Prompts::new(steps.iter().map(Step::template), text_field);
+    let prompts = prompts.expect("the job was checked");
+    let mut sample = Sample {
+        rows: texts.len() as u64,
+        ..Sample::default()
+    };
+    for (index, step) in steps.iter().enumerate() {
+        let guess = Guess::new(std::slice::from_ref(step));
+        let rendered = texts
+            .iter()
+            .filter_map(|text| prompts.render(index, text).ok());
+        let rendered: Vec<String> = rendered.collect();
+        for call in rendered.chunks(remote.spec.rows_per_call() as usize) {
+            let prompts: Vec<&str> = call.iter().map(String::as_str).collect();
+            let bytes = request_bytes(&remote.spec, step, &prompts);
+            let writes = remote.writes();
+            sample.calls += 1;
+            sample.least += Guess::least(bytes, call.len(), writes);
+            sample.most += guess.usage(bytes, call.len(), writes);
+        }
+    }
+    sample
+}
+
+fn scaled(job: &CheckedJob, sample: &Sample, rows: u64) -> Forecast {
+    let scale = |count: u64| {
+        let scaled = u128::from(count) * u128::from(rows) / u128::from(sample.rows.max(1));
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    };
+    let pricing = job.pricing();
+    let cost = |usage: Usage| {
+        let prices = pricing?.prices();
+        let Usage { input, output } = usage;
+        Some(prices.of(scale(sample.calls), scale(input), scale(output)))
+    };
+    Forecast {
+        rows,
+        sampled_rows: sample.rows,
+        tokens: (scale(sample.least.total()), scale(sample.most.total())),
+        cost: cost(sample.least).zip(cost(sample.most)),
+        currency: pricing.map(|pricing| pricing.currency.clone()),
+        max_cost: job.cost_max,
+    }
+}
+
+impl Forecast {
+    /// What is to be said where the job may cost more than it may.
+    pub fn warning(&self) -> Option<String> {
+        let (least, most) = self.cost?;
+        let max = self.max_cost.filter(|max| *max < most)?;
+        let currency = self.currency.as_deref().unwrap_or_default();
+        let surely = if max < least { "will" } else { "may" };
+        Some(format!(
+            "spec.budget.maxCost is {max} {currency}: the job {surely} stop before its end"
+        ))
+    }
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (least, most) = self.tokens;
+        write!(f, "{least} to {most} tokens")?;
+        if let (Some((least, most)), Some(currency)) = (self.cost, &self.currency) {
+            let (least, most) = (least.short(), most.short());
+            write!(f, ", {least} to {most} {currency}")?;
+        }
+        write!(f, " (guessed from {} rows)", self.sampled_rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::StoreOptions;
+    use crate::work::testing::remote_job;
+
+    #[tokio::test]
+    async fn a_forecast_grows_with_rows_and_knows_the_price_and_the_budget() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows: Vec<String> = (0..100).map(|row| format!("row number {row}")).collect();
+        let text: Vec<String> = rows
+            .iter()
+            .map(|row| json!({"text": row}).to_string())
+            .collect();
+        std::fs::write(folder.path().join("rows.jsonl"), text.join("\n")).unwrap();
+        let pricing = json!({"inputPerMillionTokens": "1", "outputPerMillionTokens": "10"});
+        let more = json!({
+            "budget": {"maxCost": "0.001"},
+            "steps": [{"name": "a", "model": "m", "prompt": {"maxOutputTokens": 10}}],
+        });
+        let job = remote_job(folder.path(), json!({"pricing": pricing}), more);
+        let stores = Stores::new(StoreOptions::default());
+        let plan = crate::plan::draft(&stores, &job).await.unwrap();
+        let found = |rows| forecast(&stores, &job, &plan, rows);
+        let (hundred, thousand) = (
+            found(Some(100)).await.unwrap(),
+            found(Some(1_000)).await.unwrap(),
+        );
+        let (hundred, thousand) = (hundred.unwrap(), thousand.unwrap());
+        assert_eq!(hundred.sampled_rows, 64);
+        assert!(thousand.tokens.1 >= hundred.tokens.1 * 9, "{thousand:?}");
+        // Ten tokens of answer for each row at most, and a price of ten for a million.
+        let (least, most) = hundred.cost.unwrap();
+        assert!(
+            least < most && most > "0.01".parse().unwrap(),
+            "{hundred:?}"
+        );
+        assert!(hundred.warning().unwrap().contains("may"), "{hundred:?}");
+        let counted = found(None).await.unwrap().unwrap();
+        assert!((90..=110).contains(&counted.rows), "{counted:?}");
+    }
+}
