@@ -5,9 +5,10 @@
 //! [`plan`] → [`lease`] → [`row`] → [`wire`] → [`result`] → [`commit`] → [`manifest`],
 //! and [`layout`] says where each of them lies in an output. In a cluster, [`registry`] is how the
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
-//! [`panic`] quotes what was caught.
+//! [`event`] is what others are told when a job is over; [`panic`] quotes what was caught.
 
 pub mod commit;
+pub mod event;
 pub mod layout;
 pub mod lease;
 pub mod manifest;

@@ -1,5 +1,6 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod postgres;
 mod remote;
 mod runtime;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_crds::batch_job::{
-    self, BatchJobSpec, FailedRowsMax, JobService, OutputCompression, Prompt,
+    self, BatchJobSpec, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
 };
 use millrace_crds::inference_service::Runtime;
 use millrace_crds::{BatchJob, InferenceService};
@@ -17,6 +18,7 @@ use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::Remote;
 use crate::store::INLINE_ROWS;
 
@@ -52,6 +54,8 @@ pub struct CheckedJob {
     pub deliveries_max: u64,
     /// How many rows may fail before the run is given up.
     pub failed_rows_max: Option<FailedRowsMax>,
+    /// Who is told when the job is over.
+    pub notify: Option<Notify>,
     /// Hash of everything in job and service that decides what a result line says, hexadecimal.
     pub spec_sha256: String,
 }
@@ -137,6 +141,8 @@ pub struct Output {
     pub zstd: bool,
     /// Whether finish merges the parts into one file.
     pub merge: bool,
+    /// The table that finish loads results into, if the job names one.
+    pub postgres: Option<Postgres>,
 }
 
 /// How often a row is tried again when the fault lies with the moment.
@@ -168,6 +174,14 @@ pub enum JobError {
         index: usize,
         /// Field of the prompt, with a dot before it; empty for the prompt as a whole.
         field: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The table that results are loaded into cannot be as it is asked for.
+    #[error("spec.output.postgres{field}: {message}")]
+    Postgres {
+        /// Field of it, with a dot before it; empty for the table as a whole.
+        field: String,
         /// What is wrong and what to do.
         message: String,
     },
@@ -208,6 +222,7 @@ pub fn check(
         credentials: _,
         backoff_limit_per_index,
         max_failed_rows: _,
+        notify,
     } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
     if let JobService::Shared(named) = job.spec.service()
@@ -219,6 +234,7 @@ pub fn check(
         });
     }
     let steps = check_steps(steps.as_deref(), service)?;
+    let postgres = postgres::postgres(output, &steps, service)?;
     let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
     let uris = input.uris.iter().flatten();
     let uris: Vec<String> = match &input.inline {
@@ -257,6 +273,7 @@ pub fn check(
             uri: absolute(&output.uri, base).trim_end_matches('/').to_owned(),
             zstd: output.compression == OutputCompression::Zstd,
             merge: output.merge,
+            postgres,
         },
         shard_bytes_target: u64::from(sharding.target_bytes),
         retry: Retry {
@@ -266,6 +283,7 @@ pub fn check(
         },
         deliveries_max: u64::from(*backoff_limit_per_index) + 1,
         failed_rows_max: job.spec.failed_rows_max(),
+        notify: notify.clone(),
     })
 }
 
@@ -381,6 +399,7 @@ fn spec_sha256(
         compression: parts,
         join,
         merge: _,
+        postgres: _,
     } = output;
     #[derive(Serialize)]
     struct Decisive<'a> {

@@ -87,6 +87,7 @@ fn job(keys: &[&str]) -> CheckedJob {
             uri: uri("out"),
             zstd: false,
             merge: false,
+            postgres: None,
         },
         shard_bytes_target: 1 << 20,
         retry: Retry {
@@ -96,6 +97,7 @@ fn job(keys: &[&str]) -> CheckedJob {
         },
         deliveries_max: 1,
         failed_rows_max: None,
+        notify: None,
         spec_sha256: "spec".into(),
     }
 }
