@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the classifiers of examples/analysis and examples/symptoms: `examples/make_models.py`.
+"""Makes the classifiers of analysis/, symptoms/ and sentiment-to-postgres/: `examples/make_models.py`.
 
 They are no trained models. Each is a BERT whose weights are set by hand so that it finds the words of a
 short list: a word carries a mark for its label, every attention averages the marks of all tokens
@@ -31,9 +31,17 @@ SYMPTOMS = {
     "neurological": "headache dizzy dizziness numbness seizure migraine tingling vision",
     "skin": "rash itch itching hives blister redness swelling",
 }
+EMOTION = {
+    "joy": "joy happy love wonderful amazed delight glad best",
+    "anger": "angry furious hate outraged mad annoyed",
+    "sadness": "sad cried unhappy miserable lonely tears",
+    "fear": "afraid worry worried scared fear nervous",
+}
 MODELS = {
     "analysis/models/sentiment": SENTIMENT,
     "analysis/models/toxicity": TOXICITY,
+    "sentiment-to-postgres/models/sentiment": SENTIMENT,
+    "sentiment-to-postgres/models/emotion": EMOTION,
     "symptoms/models/symptoms": SYMPTOMS,
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use millrace_protocol::tally::Rows;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::run::Prepared;
 use millrace_worker::work::progress::{Progress, ProgressSnapshot};
@@ -44,7 +45,7 @@ enum Kind {
 /// What is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+pub struct Shown {
     shards_committed: u32,
     shards_total: u32,
     rows_succeeded: u64,
@@ -84,16 +85,10 @@ impl Display {
             Kind::Bar(_) => BAR_INTERVAL,
             Kind::Lines | Kind::Json => LINE_INTERVAL,
         };
-        let mut samples: Vec<(Instant, ProgressSnapshot)> =
-            vec![(Instant::now(), progress.snapshot())];
+        let mut rates = Rates::new(progress);
         loop {
             tokio::time::sleep(interval).await;
-            let now = Instant::now();
-            samples.push((now, progress.snapshot()));
-            while samples.len() > 2 && now - samples[1].0 > RATE_WINDOW {
-                samples.remove(0);
-            }
-            self.draw(shown(&samples));
+            self.draw(rates.look(progress));
         }
     }
 
@@ -122,6 +117,43 @@ impl Display {
                 // A reader that went away must not stop the run.
                 output::line(&json.to_string()).ok();
             }
+        }
+    }
+}
+
+/// How fast a run is, from looks at its counts.
+pub struct Rates {
+    samples: Vec<(Instant, ProgressSnapshot)>,
+}
+
+impl Rates {
+    /// Begins to look.
+    pub fn new(progress: &Progress) -> Self {
+        Self {
+            samples: vec![(Instant::now(), progress.snapshot())],
+        }
+    }
+
+    /// Looks once more.
+    pub fn look(&mut self, progress: &Progress) -> Shown {
+        let now = Instant::now();
+        self.samples.push((now, progress.snapshot()));
+        while self.samples.len() > 2 && now - self.samples[1].0 > RATE_WINDOW {
+            self.samples.remove(0);
+        }
+        shown(&self.samples)
+    }
+}
+
+impl Shown {
+    /// What is shown of a run once its manifest says how it ended.
+    pub fn finished(self, rows: Rows, failed_shards: usize) -> Self {
+        Self {
+            shards_committed: self.shards_total.saturating_sub(failed_shards as u32),
+            rows_succeeded: rows.succeeded,
+            rows_failed: rows.failed,
+            eta_seconds: None,
+            ..self
         }
     }
 }
@@ -179,7 +211,7 @@ fn text(shown: &Shown) -> String {
 
 #[cfg(test)]
 mod tests {
-    use millrace_protocol::tally::{Rows, Tally};
+    use millrace_protocol::tally::Tally;
 
     use super::*;
 

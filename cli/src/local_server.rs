@@ -9,9 +9,10 @@ use anyhow::Context;
 use millrace_crds::InferenceService;
 use millrace_leases::limits::MemoryLimiter;
 use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
+use millrace_worker::secrets::Secrets;
 use millrace_worker::store::LinkLocal;
 use millrace_worker::work::call::{Gate, minute_from_env};
-use millrace_worker::work::client::remote::{Access, Keys};
+use millrace_worker::work::client::remote::Access;
 use millrace_worker::work::client::{ServerAddress, ServerUrl};
 use tempfile::TempDir;
 
@@ -176,7 +177,7 @@ pub fn origin(
 fn access() -> Access {
     let limiter = MemoryLimiter::new(minute_from_env());
     Access {
-        keys: Keys::Environment,
+        secrets: Secrets::Environment,
         gate: Arc::new(Gate::new(Arc::new(limiter))),
         link_local: LinkLocal::Allowed,
     }

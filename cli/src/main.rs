@@ -1,5 +1,6 @@
 //! The `millrace` command, which is also `kubectl millrace`.
 
+mod board;
 mod cluster;
 mod commands;
 mod display;

@@ -38,7 +38,7 @@ impl Opened {
     }
 
     async fn open(named: &str) -> anyhow::Result<Self> {
-        let location = Stores::from_env(LinkLocal::Allowed).open(&absolute(named)?)?;
+        let location = stores().open(&absolute(named)?)?;
         let visible = output::visible(&location).await?;
         if !visible.finished {
             let shards = visible.parts.len();
@@ -46,6 +46,16 @@ impl Opened {
         }
         Ok(Self { location, visible })
     }
+}
+
+/// Where the output is that a person names, whatever is there.
+pub async fn locate(named: &str, cluster: &ClusterArgs) -> anyhow::Result<Location> {
+    let resolved = resolve_output(named.to_owned(), cluster).await?;
+    Ok(stores().open(&absolute(&resolved)?)?)
+}
+
+fn stores() -> Stores {
+    Stores::from_env(LinkLocal::Allowed)
 }
 
 fn absolute(named: &str) -> anyhow::Result<String> {
@@ -92,10 +102,15 @@ impl Lines {
         self.note(written)
     }
 
-    /// Prints what is gathered.
-    pub fn finish(mut self) -> io::Result<()> {
+    /// Prints what is gathered. More may follow.
+    pub fn flush(&mut self) -> io::Result<()> {
         let flushed = self.out.flush();
         self.note(flushed)
+    }
+
+    /// Prints what is gathered, and nothing more.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.flush()
     }
 
     fn note(&mut self, written: io::Result<()>) -> io::Result<()> {

@@ -158,6 +158,9 @@ fn summary(
     if let Some(merged) = &manifest.merged {
         lines.push(format!("  merged   {output}/{merged}"));
     }
+    if let Some(table) = &manifest.postgres {
+        lines.push(format!("  loaded   table {table}"));
+    }
     for shard in manifest.failed_shards.iter().take(TEXT_SHARDS_MAX) {
         lines.push(format!(
             "  shard {} was given up: {}",

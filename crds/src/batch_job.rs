@@ -4,6 +4,8 @@ mod budget;
 mod failed_rows;
 mod filter;
 mod incremental;
+mod notify;
+mod output;
 mod prompt;
 mod retry;
 
@@ -20,6 +22,8 @@ pub use budget::{Budget, Spent};
 pub use failed_rows::FailedRowsMax;
 pub use filter::Filter;
 pub use incremental::Incremental;
+pub use notify::Notify;
+pub use output::{Output, OutputCompression, Postgres};
 pub use prompt::Prompt;
 pub use retry::Retry;
 
@@ -160,6 +164,10 @@ pub struct BatchJobSpec {
     /// list it in `spec.secrets`. Means nothing for a local run, which uses its environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretRef>,
+
+    /// Who is told when the job is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
 
     /// How many more times a shard is handed to a worker after its first delivery failed. After
     /// that the shard is given up, with the last error, and the job goes on without it.
@@ -341,51 +349,6 @@ pub enum Compression {
     None,
     /// gzip.
     Gzip,
-    /// Zstandard.
-    Zstd,
-}
-
-/// Where results, errors and the manifest are written.
-#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!self.uri.matches('^[A-Za-z0-9+.-]+://[^/]*[@:]')")
-        .message("a URI cannot carry credentials, nor a port; give them through the environment of the worker"),
-    validation = Rule::new("!self.uri.matches('^s3://(.*/)?[.][.](/.*)?$')")
-        .message("a URI cannot climb with `..`; name the place that it leads to"),
-)]
-pub struct Output {
-    /// Folder to write to: `s3://bucket/path`, `file:///path`, or, for a local run, a path relative
-    /// to the manifest. The store must honour put-if-absent.
-    #[schemars(
-        length(min = 1, max = 1024),
-        // As above: credentials are for the rule to refuse.
-        regex(
-            pattern = r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?|file:///.+|[^:]+|[A-Za-z0-9+.-]+://[^/]*[@:].*)$"
-        )
-    )]
-    pub uri: String,
-
-    /// Compression of the parts.
-    #[serde(default)]
-    pub compression: OutputCompression,
-
-    /// Input fields to carry into each result line's `input` object.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(min = 1, max = 256)))]
-    pub join: Vec<String>,
-
-    /// Whether finish also writes all results into one file, `results.jsonl[.zst]`, in input order.
-    #[serde(default)]
-    pub merge: bool,
-}
-
-/// Compression of the parts.
-#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OutputCompression {
-    /// Plain JSON lines.
-    #[default]
-    None,
     /// Zstandard.
     Zstd,
 }

@@ -14,7 +14,7 @@ mod secret_ref;
 
 pub use batch_job::{BatchJob, BatchJobSpec, BatchJobStatus};
 pub use inference_service::{InferenceService, InferenceServiceSpec, InferenceServiceStatus};
-pub use secret_ref::SecretRef;
+pub use secret_ref::{SecretKeyRef, SecretRef};
 
 /// Group and version of every kind in this crate.
 pub const API_VERSION: &str = "millrace.dev/v1alpha1";

@@ -6,6 +6,7 @@
 
 pub mod api_proxy;
 pub mod history;
+pub mod postgres_server;
 pub mod process;
 pub mod redis_server;
 pub mod s3_server;

@@ -42,6 +42,9 @@ pub struct Manifest {
     /// The merged results below the output, if the job asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<String>,
+    /// The table that all results and row errors were loaded into, if the job names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<String>,
     /// When finish wrote this file, RFC 3339.
     pub finished_at: String,
 }

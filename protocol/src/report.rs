@@ -36,6 +36,9 @@ pub enum Report {
         tally: Tally,
         /// The first few row errors.
         sample_errors: Vec<ErrorSample>,
+        /// What went wrong beside the job, such as a receiver that could not be told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        warning: Option<String>,
     },
     /// Shards are open; they were queued again.
     #[serde(rename_all = "camelCase")]
@@ -75,6 +78,14 @@ impl ErrorSample {
 }
 
 impl Report {
+    /// The same report with a warning, cut.
+    pub fn with_warning(mut self, said: Option<String>) -> Self {
+        if let Report::Finished { warning, .. } = &mut self {
+            *warning = said.as_deref().map(cut);
+        }
+        self
+    }
+
     /// A failure, its message cut.
     pub fn failed(message: &str) -> Self {
         Report::Failed {
@@ -131,6 +142,7 @@ mod tests {
             failed_shards: 0,
             tally: Tally::default(),
             sample_errors: vec![sample; 20],
+            warning: Some("w".into()),
         };
         let message = report.to_message();
         assert!(message.len() <= REPORT_BYTES_MAX, "{}", message.len());

@@ -26,6 +26,15 @@ pub enum CommitsError {
 
 /// All commits of a run, by shard.
 pub async fn list(output: &Location, run: RunNumber) -> Result<Vec<Commit>, CommitsError> {
+    list_where(output, run, |_| true).await
+}
+
+/// The commits of those shards of a run that are `wanted`, by shard.
+pub async fn list_where(
+    output: &Location,
+    run: RunNumber,
+    wanted: impl Fn(ShardIndex) -> bool,
+) -> Result<Vec<Commit>, CommitsError> {
     let folder = output.below(&layout::commits(run));
     let failed = |source| CommitsError::List(StoreError::at(&folder, source));
     let listed: Vec<_> = output
@@ -37,7 +46,10 @@ pub async fn list(output: &Location, run: RunNumber) -> Result<Vec<Commit>, Comm
     let names = listed
         .iter()
         .filter_map(|object| object.location.filename());
-    let shards: Vec<ShardIndex> = names.filter_map(layout::shard_of_commit).collect();
+    let shards: Vec<ShardIndex> = names
+        .filter_map(layout::shard_of_commit)
+        .filter(|shard| wanted(*shard))
+        .collect();
     let mut commits: Vec<Commit> = futures::stream::iter(shards)
         .map(|shard| commit::read(output, run, shard))
         .buffer_unordered(READS_MAX)

@@ -1,5 +1,6 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod postgres;
 mod remote;
 mod runtime;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_crds::batch_job::{
-    self, BatchJobSpec, FailedRowsMax, JobService, OutputCompression, Prompt,
+    self, BatchJobSpec, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
 };
 use millrace_crds::inference_service::{Pricing, Runtime};
 use millrace_crds::{BatchJob, InferenceService};
@@ -18,6 +19,7 @@ use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::Remote;
 use crate::filter::{BadFilter, Filter};
 use crate::store::{INLINE_ROWS, Location};
@@ -57,6 +59,8 @@ pub struct CheckedJob {
     pub failed_rows_max: Option<FailedRowsMax>,
     /// Most that its calls may cost before the run is given up.
     pub cost_max: Option<Cost>,
+    /// Who is told when the job is over.
+    pub notify: Option<Notify>,
     /// Hash of everything in job and service that decides what a result line says, hexadecimal.
     pub spec_sha256: String,
     /// Hash of everything in job and service that decides the answer to a row, hexadecimal.
@@ -166,6 +170,8 @@ pub struct Output {
     pub zstd: bool,
     /// Whether finish merges the parts into one file.
     pub merge: bool,
+    /// The table that finish loads results into, if the job names one.
+    pub postgres: Option<Postgres>,
 }
 
 /// How often a row is tried again when the fault lies with the moment.
@@ -217,6 +223,14 @@ pub enum JobError {
         /// Name of the service.
         service: String,
     },
+    /// The table that results are loaded into cannot be as it is asked for.
+    #[error("spec.output.postgres{field}: {message}")]
+    Postgres {
+        /// Field of it, with a dot before it; empty for the table as a whole.
+        field: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// A step names a model that the service lacks.
     #[error("spec.steps[{index}].model: the service has no model {model:?}; it has {known}")]
     UnknownModel {
@@ -256,6 +270,7 @@ pub fn check(
         max_failed_rows: _,
         incremental,
         budget,
+        notify,
     } = &job.spec;
     let given = service.metadata.name.clone().unwrap_or_default();
     if let JobService::Shared(named) = job.spec.service()
@@ -271,6 +286,7 @@ pub fn check(
         return Err(JobError::Unpriced { service: given });
     }
     let steps = check_steps(steps.as_deref(), service)?;
+    let postgres = postgres::postgres(output, &steps, service)?;
     let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
     let filter = input.filter.as_ref().map(Filter::new).transpose();
     let filter =
@@ -318,6 +334,7 @@ pub fn check(
             uri: folder(&output.uri, base),
             zstd: output.compression == OutputCompression::Zstd,
             merge: output.merge,
+            postgres,
         },
         shard_bytes_target: u64::from(sharding.target_bytes),
         retry: Retry {
@@ -328,6 +345,7 @@ pub fn check(
         deliveries_max: u64::from(*backoff_limit_per_index) + 1,
         failed_rows_max: job.spec.failed_rows_max(),
         cost_max,
+        notify: notify.clone(),
     })
 }
 
@@ -475,6 +493,7 @@ fn spec_sha256(
         compression: parts,
         join,
         merge: _,
+        postgres: _,
     } = output;
     #[derive(Serialize)]
     struct Decisive<'a> {

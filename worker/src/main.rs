@@ -50,7 +50,12 @@ enum Step {
         /// Gives up, for this reason, all shards that have no commit.
         #[arg(long, env = "MILLRACE_GIVE_UP", value_name = "REASON")]
         give_up: Option<String>,
+        /// The same in one word, for whom the job names in `spec.notify`.
+        #[arg(long, env = "MILLRACE_GIVE_UP_REASON", value_name = "WORD")]
+        give_up_reason: Option<String>,
     },
+    /// Tells a receiver how a job ended that was not finished.
+    Notify(Notify),
     /// Works off shards of whatever jobs a service has, until SIGTERM comes.
     Serve(Serve),
     /// Fetches a service's models into a folder and verifies them.
@@ -80,6 +85,10 @@ struct Job {
     /// variable. Without it the environment counts.
     #[arg(long, env = "MILLRACE_CREDENTIALS")]
     credentials: Option<PathBuf>,
+    /// Folder with one folder per mounted Secret, named like it, for `spec.output.postgres` and
+    /// `spec.notify`. Without it the environment counts.
+    #[arg(long, env = "MILLRACE_SECRETS")]
+    secrets: Option<PathBuf>,
     #[command(flatten)]
     leases: Leases,
 }
@@ -97,6 +106,30 @@ struct Server {
     /// There is none: the API of a service with `spec.remote` is asked.
     #[arg(long, env = "MILLRACE_REMOTE")]
     remote: bool,
+}
+
+/// What telling a receiver takes.
+#[derive(Debug, Args)]
+struct Notify {
+    /// The receiver.
+    #[arg(long, env = "MILLRACE_NOTIFY_URL")]
+    url: String,
+    /// The event, as JSON.
+    #[arg(long, env = "MILLRACE_NOTIFY_EVENT")]
+    event: String,
+    /// Name of the mounted Secret that events are signed with.
+    #[arg(long, env = "MILLRACE_NOTIFY_SECRET_NAME")]
+    secret: Option<String>,
+    /// Key in it.
+    #[arg(long, env = "MILLRACE_NOTIFY_SECRET_KEY", requires = "secret")]
+    key: Option<String>,
+    /// Folder with one folder per mounted Secret, named like it.
+    #[arg(
+        long,
+        env = "MILLRACE_SECRETS",
+        default_value = "/var/run/millrace/secrets"
+    )]
+    secrets: PathBuf,
 }
 
 /// What the worker of a service takes.
@@ -153,7 +186,12 @@ async fn main() -> anyhow::Result<ExitCode> {
     let ended = match step {
         Step::Plan(job) => steps::plan(job).await.map(Some),
         Step::Work { job, server } => steps::work(job, server).await.map(|()| None),
-        Step::Finish { job, give_up } => steps::finish(job, give_up).await.map(Some),
+        Step::Finish {
+            job,
+            give_up,
+            give_up_reason,
+        } => steps::finish(job, give_up, give_up_reason).await.map(Some),
+        Step::Notify(notify) => steps::notify(notify).await.map(|()| None),
         Step::Serve(serve) => steps::serve(serve).await.map(|()| None),
         Step::Models(models) => steps::models(models).await.map(|()| None),
         Step::Check(leases) => steps::check(leases).await.map(|()| None),

@@ -1,12 +1,13 @@
 //! Reads an output the way its users do: visible lines only, in input order, streaming.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 
 use async_compression::tokio::bufread::ZstdDecoder;
 use futures::{Stream, StreamExt, TryStreamExt};
 use millrace_protocol::commit::Commit;
 use millrace_protocol::manifest::LivePart;
-use millrace_protocol::plan::{FIRST_RUN, ShardIndex};
+use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex};
 use millrace_protocol::result::ErrorLine;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio_util::io::StreamReader;
@@ -84,6 +85,13 @@ pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
         path: output.path.to_string(),
     })?;
     let committed = commits::list(output, plan.run).await?;
+    Ok(Visible {
+        parts: live(&plan, committed),
+        finished: false,
+    })
+}
+
+fn live(plan: &Plan, committed: Vec<Commit>) -> Vec<LivePart> {
     let live = committed.into_iter().filter_map(|commit| {
         let range = *plan.shards.get(commit.shard as usize)?;
         Some(LivePart {
@@ -92,10 +100,41 @@ pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
             commit,
         })
     });
-    Ok(Visible {
-        parts: live.collect(),
-        finished: false,
-    })
+    live.collect()
+}
+
+/// Looks at an output again and again while its run goes on.
+#[derive(Debug, Default)]
+pub struct Follower {
+    plan: Option<Plan>,
+    seen: HashSet<(RunNumber, ShardIndex)>,
+}
+
+impl Follower {
+    /// The parts that appeared since the last look, and whether there will be no more. Before its run is
+    /// planned an output has none.
+    pub async fn look(&mut self, output: &Location) -> Result<Visible, OutputError> {
+        let manifest = finish::read_manifest(output).await?;
+        let finished = manifest.is_some();
+        let parts = match (manifest, &self.plan) {
+            (Some(manifest), _) => manifest.parts,
+            (None, Some(plan)) => {
+                let is_new = |shard| !self.seen.contains(&(plan.run, shard));
+                let committed = commits::list_where(output, plan.run, is_new).await?;
+                live(plan, committed)
+            }
+            (None, None) => {
+                self.plan = plan::read(output, FIRST_RUN).await?;
+                Vec::new()
+            }
+        };
+        let parts = parts.into_iter();
+        let parts = parts.filter(|part| self.seen.insert((part.run, part.commit.shard)));
+        Ok(Visible {
+            parts: parts.collect(),
+            finished,
+        })
+    }
 }
 
 /// The result lines of `parts`, without their newlines.
@@ -208,9 +247,11 @@ fn lines<'a>(
         .try_flatten()
 }
 
-type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
+/// A file of an output, decompressed.
+pub(crate) type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
-async fn open(output: &Location, relative_path: &str) -> Result<Reader, OutputError> {
+/// Opens a file of an output by its path below it.
+pub(crate) async fn open(output: &Location, relative_path: &str) -> Result<Reader, StoreError> {
     let path = output.below(relative_path);
     let found = StoredObject::open(&output.store, &path)
         .await

@@ -70,7 +70,7 @@ impl Scene {
 
     async fn drive(&self, job: &CheckedJob) -> Manifest {
         let prepared = prepare(&self.stores, job).await.unwrap();
-        match drive(&self.stores, job, prepared, &self.options()).await {
+        match drive(&self.stores, job, prepared, &self.options(), None).await {
             Ok(RunEnd::Finished(manifest)) => *manifest,
             other => panic!("{other:?}"),
         }
@@ -241,6 +241,7 @@ async fn a_job_that_is_given_up_names_what_is_not_done_and_a_rerun_does_it() {
         &prepared,
         options.leases.as_ref(),
         Some("cancelled"),
+        None,
     );
     let Finish::Finished(manifest) = ended.await.unwrap() else {
         panic!("it is given up");

@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, Finish, FinishError, FinishOptions};
-use crate::job::CheckedJob;
+use crate::job::{CheckedJob, Postgres};
 use crate::plan::{self, PlanError};
+use crate::postgres::Sink;
 use crate::store::{Location, StoreError, Stores};
 use crate::trace;
 use crate::work::call::{Caller, CallerOptions};
@@ -101,8 +102,8 @@ pub struct Prepared {
 /// What an output says of a job before it is run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Found {
-    /// The run that the job asks for is finished, with every shard committed, and merged if it asks
-    /// for that.
+    /// The run that the job asks for is finished, with every shard committed, and merged and loaded if
+    /// it asks for that.
     Finished(Box<Manifest>),
     /// This run comes next: the one that the job asks for, or an earlier one that it builds on.
     Next(RunNumber),
@@ -121,7 +122,9 @@ pub async fn find(stores: &Stores, job: &CheckedJob) -> Result<Found, RunError> 
         return Ok(Found::Next(manifest.run + 1));
     }
     let is_merged = !job.output.merge || manifest.merged.is_some();
-    if manifest.complete && is_merged {
+    let table = job.output.postgres.as_ref().map(Postgres::name);
+    let is_loaded = table.is_none() || manifest.postgres == table;
+    if manifest.complete && is_merged && is_loaded {
         return Ok(Found::Finished(Box::new(manifest)));
     }
     // Some shards were given up: the run goes on, and tries them once more.
@@ -321,12 +324,14 @@ pub enum RunEnd {
     Stopped,
 }
 
-/// Works off and finishes a prepared run in this process.
+/// Works off and finishes a prepared run in this process. Its results also go into `sink`, if there is
+/// one.
 pub async fn drive(
     stores: &Stores,
     job: &CheckedJob,
     mut prepared: Prepared,
     options: &WorkOptions,
+    sink: Option<&Sink>,
 ) -> Result<RunEnd, RunError> {
     let mut missing_before = Vec::new();
     loop {
@@ -337,7 +342,7 @@ pub async fn drive(
             Ended::Drained => None,
         };
         let reason = give_up.map(GiveUp::of_shards);
-        match conclude(job, &prepared, options.leases.as_ref(), reason).await? {
+        match conclude(job, &prepared, options.leases.as_ref(), reason, sink).await? {
             Finish::Finished(manifest) => {
                 return Ok(match give_up.filter(|_| !manifest.complete) {
                     Some(give_up) => RunEnd::GivenUp(give_up, manifest),
@@ -369,6 +374,7 @@ pub async fn conclude(
     prepared: &Prepared,
     leases: &dyn LeaseStore,
     give_up: Option<&str>,
+    sink: Option<&Sink>,
 ) -> Result<Finish, RunError> {
     let given_up = match given_up(leases).await {
         // The reasons of those that were given up before are in the lease store alone.
@@ -378,6 +384,7 @@ pub async fn conclude(
     let options = FinishOptions {
         given_up: &given_up,
         give_up,
+        sink,
     };
     let span = trace::finish(job, prepared.plan.run);
     let finishing = finish::finish(&prepared.output, job, &prepared.plan, options);

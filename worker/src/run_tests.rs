@@ -42,7 +42,7 @@ impl Scene {
 
     async fn drive(&self, job: &CheckedJob) -> Manifest {
         let prepared = prepare(&self.stores, job).await.unwrap();
-        match drive(&self.stores, job, prepared, &self.options).await {
+        match drive(&self.stores, job, prepared, &self.options, None).await {
             Ok(RunEnd::Finished(manifest)) => *manifest,
             other => panic!("{other:?}"),
         }

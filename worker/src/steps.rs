@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::TryStreamExt;
+use millrace_crds::SecretKeyRef;
 use millrace_crds::manifest::{self, Manifest};
 use millrace_leases::limits::RedisLimiter;
 use millrace_leases::{JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions};
@@ -15,16 +16,19 @@ use millrace_telemetry::on_signal;
 use millrace_worker::commits;
 use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
+use millrace_worker::notify::Means;
+use millrace_worker::postgres::Sink;
 use millrace_worker::run::{self, WorkOptions};
+use millrace_worker::secrets::Secrets;
 use millrace_worker::serve::{self, Door, ServeOptions};
 use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::work::call::{Gate, minute_from_env};
 use millrace_worker::work::client::ServerAddress;
-use millrace_worker::work::client::remote::{Access, Keys};
+use millrace_worker::work::client::remote::Access;
 use millrace_worker::work::progress::Progress;
-use millrace_worker::{manifests, models, output};
+use millrace_worker::{manifests, models, notify, output};
 
-use crate::{Job, Leases, Models, Serve, Server};
+use crate::{Job, Leases, Models, Notify, Serve, Server};
 
 /// Row errors in a report.
 const SAMPLE_ERRORS_MAX: usize = 20;
@@ -33,6 +37,7 @@ const SAMPLE_ERRORS_MAX: usize = 20;
 struct Opened {
     stores: Stores,
     job: CheckedJob,
+    secrets: Secrets,
     leases: Arc<dyn LeaseStore>,
     lease_ttl: Duration,
 }
@@ -41,6 +46,7 @@ fn open(job: Job) -> anyhow::Result<Opened> {
     let Job {
         manifest,
         credentials,
+        secrets,
         leases: Leases {
             redis_url,
             lease_ttl_ms,
@@ -57,6 +63,7 @@ fn open(job: Job) -> anyhow::Result<Opened> {
     Ok(Opened {
         stores: stores(credentials.as_deref())?,
         job,
+        secrets: secrets.map_or(Secrets::Environment, Secrets::Folder),
         leases: Arc::new(leases),
         lease_ttl,
     })
@@ -79,14 +86,16 @@ fn redis(url: String) -> RedisOptions {
     }
 }
 
-/// Plans the run and queues its open shards.
+/// Plans the run and queues its open shards. A table that results cannot be loaded into is found now.
 pub async fn plan(job: Job) -> anyhow::Result<Report> {
     let Opened {
         stores,
         job,
+        secrets,
         leases,
         lease_ttl: _,
     } = open(job)?;
+    Sink::open(&job, &secrets).await?;
     let prepared = run::prepare(&stores, &job).await?;
     commits::fill_anew(leases.as_ref(), &prepared.plan, &prepared.committed).await?;
     let (shards, committed) = (prepared.plan.shards.len(), prepared.committed.len());
@@ -102,7 +111,7 @@ struct Shared<'a> {
     redis: RedisOptions,
     namespace: &'a str,
     service: &'a str,
-    keys: Keys,
+    secrets: Secrets,
 }
 
 /// Where the server is, or how the API is asked.
@@ -123,12 +132,12 @@ fn address(server: Server, shared: Option<Shared>) -> anyhow::Result<ServerAddre
         redis,
         namespace,
         service,
-        keys,
+        secrets,
     } = shared;
     let limiter = RedisLimiter::new(&redis, namespace, service, minute_from_env())
         .context("the Redis of the limits cannot be used")?;
     Ok(ServerAddress::Remote(Access {
-        keys,
+        secrets,
         gate: Arc::new(Gate::new(Arc::new(limiter))),
         link_local: LinkLocal::from_env(),
     }))
@@ -140,6 +149,7 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
     let Opened {
         stores,
         job,
+        secrets: _,
         leases,
         lease_ttl,
     } = open(job)?;
@@ -148,7 +158,7 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
         redis,
         namespace: &job.namespace,
         service: &remote.service,
-        keys: Keys::Environment,
+        secrets: Secrets::Environment,
     });
     let options = WorkOptions {
         server: address(server, limits)?,
@@ -163,26 +173,40 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Verifies and finishes the run, or queues what is missing.
-pub async fn finish(job: Job, give_up: Option<String>) -> anyhow::Result<Report> {
+/// Verifies and finishes the run, or queues what is missing. Whom the job names is told of its end.
+pub async fn finish(
+    job: Job,
+    give_up: Option<String>,
+    give_up_reason: Option<String>,
+) -> anyhow::Result<Report> {
     let Opened {
         stores,
         job,
+        secrets,
         leases,
         lease_ttl: _,
     } = open(job)?;
     let prepared = run::resume(&stores, &job).await?;
-    match run::conclude(&job, &prepared, leases.as_ref(), give_up.as_deref()).await? {
+    let sink = Sink::open(&job, &secrets).await?;
+    let give_up = give_up.as_deref();
+    match run::conclude(&job, &prepared, leases.as_ref(), give_up, sink.as_ref()).await? {
         Finish::Finished(manifest) => {
             let failed_shards = manifest.failed_shards.len();
             tracing::info!(totals = ?manifest.totals, failed_shards, "the run is finished");
-            Ok(Report::Finished {
+            let report = Report::Finished {
                 complete: manifest.complete,
                 shards: prepared.plan.shards.len() as u32,
                 failed_shards: failed_shards as u32,
                 tally: manifest.totals,
                 sample_errors: samples(&stores, &job, &manifest.parts).await?,
-            })
+                warning: None,
+            };
+            let event = notify::finished(&job, &manifest, give_up_reason.as_deref());
+            let means = Means {
+                secrets,
+                link_local: LinkLocal::from_env(),
+            };
+            Ok(report.with_warning(means.tell(&job, &event).await))
         }
         Finish::Incomplete(missing) => {
             let committed = commits::list(&prepared.output, prepared.plan.run).await?;
@@ -193,6 +217,24 @@ pub async fn finish(job: Job, give_up: Option<String>) -> anyhow::Result<Report>
             Ok(Report::Incomplete { shards })
         }
     }
+}
+
+/// Tells a receiver how a job ended that was not finished.
+pub async fn notify(notify: Notify) -> anyhow::Result<()> {
+    let Notify {
+        url,
+        event,
+        secret,
+        key,
+        secrets,
+    } = notify;
+    let event = serde_json::from_str(&event).context("--event is no event")?;
+    let means = Means {
+        secrets: Secrets::Folder(secrets),
+        link_local: LinkLocal::from_env(),
+    };
+    let secret = secret.map(|name| SecretKeyRef { name, key });
+    Ok(means.deliver(&url, secret.as_ref(), &event).await?)
 }
 
 async fn samples(
@@ -245,7 +287,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         redis: redis.clone(),
         namespace: &namespace,
         service: &service,
-        keys: Keys::Secrets(secrets.clone()),
+        secrets: Secrets::Folder(secrets.clone()),
     };
     let options = ServeOptions {
         registry,

@@ -89,6 +89,7 @@ fn job(keys: &[&str]) -> CheckedJob {
             uri: uri("out"),
             zstd: false,
             merge: false,
+            postgres: None,
         },
         shard_bytes_target: 1 << 20,
         retry: Retry {
@@ -99,6 +100,7 @@ fn job(keys: &[&str]) -> CheckedJob {
         deliveries_max: 1,
         failed_rows_max: None,
         cost_max: None,
+        notify: None,
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
         incremental_from: None,

@@ -74,8 +74,13 @@ fn missing(task: Task) -> Vec<Missing> {
     if matches!(task, Task::Test | Task::Cluster) {
         need(installed("redis-server"), "redis-server", "redis-server");
     }
-    if matches!(task, Task::ControlPlane | Task::Cluster) {
+    if task == Task::Test {
+        need(has_postgres(), "postgres and initdb", "postgresql");
+    }
+    if matches!(task, Task::Test | Task::ControlPlane | Task::Cluster) {
         need(installed("openssl"), "openssl", "openssl");
+    }
+    if matches!(task, Task::ControlPlane | Task::Cluster) {
         need(installed("setpriv"), "setpriv", "util-linux");
     }
     if task == Task::Cluster {
@@ -95,6 +100,16 @@ fn missing(task: Task) -> Vec<Missing> {
         need(venv, "venv for python3", "python3-venv");
     }
     missing
+}
+
+/// Whether a Postgres server can be started. Debian keeps its programs off the search path.
+fn has_postgres() -> bool {
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
+    let mut folders = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
+    folders.any(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
+        || (installed("initdb") && installed("postgres"))
 }
 
 fn install(missing: &[Missing]) -> Result<()> {

@@ -1,5 +1,7 @@
 //! `millrace run`: works a job off on this machine.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,11 +10,16 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Args;
 use millrace_crds::batch_job::BatchJobSpec;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
+use millrace_protocol::plan::RunNumber;
+use millrace_telemetry::chain;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
+use millrace_worker::notify::{self, Means};
 use millrace_worker::plan;
+use millrace_worker::postgres::Sink;
 use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
+use millrace_worker::secrets::Secrets;
 use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::trace;
 use millrace_worker::work::client::ServerUrl;
@@ -20,6 +27,7 @@ use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::board::Board;
 use crate::display::{Display, OutputMode};
 use crate::exit;
 use crate::local_models;
@@ -53,6 +61,11 @@ pub struct RunArgs {
     /// Ask an API elsewhere row by row, one call after the other.
     #[arg(long)]
     no_batch: bool,
+    /// Address at which to tell how far the run is, such as 127.0.0.1:8088, for as long as it lasts:
+    /// GET /api/v1/jobs/NAME/progress answers JSON, or server-sent events where these are accepted.
+    /// Whoever reaches the address may ask.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "dry_run")]
+    serve: Option<SocketAddr>,
 }
 
 /// Runs the command.
@@ -64,6 +77,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         inference_server,
         server_url,
         no_batch,
+        serve,
     } = args;
     let mut loaded = match manifests::load(&file) {
         Ok(loaded) => loaded,
@@ -89,7 +103,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         eprintln!("error: {refused}");
         return Ok(exit::BAD_MANIFEST.into());
     }
-    let mut next = match run::find(&stores, &loaded.job).await? {
+    let next = match run::find(&stores, &loaded.job).await? {
         Found::Finished(manifest) => {
             return report::finished(&stores, &loaded, &manifest, output, End::Before).await;
         }
@@ -101,34 +115,94 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     memory::give_back_large_blocks();
     let origin = local_server::origin(&loaded.service, server_url, inference_server)?;
-    let (started, started_at) = (Instant::now(), SystemTime::now());
+    let started = Instant::now();
+    let board = match serve {
+        Some(address) => Some(Board::open(address, &loaded.job).await?),
+        None => None,
+    };
+    let shows = Shows {
+        output,
+        board: board.as_ref(),
+    };
+    let ended = runs(&stores, &loaded, next, &origin, shows).await;
+    if let Some(board) = board {
+        board.close(&ended).await;
+    }
+    let event = match &ended {
+        Ok(RunEnd::Stopped) => None,
+        Ok(RunEnd::Finished(manifest)) => Some(notify::finished(&loaded.job, manifest, None)),
+        Ok(RunEnd::GivenUp(give_up, manifest)) => {
+            let reason = Some(give_up.reason());
+            Some(notify::finished(&loaded.job, manifest, reason))
+        }
+        Err(error) => Some(notify::failed(&loaded.job, chain(error.as_ref()))),
+    };
+    if let Some(event) = event {
+        let means = Means {
+            secrets: Secrets::Environment,
+            link_local: LinkLocal::Allowed,
+        };
+        // An end that nobody hears of is an end all the same.
+        if let Some(problem) = means.tell(&loaded.job, &event).await {
+            eprintln!("warning: {problem}");
+        }
+    }
+    match ended? {
+        RunEnd::Finished(manifest) => {
+            let end = End::Finished(started.elapsed());
+            report::finished(&stores, &loaded, &manifest, output, end).await
+        }
+        RunEnd::GivenUp(give_up, manifest) => {
+            let end = End::GivenUp(give_up, started.elapsed());
+            report::finished(&stores, &loaded, &manifest, output, end).await
+        }
+        RunEnd::Stopped => {
+            report::stopped(&file, output);
+            Ok(exit::INTERRUPTED.into())
+        }
+    }
+}
+
+/// Works off the run `next` and those after it that the job asks for.
+async fn runs(
+    stores: &Stores,
+    loaded: &Loaded,
+    mut next: RunNumber,
+    origin: &Origin,
+    shows: Shows<'_>,
+) -> anyhow::Result<RunEnd> {
+    let started_at = SystemTime::now();
+    // A table that results cannot be loaded into is found before anything is computed for it.
+    let sink = Sink::open(&loaded.job, &Secrets::Environment).await?;
     loop {
         let job = loaded.job.at_run(next);
-        let prepared = run::prepare(&stores, &job).await?;
-        let display = Display::new(output, &job, &prepared);
-        if output == OutputMode::Text {
-            foretell(&stores, &job, &prepared).await?;
+        let prepared = run::prepare(stores, &job).await?;
+        let display = Display::new(shows.output, &job, &prepared);
+        if shows.output == OutputMode::Text {
+            foretell(stores, &job, &prepared).await?;
         }
-        let worked = work(&stores, &loaded, &job, prepared, &origin, &display).await;
+        let run = LocalRun {
+            stores,
+            loaded,
+            job: &job,
+            sink: sink.as_ref(),
+            board: shows.board,
+        };
+        let worked = work(run, prepared, origin, &display).await;
         display.clear();
         match worked? {
             RunEnd::Finished(manifest) => {
                 trace::write_whole(&job, &manifest, started_at);
                 if next == loaded.job.run {
-                    let end = End::Finished(started.elapsed());
-                    return report::finished(&stores, &loaded, &manifest, output, end).await;
+                    return Ok(RunEnd::Finished(manifest));
                 }
                 next += 1;
             }
             RunEnd::GivenUp(give_up, manifest) => {
                 trace::write_whole(&job, &manifest, started_at);
-                let end = End::GivenUp(give_up, started.elapsed());
-                return report::finished(&stores, &loaded, &manifest, output, end).await;
+                return Ok(RunEnd::GivenUp(give_up, manifest));
             }
-            RunEnd::Stopped => {
-                report::stopped(&file, output);
-                return Ok(exit::INTERRUPTED.into());
-            }
+            RunEnd::Stopped => return Ok(RunEnd::Stopped),
         }
     }
 }
@@ -144,6 +218,23 @@ async fn foretell(stores: &Stores, job: &CheckedJob, prepared: &Prepared) -> any
     Ok(())
 }
 
+/// Who is shown how far a run is.
+#[derive(Clone, Copy)]
+struct Shows<'a> {
+    output: OutputMode,
+    board: Option<&'a Board>,
+}
+
+/// What one run is about.
+#[derive(Clone, Copy)]
+struct LocalRun<'a> {
+    stores: &'a Stores,
+    loaded: &'a Loaded,
+    job: &'a CheckedJob,
+    sink: Option<&'a Sink>,
+    board: Option<&'a Board>,
+}
+
 /// Why a job is not to be run at all.
 fn refused(spec: &BatchJobSpec) -> Option<&'static str> {
     if spec.cancel {
@@ -154,13 +245,18 @@ fn refused(spec: &BatchJobSpec) -> Option<&'static str> {
 }
 
 async fn work(
-    stores: &Stores,
-    loaded: &Loaded,
-    job: &CheckedJob,
+    run: LocalRun<'_>,
     prepared: Prepared,
     origin: &Origin,
     display: &Display,
 ) -> anyhow::Result<RunEnd> {
+    let LocalRun {
+        stores,
+        loaded,
+        job,
+        sink: _,
+        board,
+    } = run;
     let service = local_models::fetched(stores, &loaded.service).await?;
     let server = LocalServer::start(origin, &service, &loaded.base)?;
     let lease_options = LeaseOptions {
@@ -179,20 +275,28 @@ async fn work(
     // Ends with the process: once the run is over, a signal ends what is left to say.
     tokio::spawn(stop_on_signal(stop.clone()));
     let driven = tokio::select! {
-        end = drive(&server, stores, job, prepared, &options) => end,
+        end = drive(&server, run, prepared, &options) => end,
         error = server.failed() => Err(error),
         never = display.show(&progress) => match never {},
+        never = follow(board, job.run, &progress) => match never {},
     };
     stop.cancel();
     server.stop().await;
     driven
 }
 
+/// Tells of `progress` at the board, if there is one.
+async fn follow(board: Option<&Board>, run: RunNumber, progress: &Progress) -> Infallible {
+    match board {
+        Some(board) => board.follow(run, progress).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Drives the run once the server has been ready, or was told to stop before.
 async fn drive(
     server: &LocalServer,
-    stores: &Stores,
-    job: &CheckedJob,
+    run: LocalRun<'_>,
     prepared: Prepared,
     options: &WorkOptions,
 ) -> anyhow::Result<RunEnd> {
@@ -200,7 +304,14 @@ async fn drive(
         ready = server.ready() => ready?,
         () = options.stop.cancelled() => {}
     }
-    Ok(run::drive(stores, job, prepared, options).await?)
+    let LocalRun {
+        stores,
+        loaded: _,
+        job,
+        sink,
+        board: _,
+    } = run;
+    Ok(run::drive(stores, job, prepared, options, sink).await?)
 }
 
 /// The first SIGINT or SIGTERM stops the run; the second one, or one after the run, ends this

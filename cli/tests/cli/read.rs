@@ -76,6 +76,33 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
+fn rows_are_followed_from_before_the_first_to_the_end_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let mut child = command(&["results", path, "--follow"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.starts_with("waiting for rows in"), "{line}");
+    let output = OutputFolder::planned(folder.path(), 3);
+    let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || stdout.next().map(Result::unwrap);
+    output.commit(2, &[result(200), result(210)], &[], true);
+    assert_eq!(next(), Some(result(200)));
+    assert_eq!(next(), Some(result(210)));
+    output.commit(0, &[result(0)], &[], false);
+    assert_eq!(next(), Some(result(0)));
+    output.commit(1, &[], &[error(100, "empty_text")], false);
+    output.finish();
+    assert_eq!(next(), None, "nothing is printed twice");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn errors_are_a_table_with_a_sum() {
     let folder = tempfile::tempdir().unwrap();
     let output = OutputFolder::planned(folder.path(), 2);

@@ -1,6 +1,7 @@
 //! `millrace run`: arguments, displays and exit codes. What a run survives is tested in e2e.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -215,4 +216,62 @@ fn an_interrupted_run_says_how_to_go_on_and_does() {
         ended.stdout.contains("199 succeeded, 1 failed"),
         "{ended:?}"
     );
+}
+
+/// What a running command answers at its board.
+fn ask(address: &str, path: &str, accepted: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accepted}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    said
+}
+
+#[test]
+fn a_run_tells_how_far_it_is_to_whoever_asks_and_to_whoever_stays() {
+    let scene =
+        Scene::with_job(&JOB.replace("uri: out", "uri: out}\n  sharding: {targetBytes: 1024"));
+    let mut child = scene
+        .command(&["--serve", "127.0.0.1:0"])
+        .env("MILLRACE_FAKE_BACKEND", "micros-per-token=3000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let url = line.trim().strip_prefix("progress at http://").unwrap();
+    let (address, path) = url.split_at(url.find('/').unwrap());
+    assert_eq!(path, "/api/v1/jobs/reviews/progress");
+
+    let now = ask(address, path, "*/*");
+    let body = now.split_once("\r\n\r\n").unwrap().1;
+    let now: Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&now["name"], &now["run"]), (&"reviews".into(), &1.into()));
+    let other = ask(address, "/api/v1/jobs/other/progress", "*/*");
+    assert!(other.starts_with("HTTP/1.1 404"), "{other}");
+
+    // This one stays until the end.
+    let events = ask(address, path, "text/event-stream");
+    let news: Vec<Value> = events
+        .lines()
+        .filter_map(|line| line.split_once("data: "))
+        .map(|(_, data)| serde_json::from_str(data).unwrap())
+        .collect();
+    let last = news.last().unwrap();
+    assert!(events.contains("event: progress"), "{events}");
+    assert!(events.contains("event: end"), "{events}");
+    assert_eq!(last["phase"], "Succeeded");
+    let rows = (
+        &last["progress"]["rowsSucceeded"],
+        &last["progress"]["rowsFailed"],
+    );
+    assert_eq!(rows, (&199.into(), &1.into()));
+    let committed = |news: &Value| news["progress"]["shardsCommitted"].as_u64().unwrap_or(0);
+    assert!(news.is_sorted_by_key(committed), "{news:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -5,6 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
+use millrace_protocol::manifest::{LivePart, Manifest};
 use millrace_protocol::plan::{
     Compression, Format, InputFile, Plan, Shard, ShardIndex, ShardRange,
 };
@@ -173,7 +174,42 @@ impl OutputFolder {
     fn write(&self, relative: &str, bytes: &[u8]) {
         let path = self.folder.join(relative);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
+        // Whole once it is there, as from a store.
+        let staged = format!("{}#1", path.display());
+        std::fs::write(&staged, bytes).unwrap();
+        std::fs::rename(staged, path).unwrap();
+    }
+
+    /// Writes the manifest over what is committed.
+    pub fn finish(&self) {
+        let folder = self.folder.join(layout::commits(1));
+        let mut parts: Vec<LivePart> = (std::fs::read_dir(folder).unwrap())
+            .map(|entry| {
+                let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+                let commit: Commit = serde_json::from_slice(&bytes).unwrap();
+                LivePart {
+                    run: 1,
+                    range: self.plan.shards[commit.shard as usize],
+                    commit,
+                }
+            })
+            .collect();
+        parts.sort_by_key(|part| part.commit.shard);
+        let manifest = Manifest {
+            version: Manifest::VERSION,
+            run: 1,
+            spec_sha256: self.plan.spec_sha256.clone(),
+            complete: true,
+            totals: parts.iter().map(|part| part.commit.tally()).sum(),
+            inputs: self.plan.inputs.clone(),
+            parts,
+            failed_shards: Vec::new(),
+            models: Vec::new(),
+            merged: None,
+            postgres: None,
+            finished_at: "2026-01-01T00:00:00Z".to_owned(),
+        };
+        self.write(layout::MANIFEST, &serde_json::to_vec(&manifest).unwrap());
     }
 
     pub fn path(&self) -> &str {

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Pricing;
+use crate::SecretKeyRef;
 
 /// An API that answers rows for money and within limits. The pods of such a service hold workers
 /// alone, and all of them together keep to its limits.
@@ -38,8 +39,8 @@ pub struct Remote {
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^\S+$"))]
     pub model: String,
 
-    /// The key, in a Secret of the same namespace. A local run takes it from the environment
-    /// variable `MILLRACE_API_KEY`. Without one, calls carry no key.
+    /// The key, in a Secret of the same namespace, under `apiKey` unless `key` names another. A local
+    /// run takes it from the environment variable `MILLRACE_API_KEY`. Without one, calls carry no key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_secret_ref: Option<SecretKeyRef>,
 
@@ -93,31 +94,6 @@ pub enum RemoteApi {
     Embeddings,
     /// `/responses`.
     Responses,
-}
-
-/// Names a key of a Secret in the same namespace.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-// Without one of its own, an optional field keeps its description in the CRD.
-#[schemars(description = "")]
-pub struct SecretKeyRef {
-    /// Name of the Secret.
-    #[schemars(
-        length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
-    )]
-    pub name: String,
-    /// Key in it.
-    #[serde(default = "default_key")]
-    #[schemars(
-        length(min = 1, max = 253),
-        regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
-    )]
-    pub key: String,
-}
-
-fn default_key() -> String {
-    "apiKey".to_owned()
 }
 
 /// What an API allows. Minutes and days slide: what counts is any sixty seconds.

@@ -126,6 +126,11 @@ impl Scene {
         Process::start(command, self.path("run.log"))
     }
 
+    /// Gives every process a variable another value.
+    pub fn set_variable(&mut self, name: &'static str, value: String) {
+        self.variables.push((name, value));
+    }
+
     /// Starts a supervised inference-server and waits until it listens.
     pub fn server(&self) -> Process {
         let socket = self.path("server.sock");

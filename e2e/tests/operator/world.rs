@@ -361,6 +361,7 @@ impl Players {
                     failed_shards: 0,
                     tally: commits.into_values().sum(),
                     sample_errors: Vec::new(),
+                    warning: None,
                 })
             }
             Some("finish") => {

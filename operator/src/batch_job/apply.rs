@@ -6,10 +6,10 @@ use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits;
 use millrace_protocol::registry::RegisteredJob;
 
-use super::build;
 use super::decide::{Decision, Phase, Workers};
 use super::observe::{Seen, run_key};
 use super::standing::GiveUp;
+use super::{build, notify};
 use crate::apply::{apply as apply_child, delete};
 use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
@@ -69,6 +69,11 @@ pub async fn apply(
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
+        if let Some(notify) = notify::job(job, run, phase, &ctx.options) {
+            apply_child(&ctx.client, &namespace, notify)
+                .await
+                .map_err(VisitError::Apply)?;
+        }
         ctx.close(&run_key(job, run)).await;
         close_account(ctx, job, seen, phase).await;
         if build::own_service(job).is_some() {

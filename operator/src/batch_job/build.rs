@@ -1,5 +1,7 @@
 //! The objects of a job. Pure.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
@@ -92,14 +94,18 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     let mut variables = pods::lease_variables(options, &leases);
     if let Some(give_up) = give_up {
         variables.push(json!({"name": "MILLRACE_GIVE_UP", "value": give_up.of_shards()}));
+        variables.push(json!({"name": "MILLRACE_GIVE_UP_REASON", "value": give_up.reason()}));
     }
     variables.extend(pods::store_variables(options));
     variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
     variables.extend(pods::telemetry_variables(options));
-    if let Some(secret) = &job.spec.credentials {
-        let (volume, mount) = pods::credentials(&secret.name);
+    variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
+    for secret in secrets(job, step) {
+        let (volume, mount) = pods::credentials(secret);
         volumes.push(volume);
         mounts.push(mount);
+    }
+    if let Some(secret) = &job.spec.credentials {
         let folder = format!("{}/{}", pods::SECRETS, secret.name);
         variables.push(json!({"name": "MILLRACE_CREDENTIALS", "value": folder}));
     }
@@ -140,11 +146,59 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     }))
 }
 
-fn metadata(job: &BatchJob, name: &str, component: &str) -> Value {
+/// The Secrets that a step needs, each once. The database is looked at before anything is computed for
+/// it, and the end is told by finish alone.
+fn secrets<'a>(job: &'a BatchJob, step: &str) -> BTreeSet<&'a str> {
+    let store = job.spec.credentials.iter().map(|it| it.name.as_str());
+    let database = job
+        .spec
+        .output
+        .postgres
+        .iter()
+        .map(|it| it.secret_ref.name.as_str());
+    let receiver = job.spec.notify.iter().filter(|_| step == "finish");
+    let receiver = receiver.filter_map(|it| it.secret_ref.as_ref().map(|it| it.name.as_str()));
+    store.chain(database).chain(receiver).collect()
+}
+
+/// What all objects of a job have in common.
+pub fn metadata(job: &BatchJob, name: &str, component: &str) -> Value {
     json!({
         "name": name,
         "namespace": job.namespace(),
         "labels": labels(component, JOB_LABEL, &job.name_any()),
         "ownerReferences": [job.controller_owner_ref(&())],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_has_the_secrets_that_it_needs_and_no_others() {
+        let job: BatchJob = serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "job", "namespace": "tenant"},
+            "spec": {
+                "serviceRef": {"name": "service"}, "input": {"uris": ["s3://bucket/in"]},
+                "credentials": {"name": "store"},
+                "output": {"uri": "s3://bucket/out", "postgres": {
+                    "secretRef": {"name": "db"}, "table": "texts",
+                }},
+                "notify": {"url": "https://example.com", "secretRef": {"name": "hook"}},
+            },
+        }))
+        .unwrap();
+        let of = |step| secrets(&job, step).into_iter().collect::<Vec<_>>();
+        assert_eq!(of("plan"), ["db", "store"]);
+        assert_eq!(of("finish"), ["db", "hook", "store"]);
+        let mut shared = job.clone();
+        shared.spec.credentials = Some(millrace_crds::SecretRef { name: "db".into() });
+        // A volume can be there only once.
+        assert_eq!(
+            secrets(&shared, "plan").into_iter().collect::<Vec<_>>(),
+            ["db"]
+        );
+    }
 }

@@ -90,6 +90,8 @@ pub struct Finished {
     pub tally: Tally,
     /// The first few row errors.
     pub sample_errors: Vec<ErrorSample>,
+    /// What went wrong beside the job.
+    pub warning: Option<String>,
 }
 
 impl Finished {
@@ -101,6 +103,7 @@ impl Finished {
             failed_shards,
             tally,
             sample_errors,
+            warning,
         } = report
         else {
             return None;
@@ -111,6 +114,7 @@ impl Finished {
             failed_shards: *failed_shards,
             tally: *tally,
             sample_errors: sample_errors.clone(),
+            warning: warning.clone(),
         })
     }
 }

@@ -153,6 +153,7 @@ fn finished(complete: bool) -> Step {
         failed_shards: u32::from(!complete),
         tally: Tally::default(),
         sample_errors: vec![],
+        warning: None,
     })
 }
 

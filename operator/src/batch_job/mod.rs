@@ -7,6 +7,7 @@ mod decide;
 #[cfg(test)]
 mod decide_tests;
 pub mod meter;
+mod notify;
 mod observe;
 mod report;
 pub mod standing;

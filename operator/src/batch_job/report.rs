@@ -5,6 +5,7 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
+use millrace_protocol::event::COMPLETED;
 use millrace_protocol::report::{ErrorSample, Report};
 use millrace_protocol::tally::{Rows, Tally};
 
@@ -191,6 +192,7 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
         failed_shards,
         tally,
         sample_errors,
+        warning: _,
     } = finished;
     let shards = ShardCounts {
         total: *shards,
@@ -279,15 +281,21 @@ fn conditions(phase: &Phase) -> Vec<Said> {
         ),
         Phase::Finished(finished) if finished.complete => (
             True,
-            "Completed",
-            "every row ended as a result or as a reported error".to_owned(),
+            COMPLETED,
+            warned(
+                "every row ended as a result or as a reported error".to_owned(),
+                finished,
+            ),
         ),
         Phase::Finished(finished) => (
             False,
             "ShardsFailed",
-            format!(
-                "{} of {} shards were given up; manifest.json names them with their reasons",
-                finished.failed_shards, finished.shards
+            warned(
+                format!(
+                    "{} of {} shards were given up; manifest.json names them with their reasons",
+                    finished.failed_shards, finished.shards
+                ),
+                finished,
             ),
         ),
         Phase::GivingUp(GiveUp::Cancelled, reason) => (
@@ -328,9 +336,12 @@ fn conditions(phase: &Phase) -> Vec<Said> {
         Phase::GivenUp(give_up, Some(finished)) => (
             False,
             give_up.reason(),
-            format!(
-                "{} of {} shards were not done; manifest.json names them",
-                finished.failed_shards, finished.shards
+            warned(
+                format!(
+                    "{} of {} shards were not done; manifest.json names them",
+                    finished.failed_shards, finished.shards
+                ),
+                finished,
             ),
         ),
         Phase::Failed { reason, message } => (False, *reason, message.clone()),
@@ -357,6 +368,14 @@ fn conditions(phase: &Phase) -> Vec<Said> {
         said("Reconciling", flag(is_moving)),
         said("Stalled", flag(is_stalled)),
     ]
+}
+
+/// What is said of a finished job, and what went wrong beside it.
+fn warned(message: String, finished: &Finished) -> String {
+    match &finished.warning {
+        Some(warning) => format!("{message}; {warning}"),
+        None => message,
+    }
 }
 
 #[cfg(test)]

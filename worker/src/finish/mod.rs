@@ -1,4 +1,5 @@
-//! The last step of a run: verify that commits cover the plan, merge if asked, write the manifest.
+//! The last step of a run: verify that commits cover the plan, merge and load if asked, write the
+//! manifest.
 //!
 //! Totals are summed from the commits, never from the lease store; what was paid for rows of shards
 //! without a commit is added from their receipts.
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 use crate::commits::{self, CommitsError};
 use crate::job::CheckedJob;
+use crate::postgres::{PostgresError, Sink};
 use crate::store::{self, Location, StoreError};
 use crate::work::call::receipts;
 
@@ -40,6 +42,11 @@ pub enum FinishError {
         /// The file below the output.
         path: String,
     },
+    /// The results could not be loaded into the table that the job names.
+    #[error(
+        "the results could not be loaded; they are in the output, and a job with the same output goes on"
+    )]
+    Postgres(#[from] PostgresError),
     /// `manifest.json` is not one.
     #[error("{path} cannot be read: {message}")]
     Unreadable {
@@ -59,13 +66,15 @@ pub enum Finish {
     Incomplete(Vec<ShardIndex>),
 }
 
-/// Which shards need no commit.
+/// Which shards need no commit, and where results go besides the output.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FinishOptions<'a> {
     /// Shards that the lease store gave up, with their reasons.
     pub given_up: &'a [DeadLetter],
     /// Why all others without a commit are given up, if they are.
     pub give_up: Option<&'a str>,
+    /// The table that the job names, if it names one.
+    pub sink: Option<&'a Sink>,
 }
 
 /// Finishes a run.
@@ -75,7 +84,11 @@ pub async fn finish(
     plan: &Plan,
     options: FinishOptions<'_>,
 ) -> Result<Finish, FinishError> {
-    let FinishOptions { given_up, give_up } = options;
+    let FinishOptions {
+        given_up,
+        give_up,
+        sink,
+    } = options;
     let committed = commits::list(output, plan.run).await?;
     let paid_besides = receipts::paid(output, plan.run, &committed).await?;
     let (live, mut failed, missing) = cover(plan, committed, given_up);
@@ -119,6 +132,9 @@ pub async fn finish(
     } else {
         None
     };
+    if let Some(sink) = sink {
+        sink.load(output, &live).await?;
+    }
     let mut totals: Tally = live.iter().map(|part| part.commit.tally()).sum();
     totals.cost += paid_besides;
     let manifest = Manifest {
@@ -135,6 +151,7 @@ pub async fn finish(
         parts: live,
         failed_shards: failed,
         merged,
+        postgres: sink.map(|sink| sink.table().to_owned()),
         finished_at: jiff::Timestamp::now().to_string(),
     };
     write(output, &manifest).await?;

@@ -63,6 +63,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
             uri: uri(&output),
             zstd: false,
             merge: false,
+            postgres: None,
         },
         shard_bytes_target: 64,
         retry: Retry {
@@ -73,6 +74,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         deliveries_max: 1,
         failed_rows_max: None,
         cost_max: None,
+        notify: None,
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
         incremental_from: None,

@@ -41,7 +41,8 @@ async fn a_job_is_worked_off_by_a_foreign_server() {
     };
     let prepared = run::prepare(&stores, &job).await.unwrap();
     assert!(prepared.plan.shards.len() > 3);
-    let ended = run::drive(&stores, &job, prepared, &options).await.unwrap();
+    let ended = run::drive(&stores, &job, prepared, &options, None);
+    let ended = ended.await.unwrap();
     let RunEnd::Finished(manifest) = ended else {
         panic!("{ended:?}");
     };

@@ -10,7 +10,8 @@ use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_telemetry::chain;
 use reqwest::redirect::Policy;
 
-use super::{ApiKey, CallError};
+use super::CallError;
+use crate::secrets::Secret;
 use crate::store::{LinkLocal, guarded};
 use crate::work::client::ClientError;
 
@@ -34,11 +35,15 @@ pub struct Answer {
 pub struct Http {
     client: reqwest::Client,
     url: String,
-    key: ApiKey,
+    key: Option<Secret>,
 }
 
 impl Http {
-    pub fn new(spec: &Remote, key: ApiKey, link_local: LinkLocal) -> Result<Self, ClientError> {
+    pub fn new(
+        spec: &Remote,
+        key: Option<Secret>,
+        link_local: LinkLocal,
+    ) -> Result<Self, ClientError> {
         let base = spec.base_url.trim_end_matches('/');
         let endpoint = match spec.api {
             RemoteApi::Chat => "chat/completions",
@@ -66,7 +71,7 @@ impl Http {
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json")
             .body(body);
-        if let Some(key) = self.key.value() {
+        if let Some(key) = self.key.as_ref().map(Secret::value) {
             let bearer = HeaderValue::from_str(&format!("Bearer {key}"));
             let mut bearer = bearer.map_err(|_| {
                 CallError::Refused(ClientError::Refused {

@@ -17,11 +17,12 @@ use millrace_crds::inference_service::{self, RemoteApi};
 use millrace_protocol::row::RowError;
 use millrace_protocol::wire::Prediction;
 
-pub use self::access::{Access, ApiKey, KeyError, Keys};
+pub use self::access::{Access, KEY};
 use self::answer::Reader;
 pub use self::hints::Hints;
 use self::http::Http;
 use crate::job::Step;
+use crate::secrets::Secret;
 use crate::store::LinkLocal;
 use crate::work::client::ClientError;
 
@@ -124,7 +125,7 @@ impl Api {
     pub fn new(
         spec: &inference_service::Remote,
         steps: &[Step],
-        key: ApiKey,
+        key: Option<Secret>,
         link_local: LinkLocal,
     ) -> Result<Self, ClientError> {
         let asked = steps.iter().map(|step| {

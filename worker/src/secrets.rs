@@ -1,0 +1,148 @@
+//! Secrets: where they are, and what is in one. None is ever printed.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use millrace_crds::SecretKeyRef;
+
+/// Where secrets are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Secrets {
+    /// In the environment.
+    Environment,
+    /// In a folder with one folder per mounted Secret, named like it.
+    Folder(PathBuf),
+}
+
+/// What a secret is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purpose {
+    /// The field that names it.
+    pub field: &'static str,
+    /// Its key in the Secret, where the field names none.
+    pub key: &'static str,
+    /// The variable that holds it for a local run.
+    pub variable: &'static str,
+}
+
+/// A secret is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// In the environment.
+    #[error("{field}: a local run takes it from {variable}; set it")]
+    Variable {
+        /// The field that names it.
+        field: &'static str,
+        /// The variable.
+        variable: &'static str,
+    },
+    /// In a Secret.
+    #[error("{field}: the Secret {name:?} has no key {key:?}")]
+    Key {
+        /// The field that names it.
+        field: &'static str,
+        /// Name of the Secret.
+        name: String,
+        /// Key in it.
+        key: String,
+    },
+}
+
+impl Secrets {
+    /// The secret that `named` names.
+    pub fn find(&self, purpose: Purpose, named: &SecretKeyRef) -> Result<Secret, SecretError> {
+        let Purpose {
+            field,
+            key,
+            variable,
+        } = purpose;
+        match self {
+            Secrets::Environment => match std::env::var(variable) {
+                Ok(value) if !value.trim().is_empty() => Ok(Secret(Source::Given(value))),
+                _ => Err(SecretError::Variable { field, variable }),
+            },
+            Secrets::Folder(_) => {
+                let key = named.key.as_deref().unwrap_or(key);
+                let file = self.beside(named, key).ok_or_else(|| SecretError::Key {
+                    field,
+                    name: named.name.clone(),
+                    key: key.to_owned(),
+                })?;
+                Ok(Secret(Source::File(file)))
+            }
+        }
+    }
+
+    /// The file of another key of the Secret that `named` names, if that has one.
+    pub fn beside(&self, named: &SecretKeyRef, key: &str) -> Option<PathBuf> {
+        match self {
+            Secrets::Environment => None,
+            Secrets::Folder(folder) => {
+                let path = folder.join(&named.name).join(key);
+                path.is_file().then_some(path)
+            }
+        }
+    }
+}
+
+/// A secret. Not printable.
+#[derive(Clone)]
+pub struct Secret(Source);
+
+#[derive(Clone)]
+enum Source {
+    Given(String),
+    /// Read for each use, since a Secret may be changed while it is mounted.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Secret {
+    /// The secret as it is now. One that was taken away is empty, and whoever is asked with it says
+    /// that it is missed.
+    pub fn value(&self) -> String {
+        let value = match &self.0 {
+            Source::Given(value) => value.clone(),
+            Source::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
+        };
+        value.trim().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_read_anew_and_never_printed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("openai")).unwrap();
+        let file = folder.path().join("openai/apiKey");
+        std::fs::write(&file, "sk-one\n").unwrap();
+        let secrets = Secrets::Folder(folder.path().to_owned());
+        let purpose = Purpose {
+            field: "spec.remote.apiKeySecretRef",
+            key: "apiKey",
+            variable: "NO_SUCH_VARIABLE",
+        };
+        let named = |key: Option<&str>| SecretKeyRef {
+            name: "openai".to_owned(),
+            key: key.map(str::to_owned),
+        };
+        let secret = secrets.find(purpose, &named(None)).unwrap();
+        assert_eq!(secret.value(), "sk-one");
+        std::fs::write(&file, "sk-two").unwrap();
+        assert_eq!(secret.value(), "sk-two");
+        assert!(!format!("{secret:?}").contains("sk-"));
+        let missing = secrets.find(purpose, &named(Some("other"))).unwrap_err();
+        assert!(missing.to_string().contains("\"other\""), "{missing}");
+        let unset = Secrets::Environment.find(purpose, &named(None));
+        let unset = unset.unwrap_err().to_string();
+        assert!(unset.contains("NO_SUCH_VARIABLE"), "{unset}");
+    }
+}
