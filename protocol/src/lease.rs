@@ -22,6 +22,9 @@ pub struct Lease {
 pub const TOO_MANY_FAILED: &str =
     "more rows failed than spec.maxFailedRows allows before this shard was done";
 
+/// What is said of shards that were not worked off because the job's budget was spent.
+pub const BUDGET_SPENT: &str = "spec.budget.maxCost was spent before this shard was done";
+
 /// A shard that was given up, with the last reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {

@@ -57,7 +57,7 @@ impl Scene {
             stop: CancellationToken::new(),
         };
         let prepared = prepare(&self.stores, job).await.unwrap();
-        match drive(&self.stores, job, prepared, &options).await {
+        match drive(&self.stores, job, prepared, &options, None).await {
             Ok(RunEnd::Finished(manifest)) => *manifest,
             other => panic!("{other:?}"),
         }

@@ -1,5 +1,6 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod error;
 mod postgres;
 mod remote;
 mod runtime;
@@ -19,6 +20,7 @@ use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use self::error::JobError;
 pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::Remote;
 use crate::filter::{BadFilter, Filter};
@@ -183,64 +185,6 @@ pub struct Retry {
     pub backoff_initial: Duration,
     /// Longest wait between two tries.
     pub backoff_max: Duration,
-}
-
-/// Why a job and its service do not fit together. The manifests by themselves are checked before.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum JobError {
-    /// The job names another service.
-    #[error("spec.serviceRef.name is {named:?}, but the InferenceService given is {given:?}")]
-    OtherService {
-        /// Name in the job.
-        named: String,
-        /// Name of the service.
-        given: String,
-    },
-    /// A step's prompt cannot be used.
-    #[error("spec.steps[{index}].prompt{field}: {message}")]
-    Prompt {
-        /// Index of the step.
-        index: usize,
-        /// Field of the prompt, with a dot before it; empty for the prompt as a whole.
-        field: &'static str,
-        /// What is wrong and what to do.
-        message: String,
-    },
-    /// The filter cannot be used.
-    #[error("spec.input.filter.{field}: {message}")]
-    Filter {
-        /// Field of the filter.
-        field: &'static str,
-        /// What is wrong and what to do.
-        message: String,
-    },
-    /// The job has a budget, and nobody knows what its calls cost.
-    #[error(
-        "spec.budget.maxCost: InferenceService {service:?} names no prices; give it \
-         spec.remote.pricing, or remove the budget"
-    )]
-    Unpriced {
-        /// Name of the service.
-        service: String,
-    },
-    /// The table that results are loaded into cannot be as it is asked for.
-    #[error("spec.output.postgres{field}: {message}")]
-    Postgres {
-        /// Field of it, with a dot before it; empty for the table as a whole.
-        field: String,
-        /// What is wrong and what to do.
-        message: String,
-    },
-    /// A step names a model that the service lacks.
-    #[error("spec.steps[{index}].model: the service has no model {model:?}; it has {known}")]
-    UnknownModel {
-        /// Index of the step.
-        index: usize,
-        /// The model it names.
-        model: String,
-        /// The service's models.
-        known: String,
-    },
 }
 
 /// Checks that `job` and `service` fit together and resolves them. Relative paths are taken from

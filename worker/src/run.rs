@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::commit::Commit;
-use millrace_protocol::lease::{DeadLetter, TOO_MANY_FAILED};
+use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::Manifest;
 use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex};
 use tokio_util::sync::CancellationToken;

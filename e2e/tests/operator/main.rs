@@ -14,4 +14,5 @@ mod operator;
 mod picture;
 mod scenario;
 mod tenant;
+mod watched;
 mod world;

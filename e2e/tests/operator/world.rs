@@ -6,13 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, PodSpec, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_leases::{
     Claim, JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey,
@@ -23,6 +21,8 @@ use millrace_protocol::tally::{Rows, Tally};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::watched::Watched;
 
 /// Shards of every job.
 pub const SHARDS: u32 = 3;
@@ -148,33 +148,6 @@ pub fn tally_of(shard: u32) -> Tally {
 
 fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
     store.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// All objects of a kind in the namespace, as a watch keeps them.
-struct Watched<K: Resource<DynamicType = ()> + Clone + 'static> {
-    store: reflector::Store<K>,
-    _watching: AbortOnDropHandle<()>,
-}
-
-impl<K> Watched<K>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync,
-{
-    fn start(api: Api<K>) -> Self {
-        let (store, writer) = reflector::store();
-        let events = watcher(api, watcher::Config::default())
-            .default_backoff()
-            .reflect(writer);
-        let watching = tokio::spawn(events.for_each(|_| std::future::ready(())));
-        Self {
-            store,
-            _watching: AbortOnDropHandle::new(watching),
-        }
-    }
-
-    fn all(&self) -> Vec<Arc<K>> {
-        self.store.state()
-    }
 }
 
 struct Players {

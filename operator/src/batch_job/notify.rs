@@ -109,6 +109,7 @@ fn before_plan(give_up: GiveUp) -> String {
             GiveUp::Cancelled => "the job was cancelled",
             GiveUp::DeadlineExceeded => "spec.activeDeadlineSeconds were over",
             GiveUp::TooManyFailedRows => "more rows failed than spec.maxFailedRows allows",
+            GiveUp::BudgetSpent => "spec.budget.maxCost was spent",
         }
     )
 }

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_leases::Snapshot;
 use millrace_leases::limits::Account;
-use millrace_protocol::lease::TOO_MANY_FAILED;
+use millrace_protocol::lease;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 
 use crate::conditions::find;
@@ -120,8 +120,8 @@ impl GiveUp {
             GiveUp::DeadlineExceeded => {
                 "spec.activeDeadlineSeconds were over before this shard was done"
             }
-            GiveUp::TooManyFailedRows => TOO_MANY_FAILED,
-            GiveUp::BudgetSpent => "spec.budget.maxCost was spent before this shard was done",
+            GiveUp::TooManyFailedRows => lease::TOO_MANY_FAILED,
+            GiveUp::BudgetSpent => lease::BUDGET_SPENT,
         }
     }
 }

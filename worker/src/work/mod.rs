@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use millrace_protocol::lease::Lease;
+use millrace_protocol::lease::{BUDGET_SPENT, Lease, TOO_MANY_FAILED};
 use millrace_protocol::panic;
 use millrace_protocol::tally::Tally;
 use millrace_telemetry::chain;
@@ -116,10 +116,8 @@ impl GiveUp {
     /// What is said of shards that were not worked off.
     pub fn of_shards(self) -> &'static str {
         match self {
-            GiveUp::TooManyFailedRows => {
-                "more rows failed than spec.maxFailedRows allows before this shard was done"
-            }
-            GiveUp::BudgetSpent => "spec.budget.maxCost was spent before this shard was done",
+            GiveUp::TooManyFailedRows => TOO_MANY_FAILED,
+            GiveUp::BudgetSpent => BUDGET_SPENT,
         }
     }
 }
