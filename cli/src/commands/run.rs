@@ -96,7 +96,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let prepared = run::prepare(&stores, &job).await?;
         let display = Display::new(output, &job, &prepared);
         if output == OutputMode::Text {
-            foretell(&stores, &job, &prepared).await?;
+            foretell(&stores, &job, &prepared).await;
         }
         let worked = work(&stores, &loaded, &job, prepared, &origin, &display).await;
         display.clear();
@@ -122,15 +122,22 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Says what the calls of a job will take and cost, before the first one.
-async fn foretell(stores: &Stores, job: &CheckedJob, prepared: &Prepared) -> anyhow::Result<()> {
-    if let Some(forecast) = plan::forecast(stores, job, &prepared.plan, None).await? {
-        eprintln!("the whole job takes {forecast}");
-        if let Some(warning) = forecast.warning() {
-            eprintln!("warning: {warning}");
+/// Says what the calls of a job will take and cost, before the first one. A guess is a service, not a
+/// condition.
+async fn foretell(stores: &Stores, job: &CheckedJob, prepared: &Prepared) {
+    match plan::forecast(stores, job, &prepared.plan, None).await {
+        Ok(None) => {}
+        Ok(Some(forecast)) => {
+            eprintln!("the whole job takes {forecast}");
+            if let Some(warning) = forecast.warning() {
+                eprintln!("warning: {warning}");
+            }
         }
+        Err(error) => eprintln!(
+            "what the calls will take is not guessed: {}",
+            millrace_telemetry::chain(&error)
+        ),
     }
-    Ok(())
 }
 
 /// Why a job is not to be run at all.
