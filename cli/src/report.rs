@@ -252,6 +252,8 @@ fn status(
         }),
         tokens: Some(manifest.totals.tokens),
         cost: spent(manifest),
+        // It is over: what it took is known.
+        estimate: None,
         rows_per_second: end.took().map(|took| {
             let rows = manifest.totals.rows.total() as f64;
             (rows / took.as_secs_f64().max(1e-3) * 10.0).round() / 10.0

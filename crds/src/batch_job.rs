@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
-pub use budget::{Budget, Spent};
+pub use budget::{Budget, Estimate, Spent};
 pub use failed_rows::FailedRowsMax;
 pub use filter::Filter;
 pub use incremental::Incremental;
@@ -404,6 +404,9 @@ pub struct BatchJobStatus {
     /// What its calls cost, where its service names prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<Spent>,
+    /// What its calls are going to take, where it asks an API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
     /// Pods of the service that work for the job's service now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,

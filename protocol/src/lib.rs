@@ -5,12 +5,13 @@
 //! [`plan`] → [`lease`] → [`row`] → [`wire`] → [`result`] → [`commit`] → [`manifest`],
 //! and [`layout`] says where each of them lies in an output. In a cluster, [`registry`] is how the
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
-//! [`cost`] counts money, [`event`] is what others are told when a job is over, and [`panic`] quotes what
-//! was caught.
+//! [`cost`] counts money and [`forecast`] guesses it, [`event`] is what others are told when a job is over,
+//! and [`panic`] quotes what was caught.
 
 pub mod commit;
 pub mod cost;
 pub mod event;
+pub mod forecast;
 pub mod layout;
 pub mod lease;
 pub mod ledger;

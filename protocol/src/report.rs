@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::forecast::Forecast;
 use crate::result::ErrorLine;
 use crate::tally::Tally;
 
@@ -22,6 +23,9 @@ pub enum Report {
         shards: u32,
         /// Shards that were committed before.
         committed: u32,
+        /// What the calls of an API will take and cost.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        forecast: Option<Forecast>,
     },
     /// The manifest is written.
     #[serde(rename_all = "camelCase")]

@@ -12,11 +12,12 @@ use millrace_leases::limits::RedisLimiter;
 use millrace_leases::{JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions};
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::report::{ErrorSample, Report};
-use millrace_telemetry::on_signal;
+use millrace_telemetry::{chain, on_signal};
 use millrace_worker::commits;
 use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::notify::Means;
+use millrace_worker::plan::forecast;
 use millrace_worker::postgres::Sink;
 use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::secrets::Secrets;
@@ -100,9 +101,24 @@ pub async fn plan(job: Job) -> anyhow::Result<Report> {
     commits::fill_anew(leases.as_ref(), &prepared.plan, &prepared.committed).await?;
     let (shards, committed) = (prepared.plan.shards.len(), prepared.committed.len());
     tracing::info!(shards, committed, "the run is planned");
+    // A guess is a service, not a condition.
+    let forecast = match forecast(&stores, &job, &prepared.plan, None).await {
+        Ok(forecast) => forecast,
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "what the calls will take is not guessed");
+            None
+        }
+    };
+    if let Some(forecast) = &forecast {
+        tracing::info!("the whole job takes {forecast}");
+        if let Some(warning) = forecast.warning() {
+            tracing::warn!("{warning}");
+        }
+    }
     Ok(Report::Planned {
         shards: shards as u32,
         committed: committed as u32,
+        forecast,
     })
 }
 

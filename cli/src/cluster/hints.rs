@@ -2,7 +2,7 @@
 
 use millrace_crds::BatchJob;
 
-use super::end::succeeded;
+use super::end::{end, succeeded};
 use super::jobs::output_of;
 use crate::invocation::Invocation;
 use millrace_crds::names::service_of;
@@ -78,6 +78,21 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
         _ => return None,
     };
     Some(hint)
+}
+
+/// What to do about a budget that may end a job before its time.
+pub fn for_budget(job: &BatchJob) -> Option<String> {
+    let estimate = job.status.as_ref()?.estimate.as_ref()?;
+    let most = estimate.cost_most?;
+    let max = job.spec.budget.as_ref()?.max_cost;
+    if end(job).is_some() || max >= most {
+        return None;
+    }
+    Some(format!(
+        "spec.budget.maxCost is {max} and the job may cost up to {}: it stops there, and goes on once \
+         the budget is raised",
+        most.short()
+    ))
 }
 
 /// What to do about a pod that is in this state.

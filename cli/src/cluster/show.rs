@@ -7,7 +7,7 @@ use indicatif::HumanCount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::BatchJob;
-use millrace_crds::batch_job::Spent;
+use millrace_crds::batch_job::{Estimate, Spent};
 use serde::Serialize;
 
 /// How a command that speaks of objects prints them.
@@ -94,6 +94,25 @@ pub fn spent_text(spent: &Spent) -> String {
         total.short(),
         per_row.unwrap_or_default()
     )
+}
+
+/// What is going to be taken, and what it will cost.
+pub fn estimate_text(estimate: &Estimate) -> String {
+    let Estimate {
+        rows,
+        tokens_least,
+        tokens_most,
+        cost_least,
+        cost_most,
+        currency,
+    } = estimate;
+    let cost = cost_least.zip(*cost_most).map(|(least, most)| {
+        let currency = currency.as_deref().unwrap_or_default();
+        format!(", {} to {} {currency}", least.short(), most.short())
+    });
+    let (least, most) = (count(*tokens_least), count(*tokens_most));
+    let (rows, cost) = (count(*rows), cost.unwrap_or_default());
+    format!("{least} to {most} tokens{cost} for {rows} rows")
 }
 
 /// What there is, or a dash.

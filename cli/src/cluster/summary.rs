@@ -9,7 +9,7 @@ use super::events;
 use super::gather::Seen;
 use super::hints;
 use super::jobs::output_of;
-use super::show::{age, clipped, count, or_dash, span, spent_text, table};
+use super::show::{age, clipped, count, estimate_text, or_dash, span, spent_text, table};
 use super::workers::{Worker, worker};
 use crate::invocation::Invocation;
 use millrace_crds::names::service_of;
@@ -73,6 +73,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
         shards,
         tokens,
         cost,
+        estimate,
         rows_per_second,
         completion_time,
         output: _,
@@ -109,6 +110,8 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     fact("shards", shards.map(shards_text));
     fact("tokens", tokens.map(count));
     fact("cost", cost.as_ref().map(spent_text));
+    let estimate = estimate.as_ref().filter(|_| !is_over);
+    fact("estimate", estimate.map(estimate_text));
     fact(
         "rate",
         rows_per_second.map(|rate| format!("{rate:.1} rows/s")),
@@ -263,6 +266,7 @@ fn what_to_do(seen: &Seen, invocation: &Invocation) -> Vec<String> {
         events: _,
     } = seen;
     let mut hints: Vec<String> = hints::for_job(job, invocation).into_iter().collect();
+    hints.extend(hints::for_budget(job));
     if end(job).is_none() {
         for pod in pods.iter().flatten() {
             let state = worker(pod).state;

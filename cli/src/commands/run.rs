@@ -179,7 +179,7 @@ async fn runs(
         let prepared = run::prepare(stores, &job).await?;
         let display = Display::new(shows.output, &job, &prepared);
         if shows.output == OutputMode::Text {
-            foretell(stores, &job, &prepared).await?;
+            foretell(stores, &job, &prepared).await;
         }
         let run = LocalRun {
             stores,
@@ -207,15 +207,22 @@ async fn runs(
     }
 }
 
-/// Says what the calls of a job will take and cost, before the first one.
-async fn foretell(stores: &Stores, job: &CheckedJob, prepared: &Prepared) -> anyhow::Result<()> {
-    if let Some(forecast) = plan::forecast(stores, job, &prepared.plan, None).await? {
-        eprintln!("the whole job takes {forecast}");
-        if let Some(warning) = forecast.warning() {
-            eprintln!("warning: {warning}");
+/// Says what the calls of a job will take and cost, before the first one. A guess is a service, not a
+/// condition.
+async fn foretell(stores: &Stores, job: &CheckedJob, prepared: &Prepared) {
+    match plan::forecast(stores, job, &prepared.plan, None).await {
+        Ok(None) => {}
+        Ok(Some(forecast)) => {
+            eprintln!("the whole job takes {forecast}");
+            if let Some(warning) = forecast.warning() {
+                eprintln!("warning: {warning}");
+            }
         }
+        Err(error) => eprintln!(
+            "what the calls will take is not guessed: {}",
+            millrace_telemetry::chain(&error)
+        ),
     }
-    Ok(())
 }
 
 /// Who is shown how far a run is.

@@ -1,6 +1,7 @@
 //! What a job may spend, and what it has spent.
 
 use millrace_protocol::cost::Cost;
+use millrace_protocol::forecast::Forecast;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,52 @@ pub struct Spent {
     pub per_row: Option<Cost>,
     /// The currency, such as `USD`.
     pub currency: String,
+}
+
+/// What a job is going to take, guessed from a few rows before its first call.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
+pub struct Estimate {
+    /// Rows, as far as one knows.
+    pub rows: u64,
+    /// Tokens of prompts and answers, at least.
+    pub tokens_least: u64,
+    /// Tokens of prompts and answers, at most.
+    pub tokens_most: u64,
+    /// What they cost at least, where the service names prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub cost_least: Option<Cost>,
+    /// What they cost at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub cost_most: Option<Cost>,
+    /// The currency, such as `USD`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+}
+
+impl From<&Forecast> for Estimate {
+    fn from(forecast: &Forecast) -> Self {
+        let Forecast {
+            rows,
+            sampled_rows: _,
+            tokens: (tokens_least, tokens_most),
+            cost,
+            currency,
+            max_cost: _,
+        } = forecast.clone();
+        Self {
+            rows,
+            tokens_least,
+            tokens_most,
+            cost_least: cost.map(|(least, _)| least),
+            cost_most: cost.map(|(_, most)| most),
+            currency,
+        }
+    }
 }
 
 impl Spent {

@@ -22,15 +22,17 @@ use crate::world::{SHARDS, tally_of};
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A tenant with an operator of its own.
-struct Stage {
-    tenant: Tenant,
+pub struct Stage {
+    /// Who makes services and jobs.
+    pub tenant: Tenant,
     operator: Operator,
-    redis: RedisServer,
+    /// The Redis of the leases.
+    pub redis: RedisServer,
 }
 
 impl Stage {
     /// Sets one up in a namespace; nothing where there is no API server.
-    async fn new(namespace: &str) -> Option<Self> {
+    pub async fn new(namespace: &str) -> Option<Self> {
         let client = control_plane()?.client().await;
         let redis = RedisServer::start();
         let tenant = Tenant::new(client.clone(), namespace, &redis.url()).await;
@@ -48,7 +50,7 @@ impl Stage {
     }
 
     /// Waits for what must come, and tells what the operator says if it does not.
-    async fn expect<T>(&self, what: &str, course: impl Future<Output = T>) -> T {
+    pub async fn expect<T>(&self, what: &str, course: impl Future<Output = T>) -> T {
         let ended = tokio::time::timeout(PATIENCE, course).await;
         ended.unwrap_or_else(|_| {
             let trouble = self.tenant.world.trouble();

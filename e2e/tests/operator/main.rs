@@ -5,6 +5,7 @@
 //! They need no rights, but the programs of Kubernetes, or are skipped with one line that says so.
 
 mod admission;
+mod budget;
 mod control_plane;
 mod crashes;
 mod crds;

@@ -58,6 +58,7 @@ fn planned() -> Step {
     Step::Ended(Report::Planned {
         shards: 2,
         committed: 0,
+        forecast: None,
     })
 }
 

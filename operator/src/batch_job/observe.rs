@@ -92,12 +92,28 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     if let Some(leases) = seen.leases {
         seen.pace = ctx.pace(&run, leases);
     }
+    let name = |step| names::step(&job.name_any(), step, standing.run);
     if is_given_up || !seen.leases.is_some_and(at_work) {
-        let name = |step| names::step(&job.name_any(), step, standing.run);
         seen.plan = step(ctx, &namespace, &name("plan")).await?;
         seen.finish = step(ctx, &namespace, &name("finish")).await?;
+    } else if lacks_estimate(job, &seen) {
+        // Only what it reported matters of a plan that is at work.
+        let plan = step(ctx, &namespace, &name("plan")).await?;
+        if matches!(plan, Step::Ended(_)) {
+            seen.plan = plan;
+        }
     }
     Ok(seen)
+}
+
+/// Whether the job asks an API, and it is not known yet what it is going to take.
+fn lacks_estimate(job: &BatchJob, seen: &Seen) -> bool {
+    let is_remote = seen
+        .service
+        .as_ref()
+        .is_some_and(|it| it.spec.remote.is_some());
+    let estimate = job.status.as_ref().and_then(|it| it.estimate.as_ref());
+    is_remote && (estimate.is_none() || seen.standing.is_new)
 }
 
 /// What the job has paid, if anybody may know.
@@ -209,6 +225,7 @@ mod tests {
         let planned = Report::Planned {
             shards: 3,
             committed: 1,
+            forecast: None,
         };
         let ended =
             |message: String| pod(json!({"terminated": {"exitCode": 0, "message": message}}));

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
-use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts, Spent};
+use millrace_crds::batch_job::{Estimate, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::event::COMPLETED;
 use millrace_protocol::report::{ErrorSample, Report};
@@ -105,13 +105,19 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
             status.start_time.get_or_insert(now.clone());
         }
     }
-    if let (None, Step::Ended(Report::Planned { shards, committed })) = (status.shards, &seen.plan)
+    if let Step::Ended(Report::Planned {
+        shards,
+        committed,
+        forecast,
+    }) = &seen.plan
     {
-        status.shards = Some(ShardCounts {
+        status.shards.get_or_insert(ShardCounts {
             total: *shards,
             committed: *committed,
             failed: 0,
         });
+        let forecast = forecast.as_ref().map(Estimate::from);
+        status.estimate = status.estimate.or(forecast);
     }
     match (phase, seen.leases) {
         (Phase::Finished(finished) | Phase::GivenUp(_, Some(finished)), _) => {

@@ -1,12 +1,9 @@
 //! What a job that asks an API will take and cost, guessed before its first call from a few of its
 //! rows: the prompts are made as they will be, and nobody is asked.
 
-use std::fmt;
-
-use millrace_protocol::cost::Cost;
-use millrace_protocol::plan::Plan;
+use millrace_protocol::forecast::Forecast;
+use millrace_protocol::plan::{FIRST_RUN, Plan};
 use millrace_protocol::row::ReadRow;
-use serde::Serialize;
 
 use super::preflight::guess_rows;
 use crate::job::{CheckedJob, Remote, Step};
@@ -23,27 +20,6 @@ const ROWS_MAX: usize = 64;
 /// Bytes of rows of a shard that are looked at.
 const BYTES_MAX: usize = 256 << 10;
 
-/// What a job will take and cost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Forecast {
-    /// Its rows, as far as one knows.
-    pub rows: u64,
-    /// Rows that were looked at.
-    pub sampled_rows: u64,
-    /// Tokens of prompts and answers, at least and at most.
-    pub tokens: (u64, u64),
-    /// What they cost, at least and at most; absent where the service names no prices.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cost: Option<(Cost, Cost)>,
-    /// The currency.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub currency: Option<String>,
-    /// Most that the job may cost.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_cost: Option<Cost>,
-}
-
 /// What the rows that were looked at take.
 #[derive(Debug, Default)]
 struct Sample {
@@ -53,15 +29,15 @@ struct Sample {
     most: Usage,
 }
 
-/// Guesses what the job will take; nothing for one that asks no API, or has no row to look at. `rows` is
-/// the number of rows, where somebody counted them.
+/// Guesses what the job will take; nothing for one that asks no API or has no row to look at, nor for a
+/// run that asks for failed rows again. `rows` is the number of rows, where somebody counted them.
 pub async fn forecast(
     stores: &Stores,
     job: &CheckedJob,
     plan: &Plan,
     rows: Option<u64>,
 ) -> Result<Option<Forecast>, ReadError> {
-    let Some(remote) = &job.remote else {
+    let Some(remote) = job.remote.as_ref().filter(|_| job.run == FIRST_RUN) else {
         return Ok(None);
     };
     let stores = &stores.with_inline_rows(&job.input);
@@ -141,31 +117,6 @@ fn scaled(job: &CheckedJob, sample: &Sample, rows: u64) -> Forecast {
         cost: cost(sample.least).zip(cost(sample.most)),
         currency: pricing.map(|pricing| pricing.currency.clone()),
         max_cost: job.cost_max,
-    }
-}
-
-impl Forecast {
-    /// What is to be said where the job may cost more than it may.
-    pub fn warning(&self) -> Option<String> {
-        let (least, most) = self.cost?;
-        let max = self.max_cost.filter(|max| *max < most)?;
-        let currency = self.currency.as_deref().unwrap_or_default();
-        let surely = if max < least { "will" } else { "may" };
-        Some(format!(
-            "spec.budget.maxCost is {max} {currency}: the job {surely} stop before its end"
-        ))
-    }
-}
-
-impl fmt::Display for Forecast {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (least, most) = self.tokens;
-        write!(f, "{least} to {most} tokens")?;
-        if let (Some((least, most)), Some(currency)) = (self.cost, &self.currency) {
-            let (least, most) = (least.short(), most.short());
-            write!(f, ", {least} to {most} {currency}")?;
-        }
-        write!(f, " (guessed from {} rows)", self.sampled_rows)
     }
 }
 

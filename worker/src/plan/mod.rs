@@ -32,7 +32,7 @@ use crate::{
 pub(crate) use csv::cuts_of as csv_cuts_of;
 pub use cut::{CutOptions, SHARDS_MAX, cut};
 pub use error::PlanError;
-pub use forecast::{Forecast, forecast};
+pub use forecast::forecast;
 pub use list::list_inputs;
 pub use preflight::{
     BadRows, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate, preflight,
