@@ -1,6 +1,6 @@
 //! Where results go besides the output, and who is told.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{job, problems, refused, with};
 

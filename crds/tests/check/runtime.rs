@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{refused, service, with};
+use crate::{problems, refused, service, with};
 
 /// A service whose server the user brings.
 fn brought(protocol: &str, models: Value) -> Value {
