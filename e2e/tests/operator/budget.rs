@@ -75,7 +75,10 @@ async fn a_job_whose_budget_is_spent_ends_and_goes_on_when_it_is_raised() {
     stage.expect("the end of the budget", spent).await;
     let status = tenant.jobs().get(JOB).await.unwrap().status.unwrap();
     let found = status.cost.unwrap();
-    assert_eq!((found.total, found.currency.as_str()), (cost("2.25"), "EUR"));
+    assert_eq!(
+        (found.total, found.currency.as_str()),
+        (cost("2.25"), "EUR")
+    );
     assert_eq!(status.shards.unwrap().committed, 1);
 
     tenant.world.go_on();
