@@ -471,7 +471,12 @@ fn pod_of(job: &Job) -> Pod {
 /// The service whose jobs the workers of a Deployment attend to.
 fn service_of(deployment: &Deployment) -> Option<String> {
     let spec = deployment.spec.template.spec.as_ref()?;
-    let containers = spec.init_containers.iter().flatten();
+    // Where an API elsewhere answers, the worker is no sidecar.
+    let containers = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers);
     let mut variables = containers.flat_map(|container| container.env.iter().flatten());
     let name = variables.find(|variable| variable.name == "MILLRACE_SERVICE_NAME")?;
     name.value.clone()

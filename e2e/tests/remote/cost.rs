@@ -219,11 +219,21 @@ fn workers_share_a_budget_though_one_is_killed_and_redis_forgets() {
         most += dearest(&record);
     }
     assert!(paid >= cost(budget) && paid < most, "{paid} of {budget}");
-    step(&scene, &redis, "finish", "finish.log").succeed();
+    let ended = step(&scene, &redis, "finish", "finish.log").wait();
+    assert_eq!(ended.code(), Some(3), "some shards were given up");
     let manifest = std::fs::read(scene.path("out/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     assert_eq!(manifest["complete"], false);
     assert_eq!(manifest["currency"], "EUR");
+    let mut told = cost(manifest["totals"]["cost"].as_str().unwrap());
+    assert!(told <= paid, "{told} of {paid}");
+    for _ in 0..6 {
+        told += dearest(&record);
+    }
+    assert!(
+        told >= paid,
+        "only what the killed worker heard may be missing"
+    );
     scene.assert_nothing_is_told(&logs);
 }
 
