@@ -109,7 +109,11 @@ impl Report {
                     sample_errors.pop();
                 }
                 // Characters that JSON escapes can make a cut message long again.
-                Report::Failed { message } => {
+                Report::Failed { message }
+                | Report::Finished {
+                    warning: Some(message),
+                    ..
+                } => {
                     message.truncate(message.floor_char_boundary(message.len() / 2));
                 }
                 Report::Planned { .. } | Report::Incomplete { .. } | Report::Finished { .. } => {
@@ -146,7 +150,7 @@ mod tests {
             failed_shards: 0,
             tally: Tally::default(),
             sample_errors: vec![sample; 20],
-            warning: Some("w".into()),
+            warning: Some("\u{1}".repeat(1_000)),
         };
         let message = report.to_message();
         assert!(message.len() <= REPORT_BYTES_MAX, "{}", message.len());

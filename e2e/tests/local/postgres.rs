@@ -196,6 +196,14 @@ async fn a_database_that_is_away_at_first_is_waited_for() {
     client.batch_execute(open).await.unwrap();
     run.succeed();
     assert_eq!(number(&client, "select count(*) from texts").await, 200);
+
+    // What is there needs no right to make it.
+    let revoke = "revoke create on schema public from loader; delete from texts; \
+                  delete from millrace_loads";
+    client.batch_execute(revoke).await.unwrap();
+    std::fs::remove_file(scene.output().join("manifest.json")).unwrap();
+    scene.run().succeed();
+    assert_eq!(number(&client, "select count(*) from texts").await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -259,4 +260,29 @@ async fn a_job_that_a_quota_forbids_says_why_and_begins_once_there_is_room() {
     assert!(message.contains("exceeded quota: jobs"), "{message}");
     allow("9").await;
     stage.expect_completed(JOB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_job_names_is_told_by_a_pod_where_nothing_was_finished() {
+    let Some(stage) = Stage::new("notified").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.create_service(SERVICE, json!({})).await;
+    // The Secret is not there, so the pod waits, and nobody waits for it.
+    let receiver = json!({"url": "https://example.com/hook", "secretRef": {"name": "hook"}});
+    let cancelled = json!({"cancel": true, "notify": receiver});
+    tenant.create_job(JOB, SERVICE, cancelled).await;
+    let over = tenant.wait_for_reason(JOB, "Cancelled");
+    stage.expect("the end of the job", over).await;
+    let jobs: Api<Job> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
+    let told = jobs.get(&format!("{JOB}-notify")).await.unwrap();
+    let told = json!(told.spec.unwrap().template.spec.unwrap().containers[0].env);
+    let event = (told.as_array().unwrap().iter())
+        .find(|variable| variable["name"] == "MILLRACE_NOTIFY_EVENT")
+        .and_then(|variable| variable["value"].as_str());
+    let event: Value = serde_json::from_str(event.unwrap()).unwrap();
+    assert_eq!(event["type"], "dev.millrace.batchjob.failed");
+    assert_eq!(event["data"]["reason"], "Cancelled");
+    assert_eq!(event["subject"], format!("{}/{JOB}", tenant.namespace));
 }

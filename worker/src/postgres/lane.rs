@@ -9,11 +9,12 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use millrace_protocol::manifest::LivePart;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
-use tokio_postgres::Client;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Transaction};
 
 use super::connect::{Database, passes};
-use super::record::{Origin, values};
+use super::record::{Origin, Value, values};
 use super::table::Table;
 use super::{PostgresError, refused};
 use crate::output::{self, Reader};
@@ -163,8 +164,7 @@ impl Lane {
         };
         let transaction = client.transaction().await.map_err(failed("beginning"))?;
         let noting = failed("noting what is loaded");
-        let names: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-            [&table.name(), output_uri, &file.path];
+        let names: [&(dyn ToSql + Sync); 3] = [&table.name(), output_uri, &file.path];
         let begun = transaction.execute(&table.note_begun(), &names).await;
         begun.map_err(noting)?;
         let held = transaction.query_one(&table.note_held(), &names).await;
@@ -179,27 +179,17 @@ impl Lane {
         // Another one that loads the same got further, or this one did and did not hear of it.
         let missing = lines.iter().skip((loaded - start) as usize);
         if missing.len() > 0 {
-            let staging = failed("taking rows");
-            let stage = table.create_stage();
-            transaction.batch_execute(&stage).await.map_err(staging)?;
-            let sink = transaction.copy_in(&table.copy()).await.map_err(staging)?;
-            let mut rows = std::pin::pin!(BinaryCopyInWriter::new(sink, &table.wire_types()));
             let origin = Origin {
                 output: output_uri,
                 run: file.part.run,
                 has_errors: file.has_errors,
             };
-            for line in missing {
-                let values =
-                    values(table, origin, line).map_err(|message| PostgresError::Line {
-                        path: file.path.clone(),
-                        message,
-                    })?;
-                rows.as_mut().write_raw(values).await.map_err(staging)?;
-            }
-            rows.finish().await.map_err(staging)?;
-            let inserted = transaction.batch_execute(&table.insert()).await;
-            inserted.map_err(failed("inserting rows"))?;
+            let message = |message| PostgresError::Line {
+                path: file.path.clone(),
+                message,
+            };
+            let rows = missing.map(|line| values(table, origin, line).map_err(message));
+            insert(&transaction, table, rows).await?;
         }
         let rows = end.max(loaded) as i64;
         let [name, output, path] = names;
@@ -208,6 +198,25 @@ impl Lane {
         noted.map_err(noting)?;
         transaction.commit().await.map_err(failed("committing"))
     }
+}
+
+/// Takes rows into the stage, and from there into the table.
+async fn insert(
+    transaction: &Transaction<'_>,
+    table: &Table,
+    rows: impl Iterator<Item = Result<Vec<Value>, PostgresError>>,
+) -> Result<(), PostgresError> {
+    let staging = |error| refused("taking rows", error);
+    let stage = table.create_stage();
+    transaction.batch_execute(&stage).await.map_err(staging)?;
+    let sink = transaction.copy_in(&table.copy()).await.map_err(staging)?;
+    let mut copy = std::pin::pin!(BinaryCopyInWriter::new(sink, &table.wire_types()));
+    for row in rows {
+        copy.as_mut().write_raw(row?).await.map_err(staging)?;
+    }
+    copy.finish().await.map_err(staging)?;
+    let inserted = transaction.batch_execute(&table.insert()).await;
+    inserted.map_err(|error| refused("inserting rows", error))
 }
 
 /// The pauses between tries of whatever may pass.

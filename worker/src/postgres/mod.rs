@@ -17,6 +17,7 @@ use std::time::Instant;
 use millrace_protocol::manifest::LivePart;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use self::connect::{Database, passes};
 use self::lane::{Lane, LoadedFile, Road, pauses};
@@ -221,17 +222,22 @@ impl Sink {
         Ok(noted.iter().map(entry).collect())
     }
 
-    /// Makes both tables where they are missing, one after the other of all who do.
+    /// Makes both tables where they are missing, one after the other of all who do. Where both are there
+    /// no right to make any is needed.
     async fn make(&self, client: &mut Client) -> Result<(), PostgresError> {
         let failed = |error| refused("making the table", error);
         let transaction = client.transaction().await.map_err(failed)?;
         let turn = "select pg_advisory_xact_lock(hashtext('millrace'))";
         transaction.batch_execute(turn).await.map_err(failed)?;
-        let ledger = self.table.create_ledger();
-        transaction.batch_execute(&ledger).await.map_err(failed)?;
-        let there = "select to_regclass($1) is not null";
-        let there = transaction.query_one(there, &[&self.table.quoted()]).await;
-        if !there.map_err(failed)?.get::<_, bool>(0) {
+        let is_missing = "select to_regclass($1) is null, to_regclass($2) is null";
+        let names: [&(dyn ToSql + Sync); 2] = [&self.table.ledger(), &self.table.quoted()];
+        let is_missing = transaction.query_one(is_missing, &names).await;
+        let is_missing = is_missing.map_err(failed)?;
+        if is_missing.get(0) {
+            let create = self.table.create_ledger();
+            transaction.batch_execute(&create).await.map_err(failed)?;
+        }
+        if is_missing.get(1) {
             let create = self.table.create();
             transaction.batch_execute(&create).await.map_err(failed)?;
             let forget = self.table.forget();

@@ -126,6 +126,11 @@ impl Table {
         &self.quoted
     }
 
+    /// The same of the table in which is noted what is loaded.
+    pub fn ledger(&self) -> &str {
+        &self.ledger
+    }
+
     /// The columns that rows bring, in the order in which they bring them.
     pub fn loaded(&self) -> &[Column] {
         &self.columns[..self.columns.len() - 1]
@@ -155,7 +160,7 @@ impl Table {
     /// Makes the table in which is noted what is loaded.
     pub fn create_ledger(&self) -> String {
         format!(
-            "create table if not exists {} (table_name text, output text, file text, \
+            "create table {} (table_name text, output text, file text, \
              rows bigint not null default 0, whole boolean not null default false, \
              loaded_at timestamp with time zone not null default now(), \
              primary key (table_name, output, file))",
@@ -198,7 +203,7 @@ impl Table {
     /// two.
     pub fn note(&self) -> String {
         format!(
-            "update {} set rows = $4, whole = $5, loaded_at = now() \
+            "update {} set rows = $4, whole = whole or $5, loaded_at = now() \
              where table_name = $1 and output = $2 and file = $3",
             self.ledger
         )
