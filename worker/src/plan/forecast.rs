@@ -45,7 +45,9 @@ pub async fn forecast(
     if texts.is_empty() {
         return Ok(None);
     }
-    let rows = match rows {
+    // What is carried over is not asked.
+    let fresh = plan.carried.as_ref().map(|it| it.difference.fresh);
+    let rows = match fresh.or(rows) {
         Some(rows) => rows,
         None => guess_rows(stores, job, plan).await?.max(texts.len() as u64),
     };
@@ -62,11 +64,12 @@ async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<S
         let input = plan.input_of(shard);
         let mut rows = read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
         let rows = rows.next_batch(ROWS_MAX, BYTES_MAX).await?;
-        texts.extend(rows.into_iter().filter_map(|row| match row {
-            ReadRow::Row(row) => {
-                let prompted = row.prompted.map(|fields| fields.get().to_owned());
-                Some(prompted.unwrap_or(row.text))
-            }
+        let rows = match &job.input.filter {
+            Some(filter) => filter.applied(rows).await.0,
+            None => rows,
+        };
+        texts.extend(rows.iter().filter_map(|row| match row {
+            ReadRow::Row(row) => Some(row.asked().to_owned()),
             ReadRow::Bad { .. } => None,
         }));
     }
