@@ -142,7 +142,7 @@ mod tests {
         std::fs::write(folder.path().join("rows.jsonl"), text.join("\n")).unwrap();
         let pricing = json!({"inputPerMillionTokens": "1", "outputPerMillionTokens": "10"});
         let more = json!({
-            "budget": {"maxCost": "0.001"},
+            "budget": {"maxCost": "0.005"},
             "steps": [{"name": "a", "model": "m", "prompt": {"maxOutputTokens": 10}}],
         });
         let job = remote_job(folder.path(), json!({"pricing": pricing}), more);

@@ -228,16 +228,15 @@ fn spans(rows: &[(usize, CarriedRow)], zstd: bool) -> Vec<Span> {
             ),
         };
         let stored = start..start + length;
-        let joins = |last: &&mut Span| {
-            let is_near = match zstd {
-                true => last.stored == stored,
-                false => {
-                    stored.start <= last.stored.end + GAP_BYTES_MAX
-                        && stored.end - last.stored.start <= SPAN_BYTES_MAX
-                }
-            };
-            last.part == part && is_near
+        // Within a part, what comes later starts later.
+        let is_near = |last: &Span| match zstd {
+            true => last.stored == stored,
+            false => {
+                stored.start <= last.stored.end + GAP_BYTES_MAX
+                    && stored.end - last.stored.start <= SPAN_BYTES_MAX
+            }
         };
+        let joins = |last: &&mut Span| last.part == part && is_near(last);
         match spans.last_mut().filter(joins) {
             Some(last) => {
                 last.stored.end = last.stored.end.max(stored.end);
