@@ -7,11 +7,11 @@ use std::sync::Arc;
 use millrace_crds::batch_job;
 use millrace_protocol::row::{ReadRow, Row, RowError, RowErrorCode};
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use minijinja::{Environment, UndefinedBehavior};
 use serde_json::{Map, Value};
 use whatlang::Lang;
 
-use crate::prompt::bounded;
+use crate::prompt::{bounded, is_unknown};
 
 /// Name of the expression among the templates.
 const EXPRESSION: &str = "expression";
@@ -224,14 +224,6 @@ fn compile(expression: &str) -> Result<Expression, BadFilter> {
             fields,
         }),
     }
-}
-
-/// Whether the expression names something that there is in no row.
-fn is_unknown(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction
-    )
 }
 
 fn known() -> String {

@@ -81,6 +81,15 @@ impl Means {
         Some(problem)
     }
 
+    /// Finds the secret that the job's events are signed with, so that it is not missed at the end.
+    pub fn check(&self, job: &CheckedJob) -> Result<(), NotifyError> {
+        let named = job.notify.as_ref().and_then(|to| to.secret_ref.as_ref());
+        if let Some(named) = named {
+            key(&self.secrets.find(SECRET, named)?.value())?;
+        }
+        Ok(())
+    }
+
     /// Delivers an event, tried again for a while.
     pub async fn deliver(
         &self,

@@ -49,11 +49,19 @@ impl Prompts {
         for (step, template) in templates.into_iter().enumerate() {
             let name = step.to_string();
             if let Some(template) = template {
-                let added = environment.add_template_owned(name.clone(), template.to_owned());
-                added.map_err(|error| BadTemplate {
+                let bad = |error: minijinja::Error| BadTemplate {
                     step,
                     message: explain(&error),
-                })?;
+                };
+                let added = environment.add_template_owned(name.clone(), template.to_owned());
+                added.map_err(bad)?;
+                let tried = environment.get_template(&name);
+                let tried = tried.and_then(|it| it.render(Serde(&Map::new())));
+                if let Err(error) = tried
+                    && is_unknown(error.kind())
+                {
+                    return Err(bad(error));
+                }
             }
             names.push(template.map(|_| name));
         }
@@ -88,8 +96,10 @@ impl Prompts {
         if self.templates.iter().all(Option::is_none) {
             return Ok(row.to_owned());
         }
-        let fields: Map<String, Value> =
+        let mut fields: Map<String, Value> =
             serde_json::from_str(row).expect("the reader made it of fields");
+        // A field without a value is one that the row lacks, and no text `none`.
+        fields.retain(|_, value| !value.is_null());
         let Some(name) = self.templates[step].as_deref() else {
             let text = fields.get(&self.text_field).and_then(Value::as_str);
             return Ok(text.unwrap_or_default().to_owned());
@@ -109,6 +119,14 @@ impl Prompts {
         let template = self.environment.get_template(name);
         template.expect("it was added")
     }
+}
+
+/// Whether a template names a filter, a test or a function that there is for no row.
+pub fn is_unknown(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction
+    )
 }
 
 /// Where templates are bounded in what they compute.
@@ -222,6 +240,23 @@ mod tests {
         let bad = Prompts::new([None, Some("a\n{{ b")], "text").err().unwrap();
         assert_eq!(bad.step, 1);
         assert!(bad.message.starts_with("line 2"), "{}", bad.message);
+    }
+
+    #[test]
+    fn a_template_with_an_unknown_filter_is_refused_before_any_row() {
+        let bad = Prompts::new([Some("{{ title | nope }}")], "text");
+        let bad = bad.err().expect("there is no such filter");
+        assert!(bad.message.contains("nope"), "{}", bad.message);
+    }
+
+    #[test]
+    fn a_field_that_is_null_is_one_that_the_row_lacks() {
+        assert_eq!(
+            code("{{ a }}", r#"{"a": null}"#),
+            RowErrorCode::MissingField
+        );
+        let rendered = prompts("{{ a | default('-') }}").render(0, r#"{"a": null}"#);
+        assert_eq!(rendered.unwrap(), "-");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use millrace_protocol::commit::Commit;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::Manifest;
-use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex};
+use millrace_protocol::plan::{FIRST_RUN, InputFile, Plan, RunNumber, ShardIndex};
 use tokio_util::sync::CancellationToken;
 
 use crate::commits::{self, CommitsError};
@@ -19,6 +19,7 @@ use crate::postgres::Sink;
 use crate::store::{Location, StoreError, Stores};
 use crate::trace;
 use crate::work::call::{Caller, CallerOptions};
+use crate::work::client::remote::ApiError;
 use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
 use crate::work::progress::Progress;
 use crate::work::submit::{SubmitOptions, Submitter};
@@ -69,6 +70,9 @@ pub enum RunError {
     /// The inference-server did not answer.
     #[error("the inference-server could not be asked for its models")]
     Server(#[source] ClientError),
+    /// The API elsewhere cannot be asked.
+    #[error(transparent)]
+    Remote(#[from] ApiError),
     /// Working off shards failed.
     #[error("the run stopped")]
     Work(#[from] WorkError),
@@ -129,6 +133,27 @@ pub async fn find(stores: &Stores, job: &CheckedJob) -> Result<Found, RunError> 
     }
     // Some shards were given up: the run goes on, and tries them once more.
     Ok(Found::Next(manifest.run))
+}
+
+/// The first input file that is not what it was when the run of `manifest` was planned, or is new.
+/// Files that cannot be listed any more are nobody's business once a run is finished.
+pub async fn changed_input(
+    stores: &Stores,
+    job: &CheckedJob,
+    manifest: &Manifest,
+) -> Option<String> {
+    if job.input.inline.is_some() {
+        return None;
+    }
+    let listed = plan::list_inputs(stores, &job.input).await.ok()?;
+    let is_known = |file: &InputFile| {
+        let same = |it: &InputFile| {
+            it.uri == file.uri && it.size_bytes == file.size_bytes && it.etag == file.etag
+        };
+        manifest.inputs.iter().any(same)
+    };
+    let changed = listed.into_iter().find(|file| !is_known(file));
+    changed.map(|file| file.uri)
 }
 
 /// Plans the run, or reads the plan that is there, and looks up what is committed.
@@ -237,7 +262,7 @@ async fn answerer(
     };
     let (steps, text_field) = (job.steps.clone(), &job.input.fields.text);
     let caller = Caller::new(remote, steps, text_field, access, options);
-    let caller = caller.map_err(RunError::Server)?;
+    let caller = caller?;
     let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
     Ok((Answerer::Remote(Box::new(caller)), models))
 }

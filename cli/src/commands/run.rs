@@ -105,6 +105,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let next = match run::find(&stores, &loaded.job).await? {
         Found::Finished(manifest) => {
+            if let Some(changed) = run::changed_input(&stores, &loaded.job, &manifest).await {
+                eprintln!(
+                    "error: {changed} is not what it was when this job ran: write to another \
+                     output, with spec.incremental.from naming this one"
+                );
+                return Ok(ExitCode::FAILURE);
+            }
+            // A table may have been dropped or emptied since.
+            if let Some(sink) = Sink::open(&loaded.job, &Secrets::Environment).await? {
+                let output = stores.open(&loaded.job.output.uri)?;
+                sink.load(&output, &manifest.parts).await?;
+            }
             return report::finished(&stores, &loaded, &manifest, output, End::Before).await;
         }
         Found::Next(run) => run,
@@ -115,6 +127,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     memory::give_back_large_blocks();
     let origin = local_server::origin(&loaded.service, server_url, inference_server)?;
+    let means = Means {
+        secrets: Secrets::Environment,
+        link_local: LinkLocal::Allowed,
+    };
+    means.check(&loaded.job)?;
     let started = Instant::now();
     let board = match serve {
         Some(address) => Some(Board::open(address, &loaded.job).await?),
@@ -138,10 +155,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Err(error) => Some(notify::failed(&loaded.job, chain(error.as_ref()))),
     };
     if let Some(event) = event {
-        let means = Means {
-            secrets: Secrets::Environment,
-            link_local: LinkLocal::Allowed,
-        };
         // An end that nobody hears of is an end all the same.
         if let Some(problem) = means.tell(&loaded.job, &event).await {
             eprintln!("warning: {problem}");

@@ -46,8 +46,8 @@ impl FailedRowsMax {
         match self {
             FailedRowsMax::Rows(max) => failed > max,
             FailedRowsMax::Percent(max) => {
-                done >= PERCENT_ROWS_MIN
-                    && u128::from(failed) * 100 > u128::from(max) * u128::from(done)
+                let of = done.max(PERCENT_ROWS_MIN);
+                u128::from(failed) * 100 > u128::from(max) * u128::from(of)
             }
         }
     }
@@ -60,9 +60,11 @@ mod tests {
     #[test]
     fn a_percentage_speaks_of_the_rows_that_are_done() {
         let five = FailedRowsMax::Percent(5);
-        assert!(!five.is_exceeded(50, 99), "too few to say");
+        assert!(!five.is_exceeded(5, 5), "a hundred rows count at least");
+        assert!(five.is_exceeded(6, 10));
         assert!(!five.is_exceeded(5, 100));
         assert!(five.is_exceeded(6, 100));
+        assert!(!five.is_exceeded(10, 200));
         assert!(!FailedRowsMax::Rows(3).is_exceeded(3, 3));
         assert!(FailedRowsMax::Rows(0).is_exceeded(1, 1));
     }

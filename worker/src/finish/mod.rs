@@ -30,7 +30,7 @@ pub enum FinishError {
     #[error("the commits could not be read")]
     Commits(#[from] CommitsError),
     /// A file of the output could not be read or written.
-    #[error("the output could not be written")]
+    #[error("a file of the output could not be read or written")]
     Store(#[from] StoreError),
     /// A commit names a file that is not there.
     #[error(

@@ -15,6 +15,7 @@ use tokio::sync::{RwLock, Semaphore};
 
 use super::call::LimitsError;
 use super::call::purse::PaidError;
+use super::client::remote::ApiError;
 use super::client::{Client, ClientError};
 use crate::job::{Retry, Step, models};
 
@@ -34,6 +35,9 @@ pub enum SubmitError {
     /// The server does not do what the job asks.
     #[error("the inference-server refused the job's rows")]
     Refused(#[source] ClientError),
+    /// The API elsewhere does not answer.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// Calls may not be made.
     #[error(transparent)]
     Limits(#[from] LimitsError),

@@ -26,8 +26,7 @@ use self::pace::Pace;
 use self::pass::Pass;
 use self::purse::Purse;
 use self::receipts::Receipts;
-use super::client::ClientError;
-use super::client::remote::{Access, Api, KEY, Usage};
+use super::client::remote::{Access, Api, ApiError, KEY, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
 use crate::prompt::Prompts;
@@ -78,14 +77,13 @@ impl Caller {
         text_field: &str,
         access: &Access,
         options: CallerOptions,
-    ) -> Result<Self, ClientError> {
+    ) -> Result<Self, ApiError> {
         let spec = &remote.spec;
-        let refused = |message: String| ClientError::Refused { status: 0, message };
         let named = spec.api_key_secret_ref.as_ref();
         let key = named.map(|named| access.secrets.find(KEY, named));
         let key = key
             .transpose()
-            .map_err(|error| refused(error.to_string()))?;
+            .map_err(|error| ApiError::Unusable(error.to_string()))?;
         let prompts = Prompts::new(steps.iter().map(Step::template), text_field);
         Ok(Self {
             api: Api::new(spec, &steps, key, access.link_local)?,

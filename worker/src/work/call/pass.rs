@@ -18,8 +18,7 @@ use super::Caller;
 use super::gate::Bought;
 use super::receipts::Receipts;
 use crate::job::Retry;
-use crate::work::client::ClientError;
-use crate::work::client::remote::{CallError, Hints, Made, Said, Taken, Usage};
+use crate::work::client::remote::{ApiError, CallError, Hints, Made, Said, Taken, Usage};
 use crate::work::submit::SubmitError;
 
 /// How often a call that the API puts off says so.
@@ -166,7 +165,7 @@ impl<'a> Pass<'a> {
                     entered
                         .leave(Bought::NOTHING, Verdict::Nothing, pause)
                         .await;
-                    return Err(SubmitError::Refused(error));
+                    return Err(ApiError::Refused(error).into());
                 }
                 Err(CallError::TooMuch) => {
                     let pause = pause.max(hints.retry_after);
@@ -187,7 +186,8 @@ impl<'a> Pass<'a> {
                         .await;
                     let since = *away_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= caller.options.patience {
-                        return Err(SubmitError::ServerAway(ClientError::Away(words)));
+                        let url = caller.remote.spec.base_url.clone();
+                        return Err(ApiError::Away { url, words }.into());
                     }
                     tokio::time::sleep(wait).await;
                     continue;

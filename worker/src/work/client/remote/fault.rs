@@ -6,7 +6,6 @@ use serde::Deserialize;
 
 use super::CallError;
 use super::http::Answer;
-use crate::work::client::ClientError;
 
 /// Longest code of an API that is repeated.
 const CODE_CHARS_MAX: usize = 64;
@@ -57,11 +56,7 @@ pub fn accepted(answer: &Answer) -> Result<(), CallError> {
         )))
     };
     match status.as_u16() {
-        _ if is(&UNPAID) => refused(
-            status,
-            &said,
-            "nobody pays for it; see to the account's plan",
-        ),
+        _ if is(&UNPAID) => refused(&said, "nobody pays for it; see to the account's plan"),
         429 | 503 | 529 => Err(CallError::TooMuch),
         413 => rejected(RowErrorCode::TextTooLong, "the API finds the row too large"),
         400 | 422 if is(&TOO_LONG) => rejected(
@@ -74,17 +69,19 @@ pub fn accepted(answer: &Answer) -> Result<(), CallError> {
             "the API did not answer the row in time",
         ),
         409 | 500.. => failed(RowErrorCode::ModelFailed, "the API fails on the row"),
-        401 | 403 => refused(status, &said, "see to spec.remote.apiKeySecretRef"),
-        404 => refused(status, &said, "see to spec.remote.baseUrl and model"),
-        _ => refused(status, &said, "see to spec.remote"),
+        401 | 403 => refused(
+            &said,
+            "see to spec.remote.apiKeySecretRef, or MILLRACE_API_KEY in a local run",
+        ),
+        404 => refused(&said, "see to spec.remote.baseUrl and model"),
+        _ => refused(&said, "see to spec.remote"),
     }
 }
 
-fn refused(status: StatusCode, said: &str, advice: &str) -> Result<(), CallError> {
-    Err(CallError::Refused(ClientError::Refused {
-        status: status.as_u16(),
-        message: format!("the API answered {said}; {advice}"),
-    }))
+fn refused(said: &str, advice: &str) -> Result<(), CallError> {
+    Err(CallError::Refused(format!(
+        "the API answered {said}; {advice}"
+    )))
 }
 
 /// The code that an API gives its error. Its message may repeat a row and is left alone.

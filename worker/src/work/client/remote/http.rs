@@ -10,10 +10,9 @@ use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_telemetry::chain;
 use reqwest::redirect::Policy;
 
-use super::CallError;
+use super::{ApiError, CallError};
 use crate::secrets::Secret;
 use crate::store::{LinkLocal, guarded};
-use crate::work::client::ClientError;
 
 /// Longest that connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,7 +42,7 @@ impl Http {
         spec: &Remote,
         key: Option<Secret>,
         link_local: LinkLocal,
-    ) -> Result<Self, ClientError> {
+    ) -> Result<Self, ApiError> {
         let base = spec.base_url.trim_end_matches('/');
         let endpoint = match spec.api {
             RemoteApi::Chat => "chat/completions",
@@ -60,7 +59,7 @@ impl Http {
             .redirect(Policy::none());
         let client = guarded(client, &url, link_local)
             .and_then(|client| client.build().map_err(|error| chain(&error)));
-        let client = client.map_err(|message| ClientError::Refused { status: 0, message })?;
+        let client = client.map_err(ApiError::Unusable)?;
         Ok(Self { client, url, key })
     }
 
@@ -74,12 +73,10 @@ impl Http {
         if let Some(key) = self.key.as_ref().map(Secret::value) {
             let bearer = HeaderValue::from_str(&format!("Bearer {key}"));
             let mut bearer = bearer.map_err(|_| {
-                CallError::Refused(ClientError::Refused {
-                    status: 0,
-                    message: "spec.remote.apiKeySecretRef: the key has characters that no header \
-                              can carry"
+                CallError::Refused(
+                    "spec.remote.apiKeySecretRef: the key has characters that no header can carry"
                         .to_owned(),
-                })
+                )
             })?;
             bearer.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, bearer);

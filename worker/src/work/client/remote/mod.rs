@@ -24,7 +24,6 @@ use self::http::Http;
 use crate::job::Step;
 use crate::secrets::Secret;
 use crate::store::LinkLocal;
-use crate::work::client::ClientError;
 
 /// A handle on an API.
 pub struct Api {
@@ -117,7 +116,26 @@ pub enum CallError {
     /// A row is to blame. What a row ends with that was asked alone.
     Rejected(RowError),
     /// No row is to blame, and no other call would be answered either.
-    Refused(ClientError),
+    Refused(String),
+}
+
+/// Why an API cannot be asked at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// What the service says of it does not do.
+    #[error("spec.remote cannot be used: {0}")]
+    Unusable(String),
+    /// It was not reached for as long as anybody waits.
+    #[error("{url} was not reached ({words}); see to spec.remote.baseUrl")]
+    Away {
+        /// Where it should be.
+        url: String,
+        /// What went wrong.
+        words: String,
+    },
+    /// It answers nobody.
+    #[error("every call is refused: {0}")]
+    Refused(String),
 }
 
 impl Api {
@@ -127,7 +145,7 @@ impl Api {
         steps: &[Step],
         key: Option<Secret>,
         link_local: LinkLocal,
-    ) -> Result<Self, ClientError> {
+    ) -> Result<Self, ApiError> {
         let asked = steps.iter().map(|step| {
             let prompt = request::Prompt::new(step.prompt.as_ref());
             let reader = Reader::new(spec.api, prompt.schema());
