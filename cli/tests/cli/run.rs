@@ -94,6 +94,23 @@ fn a_finished_job_is_not_run_again() {
 }
 
 #[test]
+fn input_that_changed_since_a_job_was_finished_is_named_with_what_to_do() {
+    let scene = Scene::new();
+    scene.run(&[]).expect_code(0);
+    let rows = scene.folder.path().join("reviews.jsonl");
+    let mut text = std::fs::read_to_string(&rows).unwrap();
+    text.push_str("{\"text\": \"one more\"}\n");
+    std::fs::write(&rows, text).unwrap();
+    let ended = scene.run(&[]).expect_code(1);
+    for word in ["reviews.jsonl", "spec.incremental.from"] {
+        assert!(ended.stderr.contains(word), "{ended:?}");
+    }
+    // Where it is gone there is nothing to say.
+    std::fs::remove_file(&rows).unwrap();
+    scene.run(&[]).expect_code(0);
+}
+
+#[test]
 fn the_last_json_line_is_the_job_with_its_status() {
     let scene = Scene::new();
     let ended = scene.run(&["-o", "json"]).expect_code(0);
