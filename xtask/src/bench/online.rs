@@ -78,11 +78,12 @@ fn ask(bench: &Bench, folder: &Path, cached: bool) -> Result<Load> {
         command
             .args(["-z", &format!("{seconds}s"), "-c", CLIENTS])
             .args(["-m", "POST", "-T", "application/json", "-d", BODY, &url]);
-        read(&output(&mut command)?)
+        output(&mut command)
     };
-    // The first seconds warm threads, allocators and connections.
+    // The first seconds warm threads, allocators and connections, and may have too few answers for a
+    // percentile.
     load(3)?;
-    load(SECONDS)
+    read(&load(SECONDS)?)
 }
 
 /// Reads what the load generator prints.
