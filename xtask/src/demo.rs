@@ -74,10 +74,11 @@ pub fn run_demo() -> Result<()> {
     Ok(())
 }
 
-/// Lays manifests and texts into the cache, once. Other manifests mean another demo, without the
-/// results of the one before.
+/// Lays manifests and texts into the cache, once. Other manifests, or another layout of outputs, mean
+/// another demo, without the results of the one before.
 fn prepare(cache: &Cache) -> Result<PathBuf> {
-    let stamp: String = MANIFESTS.iter().map(|(_, manifest)| *manifest).collect();
+    let manifests: String = MANIFESTS.iter().map(|(_, manifest)| *manifest).collect();
+    let stamp = format!("layout with ledgers\n{manifests}");
     cache.folder("demo", &stamp, |making| {
         heading("gathering texts of this machine");
         let (texts, origin) = corpus::demo()?;
