@@ -10,3 +10,4 @@ pub mod postgres_server;
 pub mod process;
 pub mod redis_server;
 pub mod s3_server;
+pub mod starting;

@@ -1,19 +1,17 @@
 //! A real Postgres server for tests: on a loopback port, with its data in a folder of its own.
 
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls};
 
+use crate::starting::{answering, on_free_port};
+
 /// How long a server may take to answer after its start, on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Ports tried before giving up: another process may take a free port before the server does.
-const START_ATTEMPTS_MAX: usize = 10;
 
 /// The user as which a server runs where tests run as root, which no Postgres server does.
 const USER: &str = "nobody";
@@ -69,17 +67,13 @@ impl PostgresServer {
             settings.push(format!("ssl_cert_file={}", place("server.crt")));
             settings.push(format!("ssl_key_file={}", place("server.key")));
         }
-        for _ in 0..START_ATTEMPTS_MAX {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
-            let port = listener.local_addr().expect("the port").port();
-            drop(listener);
-            if let Some(child) = spawn(port, &folder, &owner, &settings) {
-                return Self {
-                    child,
-                    port,
-                    folder,
-                };
-            }
+        let started = on_free_port(|port| Some((port, spawn(port, &folder, &owner, &settings)?)));
+        if let Some((port, child)) = started {
+            return Self {
+                child,
+                port,
+                folder,
+            };
         }
         let folder = folder.keep();
         panic!(
@@ -139,7 +133,7 @@ fn spawn(port: u16, folder: &TempDir, owner: &Owner, settings: &[String]) -> Opt
         .append(true)
         .open(folder.path().join("log"))
         .expect("the server's log");
-    let mut child = owner
+    let child = owner
         .command("postgres")
         .arg("-D")
         .arg(folder.path().join("data"))
@@ -153,21 +147,7 @@ fn spawn(port: u16, folder: &TempDir, owner: &Owner, settings: &[String]) -> Opt
         .stderr(log)
         .spawn()
         .unwrap_or_else(|error| panic!("postgres cannot be run: {error}; {INSTALL}"));
-    let deadline = Instant::now() + START_TIMEOUT;
-    loop {
-        if child.try_wait().expect("the server's state").is_some() {
-            return None;
-        }
-        if is_ready(port) {
-            return Some(child);
-        }
-        if Instant::now() > deadline {
-            child.kill().expect("the server can be killed");
-            child.wait().expect("the server's end");
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    answering(child, START_TIMEOUT, || is_ready(port))
 }
 
 /// Makes an authority, and a server's certificate and key, in `folder`.

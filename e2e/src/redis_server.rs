@@ -1,16 +1,14 @@
 //! A real Redis server on a loopback port, with its data in a folder of its own.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::starting::{answering, on_free_port};
+
 /// How long a server may take to answer after its start, on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Ports tried before giving up: another process may take a free port before the server does.
-const START_ATTEMPTS_MAX: usize = 10;
 
 /// A server as the leases want it (append-only file, no eviction); killed when dropped.
 pub struct RedisServer {
@@ -23,17 +21,13 @@ impl RedisServer {
     /// Starts a server and waits until it answers.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder for the server's data");
-        for _ in 0..START_ATTEMPTS_MAX {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
-            let port = listener.local_addr().expect("the port").port();
-            drop(listener);
-            if let Some(child) = spawn(port, &folder) {
-                return Self {
-                    child: Some(child),
-                    port,
-                    folder,
-                };
-            }
+        let started = on_free_port(|port| Some((port, spawn(port, &folder)?)));
+        if let Some((port, child)) = started {
+            return Self {
+                child: Some(child),
+                port,
+                folder,
+            };
         }
         panic!(
             "redis-server did not start; its log stands in {}",
@@ -116,7 +110,7 @@ impl Drop for RedisServer {
 
 /// A server that answers on `port`, or nothing where it ended at once, as for a port in use.
 fn spawn(port: u16, folder: &TempDir) -> Option<Child> {
-    let mut child = Command::new("redis-server")
+    let child = Command::new("redis-server")
         .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
         .args(["--dir", &folder.path().to_string_lossy(), "--logfile", "redis.log"])
         .args(["--appendonly", "yes", "--maxmemory-policy", "noeviction", "--save", ""])
@@ -127,21 +121,7 @@ fn spawn(port: u16, folder: &TempDir) -> Option<Child> {
         .unwrap_or_else(|error| {
             panic!("redis-server cannot be run ({error}): install the package redis-server, 7.0 or later")
         });
-    let deadline = Instant::now() + START_TIMEOUT;
-    loop {
-        if child.try_wait().expect("the server's state").is_some() {
-            return None;
-        }
-        if is_ready(port) {
-            return Some(child);
-        }
-        if Instant::now() > deadline {
-            child.kill().expect("the server can be killed");
-            child.wait().expect("the server's end");
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    answering(child, START_TIMEOUT, || is_ready(port))
 }
 
 /// Whether the server answers, and not only to say that it is loading.

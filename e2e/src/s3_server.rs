@@ -1,13 +1,15 @@
 //! A real S3 server for tests: versitygw over a temporary folder.
 
 use std::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
+
+use crate::starting::free_address;
 
 const ACCESS_KEY: &str = "millrace-test";
 const SECRET_KEY: &str = "millrace-test-secret";
@@ -37,11 +39,7 @@ impl S3Server {
     fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_address().port();
         let process = Command::new(binary())
             .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
             .arg(folder.path())

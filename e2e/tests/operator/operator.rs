@@ -1,6 +1,6 @@
 //! The operator's own process, behind a proxy, in one namespace.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use millrace_e2e::api_proxy::{ApiProxy, Point};
 use millrace_e2e::process::{Process, binary};
+use millrace_e2e::starting::free_address;
 use tempfile::TempDir;
 
 /// What an operator is started with.
@@ -116,11 +117,6 @@ impl Operator {
     pub fn log(&self) -> String {
         self.process.log()
     }
-}
-
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
 }
 
 impl Program {
