@@ -9,5 +9,6 @@ pub mod history;
 pub mod postgres_server;
 pub mod process;
 pub mod redis_server;
+pub mod remote;
 pub mod s3_server;
 pub mod starting;

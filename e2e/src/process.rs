@@ -11,12 +11,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A built binary. `cargo xtask test` builds them before it runs the tests.
 pub fn binary(name: &str) -> PathBuf {
-    // Checkouts share compiled tests, so the path is asked for when they run.
-    let manifest_dir = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
-    let folder = std::env::var_os("MILLRACE_BIN_DIR").map_or_else(
-        || Path::new(&manifest_dir).join("../target/release"),
-        PathBuf::from,
-    );
+    let beside = || {
+        // Checkouts share compiled tests, so the path is asked for when they run.
+        let manifest_dir = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+        Path::new(&manifest_dir).join("../target/release")
+    };
+    let folder = std::env::var_os("MILLRACE_BIN_DIR").map_or_else(beside, PathBuf::from);
     let path = folder.join(name);
     assert!(
         path.exists(),

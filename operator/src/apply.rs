@@ -1,6 +1,8 @@
 //! Server-side apply of children, and of nothing that is already as it should be.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
+use std::sync::{Mutex, PoisonError};
 
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
@@ -16,33 +18,89 @@ use crate::visit::note_change;
 /// Annotation with the hash of what was applied last.
 const APPLIED: &str = "millrace.dev/applied";
 
+/// Most children that a process remembers, of some hundred bytes each.
+const REMEMBERED_MAX: usize = 20_000;
+
 /// A child as it is written in the code that makes it.
 pub fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).expect("what is written here has the shape of its kind")
 }
 
-/// Applies `child`, unless the same was applied last and the child is still there. Returns it as it
-/// is in the cluster.
-pub async fn apply<K>(client: &Client, namespace: &str, mut child: K) -> Result<K, kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Serialize,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let name = child.name_any();
-    let json = serde_json::to_vec(&child).map_err(kube::Error::SerdeError)?;
-    let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(json)[..16]);
-    if let Some(there) = api.get_opt(&name).await?
-        && there.annotations().get(APPLIED) == Some(&hash)
+/// The children that this process applied, as they were after that.
+#[derive(Debug, Default)]
+pub struct Children {
+    /// By kind, namespace and name: a digest of what is ours of the child.
+    ours: Mutex<HashMap<String, String>>,
+}
+
+impl Children {
+    /// Applies `child`, unless the same was applied last and everything in it is still as it was
+    /// applied. Returns it as it is in the cluster.
+    pub async fn apply<K>(
+        &self,
+        client: &Client,
+        namespace: &str,
+        mut child: K,
+    ) -> Result<K, kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Serialize,
     {
-        return Ok(there);
+        let api: Api<K> = Api::namespaced(client.clone(), namespace);
+        let name = child.name_any();
+        let key = format!("{}/{namespace}/{name}", K::kind(&()));
+        let hash = digest(&child)?;
+        let there = api.get_opt(&name).await?;
+        if let Some(there) = &there
+            && there.annotations().get(APPLIED) == Some(&hash)
+            && self.known(&key) == Some(ours(there)?)
+        {
+            return Ok(there.clone());
+        }
+        child.annotations_mut().insert(APPLIED.to_owned(), hash);
+        let applied = apply_unseen(client, namespace, &child).await?;
+        // A process that knows nothing yet of what another one applied mostly says it again.
+        if there.is_none_or(|there| there.resource_version() != applied.resource_version()) {
+            note_change::<K>(&name);
+        }
+        self.remember(key, ours(&applied)?);
+        Ok(applied)
     }
-    child.annotations_mut().insert(APPLIED.to_owned(), hash);
-    note_change::<K>(&name);
-    apply_unseen(client, namespace, &child).await
+
+    fn known(&self, key: &str) -> Option<String> {
+        let known = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(key).cloned()
+    }
+
+    /// Forgets everything once there is too much, which costs one more write for each child that is
+    /// still needed.
+    fn remember(&self, key: String, ours: String) {
+        let mut known = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED_MAX {
+            known.clear();
+        }
+        known.insert(key, ours);
+    }
+}
+
+/// What the API server notes as ours of an object: whoever changes or takes away a field of it takes
+/// the field off this list.
+fn ours<K: Resource>(object: &K) -> Result<String, kube::Error> {
+    let entries = object.meta().managed_fields.iter().flatten();
+    let mut ours = entries.filter(|entry| {
+        entry.manager.as_deref() == Some(FIELD_MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.subresource.is_none()
+    });
+    digest(&ours.next().and_then(|entry| entry.fields_v1.as_ref()))
+}
+
+fn digest(value: &impl Serialize) -> Result<String, kube::Error> {
+    let json = serde_json::to_vec(value).map_err(kube::Error::SerdeError)?;
+    Ok(data_encoding::HEXLOWER.encode(&Sha256::digest(json)[..16]))
 }
 
 /// Applies `child` without looking at what is there: for Secrets, which the operator has no right
@@ -123,7 +181,27 @@ where
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+
     use super::*;
+
+    #[test]
+    fn a_field_that_somebody_else_took_is_no_longer_ours() {
+        let deployment = |fields: Value, theirs: Value| -> Deployment {
+            object(json!({"metadata": {"managedFields": [
+                {"manager": "kubectl", "operation": "Update", "fieldsV1": theirs},
+                {"manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": fields},
+                {"manager": FIELD_MANAGER, "operation": "Update", "subresource": "status"},
+            ]}, "spec": {"selector": {}, "template": {}}}))
+        };
+        let replicas = json!({"f:spec": {"f:replicas": {}, "f:template": {}}});
+        let applied = ours(&deployment(replicas.clone(), json!({}))).unwrap();
+        let labelled = deployment(replicas, json!({"f:metadata": {"f:labels": {"f:a": {}}}}));
+        assert_eq!(ours(&labelled).unwrap(), applied);
+        let scaled = json!({"f:spec": {"f:template": {}}});
+        let scaled = deployment(scaled, json!({"f:spec": {"f:replicas": {}}}));
+        assert_ne!(ours(&scaled).unwrap(), applied);
+    }
 
     #[test]
     fn what_a_status_no_longer_has_is_taken_away() {

@@ -1,7 +1,7 @@
 //! What every visit needs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
@@ -15,7 +15,7 @@ use millrace_leases::{
     UsersError,
 };
 
-use crate::apply::apply_unseen;
+use crate::apply::{Children, apply_unseen};
 use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
 use crate::metrics::VisitMetrics;
@@ -26,12 +26,17 @@ use crate::pod_redis::PodRedis;
 /// How long a Secret that was written counts as there: the operator has no right to look.
 const SECRET_STAYS: Duration = Duration::from_secs(300);
 
+/// Shortest time between two writes of a status of which only counts moved.
+const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What every visit needs.
 pub struct Context {
     /// The API server.
     pub client: Client,
     /// Settings of the operator.
     pub options: Options,
+    /// What this process applied.
+    pub children: Children,
     /// What is counted over visits.
     pub visits: VisitMetrics,
     redis: RedisOptions,
@@ -48,6 +53,8 @@ pub struct Context {
     accounts: Mutex<HashMap<(String, String), Arc<Accounts>>>,
     /// How fast runs get on.
     meters: Mutex<HashMap<String, Meter>>,
+    /// When the counts of runs were written last.
+    counts_written: Mutex<HashMap<String, Instant>>,
     /// What was written into Secrets lately, and when.
     secrets: Mutex<HashMap<ObjectRef<Secret>, (Secret, Instant)>>,
     /// All objects of both kinds, as last seen, once this process leads.
@@ -74,6 +81,8 @@ impl Context {
             registries: Mutex::default(),
             accounts: Mutex::default(),
             meters: Mutex::default(),
+            counts_written: Mutex::default(),
+            children: Children::default(),
             secrets: Mutex::default(),
             objects: OnceLock::new(),
             visits: VisitMetrics::default(),
@@ -141,6 +150,25 @@ impl Context {
         stores.remove(&key);
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         meters.remove(&key);
+        self.counts_written().remove(&key);
+    }
+
+    /// How long the counts of a run have to wait until they may be written again; nothing if they may
+    /// be now, which counts as done.
+    pub fn counts_wait(&self, run: &RunKey) -> Option<Duration> {
+        let mut written = self.counts_written();
+        let key = run.key("");
+        let last = written.get(&key).map(Instant::elapsed);
+        let wait = last.and_then(|last| COUNTS_INTERVAL.checked_sub(last));
+        if wait.is_none() {
+            written.insert(key, Instant::now());
+        }
+        wait
+    }
+
+    fn counts_written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        let written = self.counts_written.lock();
+        written.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The jobs that the workers of a service are told of.
@@ -221,5 +249,34 @@ pub fn unless_away<T>(answer: Result<T, LeaseError>) -> Result<Option<T>, LeaseE
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.is_unavailable() => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_counts_of_a_run_are_written_once_a_second() {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let options = Options::parse_from([
+            "operator",
+            "--worker-image=w",
+            "--server-image=s",
+            "--redis-url=redis://127.0.0.1:1",
+        ]);
+        let ctx = Context::new(Client::try_from(config).unwrap(), options).unwrap();
+        let run = |job: &str| RunKey {
+            namespace: "tenant".to_owned(),
+            job: job.to_owned(),
+            uid: None,
+            run: 1,
+        };
+        assert_eq!(ctx.counts_wait(&run("one")), None);
+        let wait = ctx.counts_wait(&run("one")).unwrap();
+        assert!(wait <= COUNTS_INTERVAL && wait > COUNTS_INTERVAL / 2);
+        assert_eq!(ctx.counts_wait(&run("another")), None);
     }
 }

@@ -10,6 +10,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 
+use crate::term::Term;
+
 /// How long a Lease holds without renewal.
 const TTL: Duration = Duration::from_secs(15);
 
@@ -23,17 +25,21 @@ const NAME: &str = "millrace-operator";
 pub struct Election {
     leases: Api<Lease>,
     identity: String,
+    /// For how long this process leads, extended with each renewal.
+    term: Term,
     /// The holder that was seen last, with its renewal, and since when: times are measured by our
     /// own clock, since the holder's may be another.
     seen: Option<(String, Instant)>,
 }
 
 impl Election {
-    /// An election in `namespace`.
-    pub fn new(client: Client, namespace: &str, identity: &str) -> Self {
+    /// An election in `namespace`, whose winner may act within `term`. The client is one that may
+    /// write at any time, since the Lease is written before there is a term.
+    pub fn new(client: Client, term: Term, namespace: &str, identity: &str) -> Self {
         Self {
             leases: Api::namespaced(client, namespace),
             identity: identity.to_owned(),
+            term,
             seen: None,
         }
     }
@@ -92,6 +98,7 @@ impl Election {
 
     /// Takes or renews the Lease if nobody else holds it. A conflict means that somebody did first.
     async fn try_hold(&mut self) -> Result<bool, kube::Error> {
+        let begun = Instant::now();
         let params = PostParams::default();
         let held = match self.leases.get_opt(NAME).await? {
             None => {
@@ -116,7 +123,10 @@ impl Election {
             }
         };
         match held {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                self.term.extend(begun + TTL - INTERVAL);
+                Ok(true)
+            }
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(error),
         }

@@ -10,18 +10,22 @@ use clap::Parser;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, WatchStreamExt, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Config, Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::config::Options;
 use millrace_operator::context::Context;
 use millrace_operator::election::Election;
 use millrace_operator::http::{self, Shown};
-use millrace_operator::names::service_of;
+use millrace_operator::names::{FIELD_MANAGER, service_of};
 use millrace_operator::objects::Objects;
+use millrace_operator::term::Term;
 use millrace_operator::visit::{VisitError, after_error, watched};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
@@ -42,10 +46,13 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
-    let client = Client::try_default()
+    let config = Config::infer()
         .await
         .context("the API server cannot be found")?;
-    let shown = Shown::new(Arc::new(Context::new(client.clone(), options.clone())?));
+    let term = Term::default();
+    let within_term = term.client(config.clone())?;
+    let client = Client::try_from(config)?;
+    let shown = Shown::new(Arc::new(Context::new(within_term, options.clone())?));
     let listener = tokio::net::TcpListener::bind(&options.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", options.listen))?;
@@ -55,7 +62,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         checked = crd_check::wait(&client) => checked?,
         () = stop.cancelled() => return Ok(()),
     }
-    let mut election = Election::new(client.clone(), &options.namespace, &options.identity);
+    let mut election = Election::new(client, term, &options.namespace, &options.identity);
     let won = async {
         if !election.try_win().await {
             let standing_by = stand_by(shown.ctx.clone(), shown.standing_by.clone());
@@ -112,6 +119,10 @@ where
 async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
     let (client, namespace) = (ctx.client.clone(), ctx.options.watch_namespace.clone());
     let config = watcher::Config::default();
+    // Of kinds that a cluster is full of, only what the operator made.
+    let ours = config
+        .clone()
+        .labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
     let jobs: Api<BatchJob> = api(&client, namespace.as_deref());
     let jobs = Controller::new(jobs, config.clone());
     let services: Api<InferenceService> = api(&client, namespace.as_deref());
@@ -125,6 +136,10 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
     let objects = ctx.objects().clone();
     let for_jobs = jobs
         .owns(api::<Job>(&client, namespace.as_deref()), config.clone())
+        .owns(
+            api::<ConfigMap>(&client, namespace.as_deref()),
+            ours.clone(),
+        )
         // A job that waits for its service begins when the service is there.
         .watches(
             api::<InferenceService>(&client, namespace.as_deref()),
@@ -145,6 +160,16 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
             api::<Deployment>(&client, namespace.as_deref()),
             config.clone(),
         )
+        .owns(
+            api::<ConfigMap>(&client, namespace.as_deref()),
+            ours.clone(),
+        )
+        .owns(api::<Service>(&client, namespace.as_deref()), ours.clone())
+        .owns(
+            api::<PodDisruptionBudget>(&client, namespace.as_deref()),
+            ours.clone(),
+        )
+        .owns(api::<NetworkPolicy>(&client, namespace.as_deref()), ours)
         .watches(
             api::<BatchJob>(&client, namespace.as_deref()),
             config,

@@ -1,6 +1,7 @@
 //! What all pods have in common: they pass Pod Security *restricted*, hold no API token, and find
 //! settings, credentials and manifests in the same places.
 
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
@@ -102,12 +103,38 @@ pub async fn mount_failure(
     let Some(pod) = pods.iter().find(|pod| is_held_up(pod, now)) else {
         return Ok(None);
     };
-    let of_pod = format!(
-        "reason=FailedMount,involvedObject.uid={}",
-        pod.uid().unwrap_or_default()
-    );
+    last_event(client, namespace, "FailedMount", pod.uid()).await
+}
+
+/// What keeps a Job from getting its pod, such as a quota or Pod Security: only Events say it. Asked
+/// of Jobs that have had no pod for longer than they usually do.
+pub async fn creation_failure(
+    client: &Client,
+    namespace: &str,
+    job: &Job,
+    now: &Time,
+) -> Result<Option<String>, kube::Error> {
+    let since = job.creation_timestamp();
+    let waits = since.map(|since| now.0.duration_since(since.0));
+    if waits.is_none_or(|waits| waits <= BEGINS_WITHIN) {
+        return Ok(None);
+    }
+    last_event(client, namespace, "FailedCreate", job.uid()).await
+}
+
+/// What the last Event with this reason said of an object.
+async fn last_event(
+    client: &Client,
+    namespace: &str,
+    reason: &str,
+    uid: Option<String>,
+) -> Result<Option<String>, kube::Error> {
+    let uid = uid.unwrap_or_default();
+    let of_object = format!("reason={reason},involvedObject.uid={uid}");
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-    let events = events.list(&ListParams::default().fields(&of_pod)).await?;
+    let events = events
+        .list(&ListParams::default().fields(&of_object))
+        .await?;
     let last = events
         .items
         .into_iter()

@@ -12,6 +12,9 @@ use serde_json::Value;
 /// Clusters of tests that may stand side by side. Each keeps its images for the next run.
 const SLOTS: usize = 4;
 
+/// Pause between two looks at the cluster: each starts a kubectl, on the cores that the pods need.
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// Namespace of the operator.
 pub const SYSTEM: &str = "millrace-system";
 
@@ -189,9 +192,16 @@ impl Cluster {
         namespace: &str,
         seconds: u64,
         what: &str,
-        probe: impl FnMut() -> Option<T>,
+        mut probe: impl FnMut() -> Option<T>,
     ) -> T {
-        until(Duration::from_secs(seconds), probe).unwrap_or_else(|| {
+        let unhurried = || {
+            let found = probe();
+            if found.is_none() {
+                std::thread::sleep(PAUSE);
+            }
+            found
+        };
+        until(Duration::from_secs(seconds), unhurried).unwrap_or_else(|| {
             panic!(
                 "{what}: not within {seconds} s\n{}",
                 self.picture(namespace)

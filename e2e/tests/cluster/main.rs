@@ -8,4 +8,6 @@ mod ends;
 mod faults;
 mod jobs;
 mod releases;
+mod remote;
+mod requests;
 mod tenant;

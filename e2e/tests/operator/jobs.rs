@@ -229,36 +229,62 @@ async fn a_job_cannot_read_the_files_of_a_workers_pod() {
     );
 }
 
+/// Lets a namespace have so many objects of a kind. Its status is a controller's to write, and nothing
+/// is admitted without.
+async fn allow(tenant: &Tenant, kind: &str, count: &str) {
+    let quotas: Api<ResourceQuota> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
+    let (hard, used) = (json!({kind: count}), json!({kind: "0"}));
+    let quota = json!({"metadata": {"name": "quota"}, "spec": {"hard": hard}});
+    let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
+    quotas.create(&PostParams::default(), &quota).await.ok();
+    let spec: Patch<Value> = Patch::Merge(json!({"spec": {"hard": hard}}));
+    let status: Patch<Value> = Patch::Merge(json!({"status": {"hard": hard, "used": used}}));
+    let params = PatchParams::default();
+    quotas.patch("quota", &params, &spec).await.unwrap();
+    quotas
+        .patch_status("quota", &params, &status)
+        .await
+        .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_a_quota_forbids_says_why_and_begins_once_there_is_room() {
     let Some(stage) = Stage::new("quota").await else {
         return;
     };
     let tenant = &stage.tenant;
-    let quotas: Api<ResourceQuota> = Api::namespaced(tenant.client.clone(), "quota");
-    // The status is a controller's to write, and nothing is admitted without.
-    let allow = async |count: &str| {
-        let hard = json!({"hard": {"count/jobs.batch": count}});
-        let used = json!({"count/jobs.batch": "0"});
-        let quota = json!({"metadata": {"name": "jobs"}, "spec": hard});
-        let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
-        quotas.create(&PostParams::default(), &quota).await.ok();
-        let status = json!({"hard": hard["hard"], "used": used});
-        for patch in [json!({"spec": hard}), json!({"status": status})] {
-            let patch: Patch<Value> = Patch::Merge(patch);
-            let params = PatchParams::default();
-            quotas.patch("jobs", &params, &patch).await.unwrap();
-            quotas.patch_status("jobs", &params, &patch).await.unwrap();
-        }
-    };
-    allow("0").await;
+    allow(tenant, "count/jobs.batch", "0").await;
     tenant.create_service(SERVICE, json!({})).await;
     tenant.create_job(JOB, SERVICE, json!({})).await;
     let rejected = tenant.wait_for_reason(JOB, "Rejected");
     stage.expect("the reason", rejected).await;
     let message = tenant.message(JOB).await.unwrap();
-    assert!(message.contains("exceeded quota: jobs"), "{message}");
-    allow("9").await;
+    assert!(message.contains("exceeded quota: quota"), "{message}");
+    allow(tenant, "count/jobs.batch", "9").await;
+    stage.expect_completed(JOB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_whose_pod_a_quota_forbids_says_why_and_begins_once_there_is_room() {
+    let Some(stage) = Stage::new("pod-quota").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    allow(tenant, "pods", "0").await;
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    let told = async {
+        loop {
+            let message = tenant.message(JOB).await.unwrap_or_default();
+            if message.contains("exceeded quota: quota") {
+                return message;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let message = stage.expect("the reason", told).await;
+    assert!(message.starts_with("the run is being planned"), "{message}");
+    allow(tenant, "pods", "9").await;
     stage.expect_completed(JOB).await;
 }
 

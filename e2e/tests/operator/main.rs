@@ -6,6 +6,7 @@
 
 mod admission;
 mod budget;
+mod children;
 mod control_plane;
 mod crashes;
 mod crds;

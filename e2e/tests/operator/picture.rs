@@ -112,6 +112,9 @@ fn still(value: &mut Value) {
             if let Some(hash) = fields.get_mut("millrace.dev/applied") {
                 *hash = json!("HASH");
             }
+            if let Some(Value::String(message)) = fields.get_mut("message") {
+                without_when_it_was_planned(message);
+            }
             // Who manages fields is listed by time.
             if let Some(Value::Array(managers)) = fields.get_mut("managedFields") {
                 managers.iter_mut().for_each(still);
@@ -124,6 +127,17 @@ fn still(value: &mut Value) {
             *text = "TIME".to_owned();
         }
         Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Takes out of a plan's report what was committed by then: planning again after a fault is sound at
+/// any time, and finds more the later it comes.
+fn without_when_it_was_planned(message: &mut String) {
+    if let Ok(Value::Object(mut report)) = serde_json::from_str(message)
+        && report.get("step") == Some(&json!("planned"))
+    {
+        report.remove("committed");
+        *message = json!(report).to_string();
     }
 }
 

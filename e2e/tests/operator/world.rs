@@ -226,9 +226,13 @@ impl Players {
         let spec = spec.unwrap_or_default();
         let Some(pod) = pod else {
             let made = pod_of(job);
-            self.api::<Pod>()
-                .create(&PostParams::default(), &made)
-                .await?;
+            let (pods, params) = (self.api::<Pod>(), PostParams::default());
+            match pods.create(&params, &made).await {
+                Err(kube::Error::Api(refused)) if refused.code == 403 => {
+                    return self.say_failed(job, "FailedCreate", &refused.message).await;
+                }
+                created => created?,
+            };
             let status = json!({"startTime": Timestamp::now(), "active": 1, "ready": 0});
             return self.set_status::<Job>(&job.name_any(), status).await;
         };
@@ -281,24 +285,26 @@ impl Players {
                 continue;
             };
             if secrets.get_opt(&name).await?.is_none() {
-                self.say_failed_mount(pod, &name).await?;
+                let why = format!("MountVolume.SetUp failed: secret {name:?} not found");
+                self.say_failed(pod, "FailedMount", &why).await?;
                 return Ok(Some(json!({"reason": "ContainerCreating"})));
             }
         }
         Ok(None)
     }
 
-    /// The Event that a kubelet makes when it cannot mount a Secret.
-    async fn say_failed_mount(&self, pod: &Pod, secret: &str) -> Result<(), Failure> {
-        let name = format!("{}.mount", pod.name_any());
+    /// The Event by which a controller or a kubelet says what it could not do, once.
+    async fn say_failed<K>(&self, object: &K, reason: &str, why: &str) -> Result<(), Failure>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let name = format!("{}.{}", object.name_any(), reason.to_lowercase());
         if self.api::<Event>().get_opt(&name).await?.is_some() {
             return Ok(());
         }
         let event = json!({
-            "metadata": {"name": name},
-            "involvedObject": pod.object_ref(&()),
-            "type": "Warning", "reason": "FailedMount", "lastTimestamp": Timestamp::now(),
-            "message": format!("MountVolume.SetUp failed: secret {secret:?} not found"),
+            "metadata": {"name": name}, "involvedObject": object.object_ref(&()),
+            "type": "Warning", "reason": reason, "lastTimestamp": Timestamp::now(), "message": why,
         });
         let event = serde_json::from_value(event)?;
         let events = self.api::<Event>();

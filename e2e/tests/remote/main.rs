@@ -6,5 +6,6 @@ mod examples;
 mod faults;
 mod limits;
 mod rows;
-mod scene;
 mod workers;
+
+use millrace_e2e::remote as scene;

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::Method;
 use millrace_crds::inference_service::{Auth, Cache, InferenceServiceSpec};
 use millrace_inference_server::{
     http::app::HttpLimits,
@@ -14,7 +15,7 @@ use millrace_models::model::{BackendChoice, LoadOptions};
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use crate::client::get;
+use crate::client::{get, send};
 
 /// Longest any test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -159,8 +160,10 @@ impl Scene {
 }
 
 pub async fn until_ready(socket: &Path) {
+    // A socket is there a moment before anybody listens at it.
     until("ready", async || {
-        socket.exists() && get(socket, "/ready").await.status == 200
+        let ready = send(socket, Method::GET, "/ready", "").await;
+        ready.is_ok_and(|answer| answer.status == 200)
     })
     .await;
 }

@@ -10,7 +10,7 @@ use super::decide::{Decision, Phase, Workers};
 use super::observe::{Seen, run_key};
 use super::standing::GiveUp;
 use super::{build, notify};
-use crate::apply::{apply as apply_child, delete};
+use crate::apply::delete;
 use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
 use crate::visit::VisitError;
@@ -51,7 +51,8 @@ pub async fn apply(
             .map_err(VisitError::Apply)?;
     }
     if let Some(service) = own_service(job, phase) {
-        apply_child(&ctx.client, &namespace, service)
+        ctx.children
+            .apply(&ctx.client, &namespace, service)
             .await
             .map_err(VisitError::Apply)?;
     }
@@ -60,17 +61,20 @@ pub async fn apply(
         let config_map = build::config_map(job, &manifests, run);
         let step = build::step(job, made, &ctx.options);
         // A step that is there counts as made, so what its pod mounts must be there before it.
-        apply_child(&ctx.client, &namespace, config_map)
+        ctx.children
+            .apply(&ctx.client, &namespace, config_map)
             .await
             .map_err(VisitError::Apply)?;
-        apply_child(&ctx.client, &namespace, step)
+        ctx.children
+            .apply(&ctx.client, &namespace, step)
             .await
             .map_err(VisitError::Apply)?;
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
         if let Some(notify) = notify::job(job, run, phase, &ctx.options) {
-            apply_child(&ctx.client, &namespace, notify)
+            ctx.children
+                .apply(&ctx.client, &namespace, notify)
                 .await
                 .map_err(VisitError::Apply)?;
         }

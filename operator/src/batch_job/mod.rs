@@ -35,8 +35,8 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
         }
         applied => applied?,
     };
-    report::report(&ctx, &job, &seen, &decision, applied).await?;
-    Ok(match decision.again_in {
+    let later = report::report(&ctx, &job, &seen, &decision, applied).await?;
+    Ok(match later.into_iter().chain(decision.again_in).min() {
         Some(pause) => Action::requeue(pause),
         None => Action::await_change(),
     })

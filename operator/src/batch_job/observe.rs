@@ -17,7 +17,7 @@ use super::meter::Pace;
 use super::standing::{Standing, give_up, standing};
 use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
-use crate::pods::{mount_failure, waits_for};
+use crate::pods::{creation_failure, mount_failure, waits_for};
 use crate::visit::VisitError;
 
 /// What a visit sees.
@@ -147,7 +147,11 @@ async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitE
     if step != Step::Running(None) {
         return Ok(step);
     }
-    let failure = mount_failure(&ctx.client, namespace, &pods.items, &ctx.now()).await;
+    let (client, now) = (&ctx.client, ctx.now());
+    let failure = match pods.items.is_empty() {
+        true => creation_failure(client, namespace, &job, &now).await,
+        false => mount_failure(client, namespace, &pods.items, &now).await,
+    };
     Ok(Step::Running(failure.map_err(VisitError::Observe)?))
 }
 

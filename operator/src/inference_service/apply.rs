@@ -12,7 +12,6 @@ use super::build;
 use super::check::{Checked, Refused};
 use super::observe::Seen;
 use super::scale::Scale;
-use crate::apply::apply as apply_child;
 use crate::context::{Context, unless_away};
 use crate::visit::{REJECTED, VisitError};
 
@@ -46,7 +45,7 @@ pub async fn apply(
             deployment: Err(refused),
         });
     }
-    let client = &ctx.client;
+    let (client, children) = (&ctx.client, &ctx.children);
     ctx.leases.admit(&namespace).await?;
     let cache = ctx.cache.as_ref().filter(|_| service.spec.cache.enabled);
     if let Some(cache) = cache
@@ -59,18 +58,26 @@ pub async fn apply(
     let leases_url = ctx.leases.url(&namespace);
     let leases = build::leases_secret(service, &leases_url, cache_url.as_deref());
     let made = async {
-        apply_child(client, &namespace, build::config_map(service)).await?;
+        children
+            .apply(client, &namespace, build::config_map(service))
+            .await?;
         ctx.apply_secret(&namespace, leases).await?;
-        apply_child(client, &namespace, build::kube_service(service)).await?;
-        apply_child(client, &namespace, build::disruption_budget(service)).await?;
-        apply_child(client, &namespace, build::network_policy(service)).await?;
+        children
+            .apply(client, &namespace, build::kube_service(service))
+            .await?;
+        children
+            .apply(client, &namespace, build::disruption_budget(service))
+            .await?;
+        children
+            .apply(client, &namespace, build::network_policy(service))
+            .await?;
         let replicas = match scale.mode {
             AutoscalingMode::Backlog => Some(scale.replicas),
             AutoscalingMode::External => None,
         };
-        spare(ctx, &seen.pods, &scale.busy).await?;
+        price(ctx, &seen.pods, &scale.in_hand).await?;
         let deployment = build::deployment(service, replicas, &ctx.options);
-        apply_child(client, &namespace, deployment).await
+        children.apply(client, &namespace, deployment).await
     };
     let deployment = match made.await.map_err(VisitError::Apply) {
         Err(ref error) if let Some(why) = error.rejection() => Err(Refused {
@@ -82,13 +89,17 @@ pub async fn apply(
     Ok(Applied { deployment })
 }
 
-/// Marks the pods that hold shards, so that others go first when there are to be fewer.
-async fn spare(ctx: &Context, pods: &[Pod], busy: &[String]) -> Result<(), kube::Error> {
+/// Marks each pod with the shards that it holds, so that those with the least go first when there are
+/// to be fewer.
+async fn price(ctx: &Context, pods: &[Pod], in_hand: &[(String, u32)]) -> Result<(), kube::Error> {
     for pod in pods {
         let name = pod.name_any();
-        let cost = if busy.contains(&name) { "100" } else { "0" };
+        let Some((_, shards)) = in_hand.iter().find(|(holder, _)| *holder == name) else {
+            continue;
+        };
+        let cost = shards.to_string();
         let before = pod.annotations().get(DELETION_COST).map(String::as_str);
-        if busy.is_empty() || before.unwrap_or("0") == cost {
+        if before.unwrap_or("0") == cost {
             continue;
         }
         let api: Api<Pod> =

@@ -1,8 +1,9 @@
-//! Writes the status, once and only when it changed.
+//! Writes the status, once and only when it changed, and an Event where the service moved on.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
+use kube::runtime::events::EventType;
 use millrace_crds::inference_service::AutoscalingMode;
 use millrace_crds::{InferenceService, InferenceServiceStatus};
 
@@ -11,7 +12,7 @@ use super::check::Refused;
 use super::observe::Seen;
 use super::scale::Scale;
 use crate::apply::write_status;
-use crate::conditions::{Is, Said, written};
+use crate::conditions::{Is, Said, find, written};
 use crate::context::Context;
 use crate::names::inference;
 use crate::visit::{REJECTED, VisitError};
@@ -37,6 +38,15 @@ pub async fn report(
     write_status(&ctx.client, service, &before, &status)
         .await
         .map_err(VisitError::Report)?;
+    if let Some(ready) = find(&status.conditions, "Ready")
+        && find(&before.conditions, "Ready").is_none_or(|before| before.reason != ready.reason)
+    {
+        let kind = match &applied.deployment {
+            Ok(_) => EventType::Normal,
+            Err(_) => EventType::Warning,
+        };
+        ctx.say(service, kind, &ready.reason, &ready.message).await;
+    }
     Ok(is_up)
 }
 

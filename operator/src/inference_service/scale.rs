@@ -41,8 +41,8 @@ pub struct Scale {
     pub cold_start_seconds: Option<u32>,
     /// Tokens per second of one pod.
     pub tokens_per_second: Option<f64>,
-    /// Pods that should not be the first to go, since they hold shards.
-    pub busy: Vec<String>,
+    /// In the tail, the shards that each pod holds: those with the least go first.
+    pub in_hand: Vec<(String, u32)>,
     /// When the number may change although nothing happens.
     pub again_in: Option<Duration>,
 }
@@ -67,7 +67,7 @@ pub fn decide(service: &InferenceService, seen: &Seen, now: Time) -> Scale {
         idle_since: None,
         cold_start_seconds: cold_start.or(status.cold_start_seconds),
         tokens_per_second: measured.or(status.tokens_per_second),
-        busy: Vec::new(),
+        in_hand: Vec::new(),
         again_in: None,
     };
     let backlog = seen.backlog_shards();
@@ -79,7 +79,7 @@ pub fn decide(service: &InferenceService, seen: &Seen, now: Time) -> Scale {
             .sum();
         let is_tail = backlog > 0 && backlog <= in_hand && !seen.is_planning;
         return match is_tail {
-            true => tail(scale, workers, current, min_replicas, idle_seconds),
+            true => tail(scale, seen, current, &service.spec.autoscaling),
             false => Scale {
                 replicas: wanted
                     .clamp(current, max_replicas.max(current))
@@ -123,26 +123,33 @@ fn wanted(seen: &Seen, scale: &Scale) -> u32 {
     wanted.ceil() as u32
 }
 
-/// The end of the work: all shards are in hand. Pods that have had none for long enough may go.
-fn tail(
-    scale: Scale,
-    workers: &[(String, WorkerReport)],
-    current: u32,
-    min_replicas: u32,
-    idle_seconds: u32,
-) -> Scale {
+/// The end of the work: all shards are in hand. Pods that have had none for long enough may go. What
+/// counts are the pods that are there and stay: those that are on their way out have been taken off
+/// already, whatever they last said of themselves.
+fn tail(scale: Scale, seen: &Seen, current: u32, autoscaling: &Autoscaling) -> Scale {
+    let Autoscaling {
+        mode: _,
+        min_replicas,
+        max_replicas: _,
+        idle_seconds,
+    } = *autoscaling;
+    let live = seen
+        .pods
+        .iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    let live: Vec<String> = live.map(ResourceExt::name_any).collect();
+    let workers = seen.workers.iter().flatten();
+    let workers: Vec<_> = workers.filter(|(pod, _)| live.contains(pod)).collect();
     let is_spare =
         |report: &WorkerReport| report.shards_in_hand == 0 && report.idle_seconds >= idle_seconds;
-    let spare = workers
+    let spare = workers.iter().filter(|(_, report)| is_spare(report));
+    let stay = (live.len() - spare.count()) as u32;
+    let in_hand = workers
         .iter()
-        .filter(|(_, report)| is_spare(report))
-        .count() as u32;
-    let busy = workers
-        .iter()
-        .filter(|(_, report)| report.shards_in_hand > 0);
+        .map(|(pod, report)| (pod.clone(), report.shards_in_hand));
     Scale {
-        replicas: current.saturating_sub(spare).max(min_replicas).max(1),
-        busy: busy.map(|(pod, _)| pod.clone()).collect(),
+        replicas: current.min(stay).max(min_replicas).max(1),
+        in_hand: in_hand.collect(),
         again_in: Some(TAIL),
         ..scale
     }
@@ -280,9 +287,13 @@ mod tests {
         assert_eq!(replicas(Some(500.0)), 3);
     }
 
-    #[test]
-    fn in_the_tail_pods_without_shards_go_and_those_with_shards_are_spared() {
-        let seen = Seen {
+    fn pod(name: &str, deleted_at: Option<i64>) -> Pod {
+        let metadata = json!({"name": name, "deletionTimestamp": deleted_at.map(at)});
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    fn in_the_tail() -> Seen {
+        Seen {
             work: vec![work(3)],
             workers: Some(vec![
                 worker("a", 2, 0),
@@ -290,16 +301,39 @@ mod tests {
                 worker("c", 1, 0),
                 worker("d", 0, 10),
             ]),
+            pods: ["a", "b", "c", "d"].map(|name| pod(name, None)).to_vec(),
             ..Seen::default()
-        };
+        }
+    }
+
+    #[test]
+    fn in_the_tail_pods_without_shards_go_and_those_with_shards_are_spared() {
+        let seen = in_the_tail();
         let scale = decide(&service(4, None), &seen, at(0));
         assert_eq!(scale.replicas, 3);
-        assert_eq!(scale.busy, ["a", "c"]);
+        let in_hand = [("a", 2), ("b", 0), ("c", 1), ("d", 0)];
+        let in_hand = in_hand.map(|(pod, shards)| (pod.to_owned(), shards));
+        assert_eq!(scale.in_hand, in_hand);
         let seen = Seen {
             work: vec![work(30)],
             ..seen
         };
         let scale = decide(&service(4, None), &seen, at(0));
         assert_eq!(scale.replicas, 4, "open shards are for whoever is there");
+    }
+
+    #[test]
+    fn a_pod_that_has_nothing_to_do_is_taken_off_once() {
+        let mut seen = in_the_tail();
+        let mut replicas = 4;
+        for _ in 0..3 {
+            replicas = decide(&service(replicas, None), &seen, at(0)).replicas;
+            assert_eq!(replicas, 3, "nothing has happened since");
+        }
+        // What it said of itself is remembered for a while after it is told to go.
+        seen.pods[1] = pod("b", Some(0));
+        assert_eq!(decide(&service(3, None), &seen, at(0)).replicas, 3);
+        seen.pods.remove(1);
+        assert_eq!(decide(&service(3, None), &seen, at(0)).replicas, 3);
     }
 }

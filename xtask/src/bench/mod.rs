@@ -6,10 +6,12 @@ mod job;
 mod models;
 mod online;
 mod scale;
+mod table;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -38,26 +40,52 @@ pub struct Bench {
     pub hey: PathBuf,
 }
 
-/// What a user chose.
+/// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The engine and whole jobs beside other people's.
+    Models,
+    /// What must not grow with the data.
+    Scale,
+    /// How much of an API's limits is used.
+    Limits,
+    /// Several steps for each row, into a table.
+    Table,
+    /// Requests over HTTP.
+    Online,
+    /// A job in a cluster beside a local one.
+    Cluster,
+}
+
+/// All parts, by the names that choose them.
+const PARTS: [(&str, Part); 6] = [
+    ("models", Part::Models),
+    ("scale", Part::Scale),
+    ("limits", Part::Limits),
+    ("table", Part::Table),
+    ("online", Part::Online),
+    ("cluster", Part::Cluster),
+];
+
+/// What a user chose.
+#[derive(Debug, PartialEq, Eq)]
 struct Choice {
-    models: bool,
-    scale: bool,
-    online: bool,
-    cluster: bool,
+    parts: Vec<Part>,
     force_bf16: bool,
 }
 
 /// Runs the benchmark: all of it, or only the parts that are named.
 pub fn run_bench(arguments: &[&str]) -> Result<()> {
     let choice = choice(arguments)?;
-    needs::check(Task::Bench)?;
+    for task in choice.parts.iter().flat_map(Part::needs) {
+        needs::check(*task)?;
+    }
     let (libtorch, python, folder, model, gateway, hey) = {
         let cache = Cache::open()?;
-        if choice.cluster {
+        if choice.parts.contains(&Part::Cluster) {
             setup::versitygw(&cache)?;
         }
-        if choice.online {
+        if choice.parts.contains(&Part::Online) {
             setup::hey(&cache)?;
         }
         let libtorch = setup::for_running(&cache)?;
@@ -73,8 +101,12 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
     let environment = environment(&libtorch)?;
     heading("building");
     run(&mut cargo(&environment, BUILD))?;
-    let engine = [BUILD, &["--example=engine"]].concat();
-    run(&mut cargo(&environment, &engine))?;
+    let examples = [
+        "--example=engine",
+        "--example=limits",
+        "--example=with_postgres",
+    ];
+    run(&mut cargo(&environment, &[BUILD, &examples].concat()))?;
     std::fs::create_dir_all(&folder)?;
     let programs = programs(&environment)?;
     let bench = Bench {
@@ -86,53 +118,60 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
         gateway,
         hey,
     };
-    if choice.models {
-        models::measure(&bench, choice.force_bf16)?;
-    }
-    if choice.scale {
-        scale::measure(&bench)?;
-    }
-    if choice.online {
-        online::measure(&bench)?;
-    }
-    if choice.cluster {
-        cluster::measure(&bench)?;
+    for part in choice.parts {
+        match part {
+            Part::Models => models::measure(&bench, choice.force_bf16)?,
+            Part::Scale => scale::measure(&bench)?,
+            Part::Limits => limits(&bench)?,
+            Part::Table => table::measure(&bench)?,
+            Part::Online => online::measure(&bench)?,
+            Part::Cluster => cluster::measure(&bench)?,
+        }
     }
     Ok(())
 }
 
+impl Part {
+    /// What it needs on this machine.
+    fn needs(&self) -> &'static [Task] {
+        match self {
+            Part::Models | Part::Scale | Part::Online => &[Task::Bench],
+            Part::Limits | Part::Table => &[Task::Bench, Task::Test],
+            Part::Cluster => &[Task::Bench, Task::Cluster],
+        }
+    }
+}
+
 fn choice(arguments: &[&str]) -> Result<Choice> {
     let mut choice = Choice {
-        models: false,
-        scale: false,
-        online: false,
-        cluster: false,
+        parts: Vec::new(),
         force_bf16: false,
     };
     for argument in arguments {
-        match *argument {
-            "models" => choice.models = true,
-            "scale" => choice.scale = true,
-            "online" => choice.online = true,
-            "cluster" => choice.cluster = true,
-            "--bf16" => choice.force_bf16 = true,
-            other => {
-                bail!(
-                    "{other:?} is unknown; usage: cargo xtask bench [models] [scale] [online] [cluster] [--bf16]"
-                )
+        let named = PARTS.iter().find(|(name, _)| name == argument);
+        match named {
+            Some((_, part)) => choice.parts.push(*part),
+            None if *argument == "--bf16" => choice.force_bf16 = true,
+            None => {
+                let names = PARTS.map(|(name, _)| format!("[{name}]")).join(" ");
+                bail!("{argument:?} is unknown; usage: cargo xtask bench {names} [--bf16]")
             }
         }
     }
-    if !choice.models && !choice.scale && !choice.online && !choice.cluster {
-        choice = Choice {
-            models: true,
-            scale: true,
-            online: true,
-            cluster: needs::can_make_clusters(),
-            ..choice
-        };
+    if choice.parts.is_empty() {
+        choice.parts = PARTS.map(|(_, part)| part).to_vec();
+        if !needs::can_make_clusters() {
+            choice.parts.retain(|part| *part != Part::Cluster);
+        }
     }
     Ok(choice)
+}
+
+/// Jobs against the stand-in of an API, which are measured by a program of their own.
+fn limits(bench: &Bench) -> Result<()> {
+    heading("jobs that ask an API with limits");
+    let mut command = Command::new(bench.programs.join("examples/limits"));
+    run(command.env("MILLRACE_BIN_DIR", &bench.programs))
 }
 
 /// A corpus in a file.
@@ -182,24 +221,13 @@ mod tests {
 
     #[test]
     fn without_a_choice_everything_is_measured() {
-        let all = Choice {
-            models: true,
-            scale: true,
-            online: true,
-            cluster: needs::can_make_clusters(),
-            force_bf16: true,
-        };
-        assert_eq!(choice(&["--bf16"]).unwrap(), all);
-        assert_eq!(
-            choice(&["scale"]).unwrap(),
-            Choice {
-                models: false,
-                scale: true,
-                online: false,
-                cluster: false,
-                force_bf16: false
-            }
-        );
+        let all = choice(&["--bf16"]).unwrap();
+        assert!(all.force_bf16 && all.parts.starts_with(&[Part::Models, Part::Scale]));
+        let has_cluster = all.parts.contains(&Part::Cluster);
+        assert_eq!(has_cluster, needs::can_make_clusters());
+        let some = choice(&["scale", "limits"]).unwrap();
+        assert_eq!(some.parts, [Part::Scale, Part::Limits]);
+        assert!(!some.force_bf16);
         assert!(choice(&["fast"]).is_err());
     }
 

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use millrace_e2e::process::{Process, binary};
 use millrace_stand_in::{Record, StandIn, StandInOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+use crate::process::{Process, binary};
+use crate::redis_server::RedisServer;
 
 /// The key of the tests, which must stand nowhere but in the stand-in's record.
 pub const KEY: &str = "sk-not-to-be-seen";
@@ -43,6 +45,45 @@ impl Default for SceneOptions {
             job: json!({}),
             api: StandInOptions::default(),
         }
+    }
+}
+
+/// A hundred comments by an API that takes fifteen requests a minute and four seconds for each.
+pub fn comments(rows_per_call: u32, time_factor: f64) -> SceneOptions {
+    SceneOptions {
+        rows: 100,
+        remote: json!({"rowsPerCall": rows_per_call, "limits": {"requestsPerMinute": 15}}),
+        api: StandInOptions {
+            requests_per_minute: Some(15),
+            latency_ms: 4_000,
+            time_factor,
+            ..StandInOptions::default()
+        },
+        ..SceneOptions::default()
+    }
+}
+
+/// A transcript in chunks by an API that takes twenty seconds for a call, 500 requests and a million
+/// tokens a minute. Five chunks make a call; `remote` says what else is to hold.
+pub fn transcript(chunks: usize, remote: Value, time_factor: f64) -> SceneOptions {
+    let mut service = json!({
+        "rowsPerCall": 5,
+        "timeout": "30s",
+        "limits": {"requestsPerMinute": 500, "tokensPerMinute": 1_000_000, "concurrency": 50},
+    });
+    merge(&mut service, remote);
+    SceneOptions {
+        rows: chunks,
+        remote: service,
+        // Four hundred rows or so: eighty calls, of which a worker has two times as many to choose from.
+        job: json!({"sharding": {"targetBytes": 30_000}}),
+        api: StandInOptions {
+            requests_per_minute: Some(500),
+            tokens_per_minute: Some(1_000_000),
+            latency_ms: 20_000,
+            time_factor,
+            ..StandInOptions::default()
+        },
     }
 }
 
@@ -121,6 +162,26 @@ impl Scene {
         let mut command = self.command("millrace");
         command.arg("run").arg("-f").arg(self.path("job.yaml"));
         Process::start(command, self.path("run.log"))
+    }
+
+    /// Starts one step of `millrace-worker`, as a pod would.
+    pub fn step(&self, redis: &RedisServer, step: &str, log: &str) -> Process {
+        let mut command = self.command("millrace-worker");
+        command.arg(step).arg("-f").arg(self.path("job.yaml"));
+        command.args(["--redis", &redis.url(), "--lease-ttl-ms", "10000"]);
+        if step == "work" {
+            command.arg("--remote");
+        }
+        Process::start(command, self.path(log))
+    }
+
+    /// Works the job off by as many workers as there are `logs`, from its plan to its finish.
+    pub fn work(&self, redis: &RedisServer, logs: &[&str]) {
+        self.step(redis, "plan", "plan.log").succeed();
+        let working = logs.iter().map(|log| self.step(redis, "work", log));
+        let mut working: Vec<Process> = working.collect();
+        working.iter_mut().for_each(Process::succeed);
+        self.step(redis, "finish", "finish.log").succeed();
     }
 
     /// What the stand-in was asked so far.
