@@ -7,10 +7,14 @@ use millrace_protocol::row::{RowError, RowErrorCode};
 use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::bounded;
+use crate::chunks::{Beginning, Ruler};
 
 /// Characters that are tokenised first for each token that a text may have. Hardly any text has
 /// longer tokens, and where one does, twice as much is taken, until the text ends.
 const CHARS_PER_TOKEN: usize = 16;
+
+/// The same where a text is measured: a second pass costs less than looking at four chunks for one.
+const CHARS_PER_TOKEN_MEASURED: usize = 6;
 
 /// Fewest characters that are tokenised first. Tokenisers treat words above a length (100 characters
 /// in BERT's family) as unknown: half of this must be longer than that, see [`Cut::InWord`].
@@ -148,20 +152,33 @@ impl TextTokenizer {
     /// cannot change its first tokens, so the work is bounded by what the model takes.
     pub fn encode(&self, text: &str) -> Result<Encoding, RowError> {
         check_chars(text, self.limits.text_chars_max)?;
-        let started = Instant::now();
         let chars = self.max_length.saturating_mul(CHARS_PER_TOKEN);
+        let encode = |beginning: &str, cut| self.encode_beginning(beginning, cut);
+        let encoding = self.by_beginnings(text, chars, encode)?;
+        match encoding.token_ids.len() > self.special {
+            true => Ok(encoding),
+            false => Err(RowError::new(
+                RowErrorCode::EmptyText,
+                "the text has no tokens",
+            )),
+        }
+    }
+
+    /// Hands longer and longer beginnings of a text to `take`, from `chars` characters on, until one is
+    /// enough.
+    fn by_beginnings<T>(
+        &self,
+        text: &str,
+        chars: usize,
+        take: impl Fn(&str, Cut) -> Result<Option<T>, RowError>,
+    ) -> Result<T, RowError> {
+        let started = Instant::now();
         let mut chars = chars.max(CHARS_FIRST_MIN);
         loop {
             let pass_started = Instant::now();
             let (beginning, cut) = beginning(text, chars);
-            if let Some(encoding) = self.encode_beginning(beginning, cut)? {
-                return match encoding.token_ids.len() > self.special {
-                    true => Ok(encoding),
-                    false => Err(RowError::new(
-                        RowErrorCode::EmptyText,
-                        "the text has no tokens",
-                    )),
-                };
+            if let Some(taken) = take(beginning, cut)? {
+                return Ok(taken);
             }
             // The next pass takes twice as much text, so it is not begun if it would end too late.
             let next = pass_started.elapsed() * 2;
@@ -175,6 +192,38 @@ impl TextTokenizer {
         }
     }
 
+    /// The first tokens of the whole text, if its beginning is enough to know them.
+    fn measure_beginning(
+        &self,
+        beginning: &str,
+        cut: Cut,
+        tokens_max: usize,
+    ) -> Result<Option<Beginning>, RowError> {
+        let encoded = self.tokenizer.encode(beginning, true).map_err(failed)?;
+        // What the model does not take any more says where the last token that it takes ends.
+        let behind = encoded.get_overflowing().first();
+        let spans = [Some(&encoded), behind].into_iter().flatten();
+        let mut spans: Vec<(usize, usize)> = spans.flat_map(text_spans).collect();
+        spans.truncate(tokens_max + 1);
+        let is_more = spans.len() > tokens_max;
+        let known = match cut {
+            Cut::Nowhere => true,
+            Cut::BetweenWords => is_more,
+            Cut::InWord => is_more && spans.iter().all(|&(_, end)| end <= beginning.len() / 2),
+        };
+        if !known {
+            return Ok(None);
+        }
+        let end = match (is_more, spans.pop_if(|_| is_more), spans.last()) {
+            // A character of several tokens belongs to all of them, and is not to be torn apart.
+            (true, Some((next, _)), Some(&(_, end))) => end.min(next),
+            _ => beginning.len(),
+        };
+        let starts = spans.into_iter().map(|(start, _)| start);
+        let starts = starts.take_while(|start| *start < end).collect();
+        Ok(Some(Beginning { starts, end }))
+    }
+
     /// The tokens of the whole text, if its beginning is enough to know them.
     fn encode_beginning(&self, beginning: &str, cut: Cut) -> Result<Option<Encoding>, RowError> {
         // Offsets cost time, and few texts need them.
@@ -182,12 +231,7 @@ impl TextTokenizer {
             true => self.tokenizer.encode_char_offsets(beginning, true),
             false => self.tokenizer.encode_fast(beginning, true),
         };
-        let encoded = encoded.map_err(|error| {
-            RowError::new(
-                RowErrorCode::TokenizeFailed,
-                format!("the tokenizer failed: {error}"),
-            )
-        })?;
+        let encoded = encoded.map_err(failed)?;
         let truncated = !encoded.get_overflowing().is_empty();
         let known = match cut {
             Cut::Nowhere => true,
@@ -209,6 +253,21 @@ impl TextTokenizer {
     }
 }
 
+impl Ruler for TextTokenizer {
+    /// What the model takes, without special tokens.
+    fn tokens_max(&self) -> Option<usize> {
+        Some(self.max_length - self.special)
+    }
+
+    fn measure(&self, text: &str, tokens_max: usize) -> Result<Beginning, RowError> {
+        let text = first_chars(text, self.limits.text_chars_max);
+        let tokens_max = tokens_max.min(self.max_length - self.special);
+        let chars = tokens_max.saturating_mul(CHARS_PER_TOKEN_MEASURED);
+        let measure = |beginning: &str, cut| self.measure_beginning(beginning, cut, tokens_max);
+        self.by_beginnings(text, chars, measure)
+    }
+}
+
 /// The bytes of `tokenizer.json`.
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let name = || path.display().to_string();
@@ -218,6 +277,24 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     };
     let bytes = bounded::read(path, FILE_BYTES_MAX).map_err(failed)?;
     bytes.ok_or_else(|| TokenizerError::TooLarge { path: name() })
+}
+
+fn failed(error: tokenizers::Error) -> RowError {
+    RowError::new(
+        RowErrorCode::TokenizeFailed,
+        format!("the tokenizer failed: {error}"),
+    )
+}
+
+/// Where the tokens stand that are not special.
+fn text_spans(encoded: &tokenizers::Encoding) -> impl Iterator<Item = (usize, usize)> {
+    let spans = encoded
+        .get_offsets()
+        .iter()
+        .zip(encoded.get_special_tokens_mask());
+    spans
+        .filter(|(_, special)| **special == 0)
+        .map(|(span, _)| *span)
 }
 
 fn char_spans(encoded: &tokenizers::Encoding) -> Vec<Option<(u32, u32)>> {
@@ -236,6 +313,15 @@ pub fn check_chars(text: &str, chars_max: usize) -> Result<(), RowError> {
         return Err(RowError::new(RowErrorCode::TextTooLong, message));
     }
     Ok(())
+}
+
+/// The first characters of a text, as many as one text may have.
+pub fn first_chars(text: &str, chars_max: usize) -> &str {
+    if text.len() <= chars_max {
+        return text;
+    }
+    let end = text.char_indices().nth(chars_max);
+    end.map_or(text, |(end, _)| &text[..end])
 }
 
 /// Where the beginning of a text ends.

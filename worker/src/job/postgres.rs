@@ -56,11 +56,12 @@ impl Postgres {
     }
 }
 
-/// Resolves the table of a job, if it has one.
+/// Resolves the table of a job, if it has one. `is_list` says that each result is a list of results.
 pub fn postgres(
     output: &batch_job::Output,
     steps: &[Step],
     service: &InferenceService,
+    is_list: bool,
 ) -> Result<Option<Postgres>, JobError> {
     let Some(asked) = &output.postgres else {
         return Ok(None);
@@ -92,7 +93,7 @@ pub fn postgres(
     }
     let column = |step: &Step| StepColumn {
         name: step.name.clone(),
-        is_vector: is_vector(&service.spec, &step.model),
+        is_vector: !is_list && is_vector(&service.spec, &step.model),
     };
     Ok(Some(Postgres {
         secret: secret_ref.clone(),
