@@ -1,5 +1,7 @@
 //! Text to token ids, bounded in characters and time.
 
+mod measure;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,14 +9,10 @@ use millrace_protocol::row::{RowError, RowErrorCode};
 use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::bounded;
-use crate::chunks::{Beginning, Ruler};
 
 /// Characters that are tokenised first for each token that a text may have. Hardly any text has
 /// longer tokens, and where one does, twice as much is taken, until the text ends.
 const CHARS_PER_TOKEN: usize = 16;
-
-/// The same where a text is measured: a second pass costs less than looking at four chunks for one.
-const CHARS_PER_TOKEN_MEASURED: usize = 6;
 
 /// Fewest characters that are tokenised first. Tokenisers treat words above a length (100 characters
 /// in BERT's family) as unknown: half of this must be longer than that, see [`Cut::InWord`].
@@ -192,38 +190,6 @@ impl TextTokenizer {
         }
     }
 
-    /// The first tokens of the whole text, if its beginning is enough to know them.
-    fn measure_beginning(
-        &self,
-        beginning: &str,
-        cut: Cut,
-        tokens_max: usize,
-    ) -> Result<Option<Beginning>, RowError> {
-        let encoded = self.tokenizer.encode(beginning, true).map_err(failed)?;
-        // What the model does not take any more says where the last token that it takes ends.
-        let behind = encoded.get_overflowing().first();
-        let spans = [Some(&encoded), behind].into_iter().flatten();
-        let mut spans: Vec<(usize, usize)> = spans.flat_map(text_spans).collect();
-        spans.truncate(tokens_max + 1);
-        let is_more = spans.len() > tokens_max;
-        let known = match cut {
-            Cut::Nowhere => true,
-            Cut::BetweenWords => is_more,
-            Cut::InWord => is_more && spans.iter().all(|&(_, end)| end <= beginning.len() / 2),
-        };
-        if !known {
-            return Ok(None);
-        }
-        let end = match (is_more, spans.pop_if(|_| is_more), spans.last()) {
-            // A character of several tokens belongs to all of them, and is not to be torn apart.
-            (true, Some((next, _)), Some(&(_, end))) => end.min(next),
-            _ => beginning.len(),
-        };
-        let starts = spans.into_iter().map(|(start, _)| start);
-        let starts = starts.take_while(|start| *start < end).collect();
-        Ok(Some(Beginning { starts, end }))
-    }
-
     /// The tokens of the whole text, if its beginning is enough to know them.
     fn encode_beginning(&self, beginning: &str, cut: Cut) -> Result<Option<Encoding>, RowError> {
         // Offsets cost time, and few texts need them.
@@ -253,21 +219,6 @@ impl TextTokenizer {
     }
 }
 
-impl Ruler for TextTokenizer {
-    /// What the model takes, without special tokens.
-    fn tokens_max(&self) -> Option<usize> {
-        Some(self.max_length - self.special)
-    }
-
-    fn measure(&self, text: &str, tokens_max: usize) -> Result<Beginning, RowError> {
-        let text = first_chars(text, self.limits.text_chars_max);
-        let tokens_max = tokens_max.min(self.max_length - self.special);
-        let chars = tokens_max.saturating_mul(CHARS_PER_TOKEN_MEASURED);
-        let measure = |beginning: &str, cut| self.measure_beginning(beginning, cut, tokens_max);
-        self.by_beginnings(text, chars, measure)
-    }
-}
-
 /// The bytes of `tokenizer.json`.
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let name = || path.display().to_string();
@@ -284,17 +235,6 @@ fn failed(error: tokenizers::Error) -> RowError {
         RowErrorCode::TokenizeFailed,
         format!("the tokenizer failed: {error}"),
     )
-}
-
-/// Where the tokens stand that are not special.
-fn text_spans(encoded: &tokenizers::Encoding) -> impl Iterator<Item = (usize, usize)> {
-    let spans = encoded
-        .get_offsets()
-        .iter()
-        .zip(encoded.get_special_tokens_mask());
-    spans
-        .filter(|(_, special)| **special == 0)
-        .map(|(span, _)| *span)
 }
 
 fn char_spans(encoded: &tokenizers::Encoding) -> Vec<Option<(u32, u32)>> {
@@ -354,20 +294,20 @@ fn beginning(text: &str, chars: usize) -> (&str, Cut) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tokenizers::models::wordlevel::WordLevel;
     use tokenizers::pre_tokenizers::whitespace::Whitespace;
     use tokenizers::processors::template::TemplateProcessing;
 
     use super::*;
 
-    const LIMITS: TextLimits = TextLimits {
+    pub const LIMITS: TextLimits = TextLimits {
         text_chars_max: 100_000,
         tokenize_deadline: Duration::from_secs(60),
     };
 
     /// A tokenizer of whole words with the special tokens of BERT.
-    fn words(max_length: usize, limits: TextLimits) -> TextTokenizer {
+    pub fn words(max_length: usize, limits: TextLimits) -> TextTokenizer {
         let vocabulary = ["[UNK]", "[CLS]", "[SEP]", "mill", "race", "é"];
         let vocabulary = vocabulary
             .iter()

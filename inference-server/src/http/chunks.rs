@@ -70,7 +70,7 @@ pub async fn chunks(
             };
             cut.map_or_else(ChunksOfText::Err, ChunksOfText::Ok)
         });
-        texts.collect()
+        texts.collect::<Vec<_>>()
     };
     let texts = inference.on_tokenizer_thread(cutting).await;
     let texts = texts.ok_or_else(|| failed("cutting texts panicked"))?;

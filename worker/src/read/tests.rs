@@ -36,8 +36,7 @@ impl File {
             id: Some("id".into()),
             text,
             join,
-            prompted: Vec::new(),
-            filtered: Vec::new(),
+            ..Fields::default()
         };
         let stores = Stores::new(StoreOptions::default());
         Self {
@@ -306,11 +305,9 @@ async fn json_nested_250_000_deep_is_a_row_error() {
         let row = super::jsonl::parse(
             line.as_bytes(),
             &super::Wanted::new(&Fields {
-                id: None,
                 text: "text".into(),
                 join: vec!["other".into()],
-                prompted: Vec::new(),
-                filtered: Vec::new(),
+                ..Fields::default()
             }),
         );
         assert_eq!(row.unwrap_err().error.code.as_str(), "invalid_json");

@@ -389,4 +389,28 @@ mod tests {
             assert_eq!(asked(join), expected, "{join:?}");
         }
     }
+
+    #[test]
+    fn prompts_and_filter_get_the_normalized_text_and_the_result_line_what_stands_in_the_input() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let normalize = serde_json::from_str(r#"{"whitespace": "Collapse", "lowercase": true}"#);
+        let wanted = Wanted::new(&Fields {
+            text: "body".to_owned(),
+            join: names(&["body"]),
+            prompted: names(&["title", "body"]),
+            filtered: names(&["body"]),
+            normalize: Some(Normalizer::new(&normalize.unwrap(), 100)),
+            ..Fields::default()
+        });
+        let line = r#"{"title":"The  Mill","body":" It  GRINDS\n"}"#;
+        let row = crate::read::jsonl::parse(line.as_bytes(), &wanted).unwrap();
+        let get = |fields: &Option<Box<RawValue>>| fields.as_ref().unwrap().get().to_owned();
+        assert_eq!(row.text, "it grinds");
+        assert_eq!(get(&row.beside.input), r#"{"body":" It  GRINDS\n"}"#);
+        let prompted = r#"{"title":"The  Mill","body":"it grinds"}"#;
+        assert_eq!(get(&row.beside.prompted), prompted);
+        assert_eq!(get(&row.beside.filtered), r#"{"body":"it grinds"}"#);
+        let blank = crate::read::jsonl::parse(br#"{"body":"\u00a0"}"#, &wanted);
+        assert_eq!(blank.unwrap_err().error.code, RowErrorCode::EmptyText);
+    }
 }

@@ -253,10 +253,10 @@ impl Submitter {
     }
 
     /// Asks until the server takes the request; waits while it is full or starting.
-    async fn until_taken<T>(
+    async fn until_taken<T, Asking: Future<Output = Result<T, ClientError>>>(
         &self,
         rows: usize,
-        ask: impl AsyncFn() -> Result<T, ClientError>,
+        ask: impl Fn() -> Asking,
     ) -> Result<Result<T, Untaken>, SubmitError> {
         let mut warned = Instant::now();
         let error = |code, message: String| RowError::new(code, message);

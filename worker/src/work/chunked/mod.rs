@@ -152,7 +152,7 @@ impl Asking<'_> {
         let pieces = std::mem::take(&mut self.pieces);
         self.pieces_bytes = 0;
         let (shard, progress) = (self.shard, &self.ctx.progress);
-        let without_rows = |tally| Tally {
+        let without_rows = |tally: Tally| Tally {
             rows: Rows::default(),
             ..tally
         };
