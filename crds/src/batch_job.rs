@@ -73,6 +73,8 @@ pub use retry::Retry;
         .message("incremental cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("!has(self.incremental) || self.incremental.from != self.output.uri")
         .message("incremental.from is the job's own output; name an earlier one, and write to another folder"),
+    validation = Rule::new("has(self.input.chunking) || !has(self.steps) || self.steps.all(s, !has(s.join))")
+        .message("a step's join means nothing without input.chunking; remove it, or say how texts are cut"),
     validation = Rule::new("!oldSelf.cancel || self.cancel")
         .message("cancel cannot be taken back; create a new BatchJob with the same output, and it goes on"),
     validation = Rule::new("self.rerunFailed >= oldSelf.rerunFailed")
@@ -253,6 +255,10 @@ pub struct Step {
     /// What the model is asked about each row; for a service with `remote` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<Prompt>,
+    /// What becomes of this step's results of the chunks of a text; by default what
+    /// `input.chunking.join` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<ChunkJoin>,
 }
 
 /// The dataset.

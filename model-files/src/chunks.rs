@@ -4,6 +4,8 @@
 //! two chunks belongs to none; every other character is in a chunk. A chunk ends before white space, so
 //! that its tokens are those that the text has there: words are tokenised each for itself.
 
+use std::cmp::Reverse;
+
 use millrace_protocol::chunk::{Chunk, ChunkLimits};
 use millrace_protocol::row::{RowError, RowErrorCode};
 use unicode_segmentation::UnicodeSegmentation;
@@ -69,6 +71,12 @@ pub fn cut(
     while start < text.len() {
         let rest = &text[start..];
         let beginning = measure(rest, limits, rulers)?;
+        if beginning.starts.is_empty() {
+            // No model sees anything in the rest, so that it makes no chunk longer.
+            let last = chunks.last_mut().ok_or_else(no_tokens)?;
+            last.end = text.trim_end().len() as u32;
+            break;
+        }
         let end = start + end_of_chunk(rest, beginning.end, limits);
         if end <= done {
             // What follows the overlap has no room beside it.
@@ -95,6 +103,10 @@ pub fn cut(
     }
 }
 
+fn no_tokens() -> RowError {
+    RowError::new(RowErrorCode::EmptyText, "the text has no tokens")
+}
+
 fn too_many(chunks_max: u32) -> RowError {
     let message = format!(
         "the text has more than {chunks_max} chunks; raise input.chunking.maxChunks, or maxTokens"
@@ -109,7 +121,11 @@ fn measure(text: &str, limits: &ChunkLimits, rulers: &[&dyn Ruler]) -> Result<Be
         let asked = limits.tokens_max.map(|tokens| tokens as usize);
         let tokens_max = asked.into_iter().chain(ruler.tokens_max()).min();
         let measured = ruler.measure(text, tokens_max.unwrap_or(usize::MAX))?;
-        if shortest.as_ref().is_none_or(|it| measured.end < it.end) {
+        let is_shorter = |it: &Beginning| {
+            let rank = |it: &Beginning| (it.end, Reverse(it.starts.len()));
+            rank(&measured) < rank(it)
+        };
+        if shortest.as_ref().is_none_or(is_shorter) {
             shortest = Some(measured);
         }
     }
@@ -335,6 +351,41 @@ mod tests {
         );
         let empty = cut(" \n ", &LIMITS, &[&Letters]).unwrap_err();
         assert_eq!(empty.code, RowErrorCode::EmptyText);
+    }
+
+    #[test]
+    fn what_no_model_sees_is_no_chunk_of_its_own() {
+        /// Sees letters of the alphabet alone.
+        struct Alphabet;
+
+        impl Ruler for Alphabet {
+            fn tokens_max(&self) -> Option<usize> {
+                Some(16)
+            }
+
+            fn measure(&self, text: &str, tokens_max: usize) -> Result<Beginning, RowError> {
+                let seen = text.char_indices().filter(|(_, c)| c.is_alphabetic());
+                let starts: Vec<usize> = seen.map(|(start, _)| start).take(tokens_max).collect();
+                let is_more =
+                    text[starts.last().map_or(0, |last| last + 1)..].contains(char::is_alphabetic);
+                let end = match (is_more, starts.last()) {
+                    (true, Some(last)) => last + 1,
+                    _ => text.len(),
+                };
+                Ok(Beginning { starts, end })
+            }
+        }
+
+        let limits = ChunkLimits {
+            tokens_max: None,
+            ..LIMITS
+        };
+        let text = "abcdefgh ijklmnop -- ~~ ";
+        let found = cut(text, &limits, &[&Alphabet]).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].of(text), "abcdefgh ijklmnop -- ~~");
+        let nothing = cut(" -- ~~ ", &limits, &[&Alphabet]).unwrap_err();
+        assert_eq!(nothing.code, RowErrorCode::EmptyText);
     }
 
     #[test]

@@ -237,13 +237,17 @@ pub fn check(
     if cost_max.is_some() && service.spec.pricing().is_none() {
         return Err(JobError::Unpriced { service: given });
     }
-    let steps = check_steps(steps.as_deref(), service)?;
+    let asked_steps = steps.as_deref();
+    let steps = check_steps(asked_steps, service)?;
     let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
+    let joins = asked_steps.into_iter().flatten().map(|step| step.join);
     let chunking = input.chunking.as_ref();
-    let chunking = chunking.map(|spec| chunking::chunking(spec, &steps, service, &text_field));
+    let chunking = chunking.map(|spec| {
+        let joins = joins.collect::<Vec<_>>();
+        chunking::chunking(spec, &steps, &joins, service, &text_field)
+    });
     let chunking = chunking.transpose()?;
-    let is_list = chunking.is_some_and(|chunking| chunking.is_list());
-    let postgres = postgres::postgres(output, &steps, service, is_list)?;
+    let postgres = postgres::postgres(output, &steps, service, chunking.as_ref())?;
     let filter = input.filter.as_ref().map(Filter::new).transpose();
     let filter =
         filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
@@ -272,7 +276,7 @@ pub fn check(
         chunking,
         row_bytes_max: input.max_row_bytes as usize,
     };
-    let answers_sha256 = answers_sha256(&steps, service, checked_input.chunking);
+    let answers_sha256 = answers_sha256(&steps, service, checked_input.chunking.as_ref());
     Ok(CheckedJob {
         namespace: job
             .metadata
@@ -326,6 +330,8 @@ fn check_steps(
             name,
             model,
             prompt,
+            // It is resolved with the chunking that it is about.
+            join: _,
         } = step;
         if models.contains(&model.as_str()) {
             remote::check_prompt(index, prompt.as_ref(), service)?;
@@ -373,7 +379,7 @@ fn folder(uri: &str, base: &Path) -> String {
 fn answers_sha256(
     steps: &[Step],
     service: &InferenceService,
-    chunking: Option<Chunking>,
+    chunking: Option<&Chunking>,
 ) -> String {
     #[derive(Serialize)]
     struct Decisive<'a> {
@@ -383,7 +389,7 @@ fn answers_sha256(
         remote: Option<remote::Decisive<'a>>,
         prompts: Vec<Option<&'a Prompt>>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        chunking: Option<chunking::Decisive>,
+        chunking: Option<chunking::Decisive<'a>>,
     }
     sha256(&Decisive {
         steps: steps

@@ -95,7 +95,7 @@ fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
         return None;
     }
     let (job, service) = (&loaded.job, &loaded.service);
-    let limits = job.input.chunking.map(|chunking| chunking.limits);
+    let limits = job.input.chunking.as_ref().map(|chunking| chunking.limits);
     match plan::token_counter(service, &job.steps, limits, &default_model_cache()) {
         Ok(counter) => Some(counter),
         Err(error) => {

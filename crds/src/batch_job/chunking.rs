@@ -43,7 +43,7 @@ pub struct Chunking {
     #[schemars(range(min = 1, max = 10_000))]
     pub max_chunks: u32,
 
-    /// What becomes of the results of a text's chunks.
+    /// What becomes of the results of a text's chunks, in the steps that say nothing of it.
     #[serde(default)]
     pub join: ChunkJoin,
 }
@@ -64,6 +64,8 @@ pub enum ChunkUnit {
 
 /// What becomes of the results of a text's chunks.
 #[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
 pub enum ChunkJoin {
     /// A list of them, `[{"start", "end", "result"}]`: which characters of the text, and what was said
     /// of them.

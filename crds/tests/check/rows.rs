@@ -53,3 +53,15 @@ fn chunks_overlap_by_half_at_most_and_their_bounds_are_sane() {
         refused(&to(bad), &expected);
     }
 }
+
+#[test]
+fn a_step_joins_chunks_only_where_there_are_chunks() {
+    let steps = json!([{"name": "a", "model": "a", "join": "Max"}]);
+    let job = with(job(), "/spec/steps", steps);
+    refused(
+        &job,
+        "spec: a step's join means nothing without input.chunking",
+    );
+    let job = with(job, "/spec/input/chunking", json!({}));
+    assert!(problems(&job).is_empty());
+}

@@ -22,12 +22,12 @@ const TOKENS_USUAL: usize = 128;
 const WINDOW_BYTES_LEAST: usize = 64 << 10;
 
 /// How the texts of a job are cut, and what becomes of their chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunking {
     /// How they are cut.
     pub limits: ChunkLimits,
-    /// What becomes of the results of their chunks.
-    pub join: ChunkJoin,
+    /// What becomes of the results of their chunks, for each step.
+    pub joins: Vec<ChunkJoin>,
 }
 
 impl Chunking {
@@ -39,30 +39,25 @@ impl Chunking {
         let bytes = CHUNKS_OF_WINDOW * BYTES_PER_TOKEN_LEAST * tokens / 2;
         bytes.max(WINDOW_BYTES_LEAST).min(bytes_max)
     }
-
-    /// Whether the result of a row is a list of those of its chunks.
-    pub fn is_list(&self) -> bool {
-        self.join == ChunkJoin::List
-    }
 }
 
 /// What decides the answer to a row.
 #[derive(Serialize)]
-pub struct Decisive {
+pub struct Decisive<'a> {
     limits: ChunkLimits,
-    join: ChunkJoin,
+    joins: &'a [ChunkJoin],
 }
 
 /// How many chunks a text may have decides whether it is answered, and not what the answer is.
-pub fn decisive(chunking: Chunking) -> Decisive {
-    let Chunking { limits, join } = chunking;
+pub fn decisive(chunking: &Chunking) -> Decisive<'_> {
+    let Chunking { limits, joins } = chunking;
     let chunks_max = 0;
     Decisive {
         limits: ChunkLimits {
             chunks_max,
-            ..limits
+            ..*limits
         },
-        join,
+        joins,
     }
 }
 
@@ -75,10 +70,12 @@ enum Answers {
     Other,
 }
 
-/// Checks what a schema cannot say. `text_field` holds the text.
+/// Checks what a schema cannot say. `joins` is what steps say for themselves, if the job names steps,
+/// and `text_field` holds the text.
 pub fn chunking(
     spec: &batch_job::Chunking,
     steps: &[Step],
+    joins: &[Option<ChunkJoin>],
     service: &InferenceService,
     text_field: &str,
 ) -> Result<Chunking, JobError> {
@@ -95,7 +92,9 @@ pub fn chunking(
         let message = "only models that this project's own server runs say what they take; give it";
         return Err(refused(".maxTokens", message.to_owned()));
     }
-    for step in steps {
+    let of_step = |index: usize| joins.get(index).copied().flatten().unwrap_or(*join);
+    let joins: Vec<ChunkJoin> = (0..steps.len()).map(of_step).collect();
+    for (step, join) in steps.iter().zip(&joins) {
         let (name, answers) = (&step.name, answers(step, service));
         let is_joined = match join {
             ChunkJoin::List => true,
@@ -107,8 +106,9 @@ pub fn chunking(
                 ChunkJoin::Max => "for the scores of labels",
                 ChunkJoin::List | ChunkJoin::Mean => "for vectors and the scores of labels",
             };
-            let message =
-                format!("{join:?} is {takes}, and step {name:?} answers otherwise; use List");
+            let message = format!(
+                "{join:?} is {takes}, and step {name:?} answers otherwise; give it join: List"
+            );
             return Err(refused(".join", message));
         }
         if let Some(template) = step.template() {
@@ -131,7 +131,7 @@ pub fn chunking(
             overlap_tokens: *overlap,
             chunks_max: *max_chunks,
         },
-        join: *join,
+        joins,
     })
 }
 
@@ -219,6 +219,14 @@ mod tests {
             assert!(error.starts_with(&expected), "{error}");
             assert!(error.contains(&format!("{named:?}")), "{error}");
         }
+        let each = json!([
+            {"name": "v", "model": "vector"},
+            {"name": "m", "model": "mood", "join": "Max"},
+            {"name": "n", "model": "names", "join": "List"},
+        ]);
+        let job = checked(json!({"join": "Mean"}), each, models()).unwrap();
+        let joins = job.input.chunking.unwrap().joins;
+        assert_eq!(joins, [ChunkJoin::Mean, ChunkJoin::Max, ChunkJoin::List]);
     }
 
     #[test]

@@ -30,19 +30,27 @@ pub struct PendingRow {
 pub(super) enum Ending {
     /// One prediction per step.
     Answered(Vec<Prediction>),
-    /// The results of the chunks of its text, all of them finite.
-    Chunks(Vec<ChunkResult>),
+    /// What was made of the predictions for the chunks of its text, per step; all are finite.
+    Joined(Vec<Joined>),
     /// The results of an earlier line, as it has them.
     Carried(Box<RawValue>),
 }
 
+/// What a step made of the chunks of a text.
+#[derive(Debug, PartialEq)]
+pub(super) enum Joined {
+    /// One prediction for the text.
+    One(Prediction),
+    /// One for each chunk.
+    List(Vec<ChunkResult>),
+}
+
 /// What was said of characters `start..end` of a text.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct ChunkResult {
     pub(super) start: u32,
     pub(super) end: u32,
-    /// One prediction per step.
-    pub(super) predictions: Vec<Prediction>,
+    pub(super) prediction: Prediction,
 }
 
 impl PendingRow {
@@ -214,22 +222,18 @@ impl Serialize for Results<'_> {
                 let entries = self.steps.iter().zip(predictions);
                 serializer.collect_map(entries.map(|(step, said)| (&step.name, Untagged(said))))
             }
-            Ending::Chunks(chunks) => {
-                let entries = self.steps.iter().enumerate();
-                let of_step = |step| ChunksOfStep { chunks, step };
-                serializer.collect_map(entries.map(|(index, step)| (&step.name, of_step(index))))
+            Ending::Joined(joined) => {
+                let entries = self.steps.iter().zip(joined);
+                serializer.collect_map(entries.map(|(step, joined)| (&step.name, OfText(joined))))
             }
         }
     }
 }
 
-/// What one step said of the chunks of a text.
-struct ChunksOfStep<'a> {
-    chunks: &'a [ChunkResult],
-    step: usize,
-}
+/// What a step made of a text.
+struct OfText<'a>(&'a Joined);
 
-impl Serialize for ChunksOfStep<'_> {
+impl Serialize for OfText<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct OfChunk<'a> {
@@ -237,11 +241,14 @@ impl Serialize for ChunksOfStep<'_> {
             end: u32,
             result: Untagged<'a>,
         }
-        serializer.collect_seq(self.chunks.iter().map(|chunk| OfChunk {
-            start: chunk.start,
-            end: chunk.end,
-            result: Untagged(&chunk.predictions[self.step]),
-        }))
+        match self.0 {
+            Joined::One(prediction) => Untagged(prediction).serialize(serializer),
+            Joined::List(chunks) => serializer.collect_seq(chunks.iter().map(|chunk| OfChunk {
+                start: chunk.start,
+                end: chunk.end,
+                result: Untagged(&chunk.prediction),
+            })),
+        }
     }
 }
 

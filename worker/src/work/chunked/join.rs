@@ -6,7 +6,7 @@ use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::wire::{LabelScore, Prediction};
 
 use crate::job::Step;
-use crate::work::lines::{ChunkResult, Ending};
+use crate::work::lines::{ChunkResult, Ending, Joined};
 use crate::work::submit::RowOutcome;
 
 /// How far from 1 the length of a vector may be that was scaled to it, in the coarsest format.
@@ -55,13 +55,14 @@ impl<'a> Characters<'a> {
 }
 
 /// What the row ends as whose chunks ended so, in their order; the first that failed is the row's error.
+/// `joins` says for each step what becomes of its results.
 pub fn joined(
     steps: &[Step],
     spans: &[Span],
     outcomes: Vec<RowOutcome>,
-    join: ChunkJoin,
+    joins: &[ChunkJoin],
 ) -> Result<Ending, RowError> {
-    let mut chunks = Vec::with_capacity(spans.len());
+    let mut of_steps: Vec<Vec<Prediction>> = steps.iter().map(|_| Vec::new()).collect();
     for (index, (span, outcome)) in spans.iter().zip(outcomes).enumerate() {
         let outcome = outcome.and_then(|predictions| finite(steps, predictions));
         let of_chunk = |error: RowError| RowError {
@@ -75,24 +76,17 @@ pub fn joined(
             ),
             ..error
         };
-        let predictions = outcome.map_err(of_chunk)?.into_iter();
-        chunks.push(ChunkResult {
-            start: span.start,
-            end: span.end,
-            predictions: predictions.map(|said| moved(said, span.start)).collect(),
-        });
-    }
-    if join == ChunkJoin::List {
-        return Ok(Ending::Chunks(chunks));
-    }
-    let mut of_steps: Vec<Vec<Prediction>> = steps.iter().map(|_| Vec::new()).collect();
-    for chunk in chunks {
-        for (of_step, prediction) in of_steps.iter_mut().zip(chunk.predictions) {
-            of_step.push(prediction);
+        for (of_step, said) in of_steps.iter_mut().zip(outcome.map_err(of_chunk)?) {
+            of_step.push(moved(said, span.start));
         }
     }
-    let joined = steps.iter().zip(of_steps).map(|(step, predictions)| {
-        one(predictions, join).ok_or_else(|| RowError {
+    let steps = steps.iter().zip(of_steps).zip(joins);
+    let joined = steps.map(|((step, predictions), join)| {
+        if *join == ChunkJoin::List {
+            return Ok(Joined::List(listed(spans, predictions)));
+        }
+        let one = one(predictions, *join).map(Joined::One);
+        one.ok_or_else(|| RowError {
             step: Some(step.name.clone()),
             ..RowError::new(
                 RowErrorCode::AnswerInvalid,
@@ -100,7 +94,17 @@ pub fn joined(
             )
         })
     });
-    Ok(Ending::Answered(joined.collect::<Result<_, _>>()?))
+    Ok(Ending::Joined(joined.collect::<Result<_, _>>()?))
+}
+
+fn listed(spans: &[Span], predictions: Vec<Prediction>) -> Vec<ChunkResult> {
+    let listed = spans.iter().zip(predictions);
+    let listed = listed.map(|(span, prediction)| ChunkResult {
+        start: span.start,
+        end: span.end,
+        prediction,
+    });
+    listed.collect()
 }
 
 /// A number without a JSON form is told of the chunk that it belongs to.
@@ -223,13 +227,16 @@ mod tests {
             end: index * 10 + 9,
         };
         let spans: Vec<Span> = (0..outcomes.len() as u32).map(span).collect();
-        joined(&steps(), &spans, outcomes, join)
+        joined(&steps(), &spans, outcomes, &[join])
     }
 
     fn one_of(predictions: Vec<Prediction>, join: ChunkJoin) -> Prediction {
         let outcomes = predictions.into_iter().map(|said| Ok(vec![said])).collect();
-        match join_all(outcomes, join) {
-            Ok(Ending::Answered(mut answered)) => answered.remove(0),
+        match join_all(outcomes, join).unwrap() {
+            Ending::Joined(mut joined) => match joined.remove(0) {
+                Joined::One(prediction) => prediction,
+                other => panic!("{other:?}"),
+            },
             other => panic!("{other:?}"),
         }
     }
@@ -303,11 +310,16 @@ mod tests {
         };
         let said = |start| Ok(vec![Prediction::Entities(vec![entity(start)])]);
         let ending = join_all(vec![said(2), said(4)], ChunkJoin::List).unwrap();
-        let Ending::Chunks(chunks) = ending else {
+        let Ending::Joined(joined) = ending else {
             panic!("{ending:?}");
         };
-        let expected = vec![Prediction::Entities(vec![entity(14)])];
-        assert_eq!((chunks[1].start, &chunks[1].predictions), (10, &expected));
+        let chunk = |start, entity| ChunkResult {
+            start,
+            end: start + 9,
+            prediction: Prediction::Entities(vec![entity]),
+        };
+        let expected = vec![chunk(0, entity(2)), chunk(10, entity(14))];
+        assert_eq!(joined, [Joined::List(expected)]);
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl Asking<'_> {
                     outcomes,
                 } = row;
                 let steps = &self.ctx.job.steps;
-                self.end(index, joined(steps, &spans, outcomes, self.chunking.join));
+                self.end(index, joined(steps, &spans, outcomes, &self.chunking.joins));
             }
         }
         Ok(())
