@@ -377,13 +377,15 @@ mod tests {
         }
 
         let limits = ChunkLimits {
+            by_sentences: true,
             tokens_max: None,
+            sentences_max: Some(1),
             ..LIMITS
         };
-        let text = "abcdefgh ijklmnop -- ~~ ";
+        let text = "abc! def! ~~ ";
         let found = cut(text, &limits, &[&Alphabet]).unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].of(text), "abcdefgh ijklmnop -- ~~");
+        let found: Vec<&str> = found.iter().map(|chunk| chunk.of(text)).collect();
+        assert_eq!(found, ["abc!", "def! ~~"]);
         let nothing = cut(" -- ~~ ", &limits, &[&Alphabet]).unwrap_err();
         assert_eq!(nothing.code, RowErrorCode::EmptyText);
     }

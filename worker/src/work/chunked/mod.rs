@@ -3,9 +3,11 @@
 
 mod join;
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use millrace_model_files::chunks::{Guessed, cut};
 use millrace_protocol::chunk::{Chunk, ChunkLimits};
 use millrace_protocol::cost::Cost;
@@ -39,11 +41,20 @@ pub struct Chunked {
 
 /// A row whose chunks are being asked about.
 struct OpenRow {
-    index: usize,
     /// Where each chunk stands.
     spans: Vec<Span>,
-    /// What became of the first of them.
-    outcomes: Vec<RowOutcome>,
+    /// What became of each; `None` while it is asked about.
+    outcomes: Vec<Option<RowOutcome>>,
+    /// How many of them are asked about.
+    unsaid: usize,
+}
+
+/// A chunk that is to be asked about.
+struct Piece {
+    row: usize,
+    /// Index among the chunks of the row.
+    chunk: usize,
+    asked: String,
 }
 
 /// Rows on their way.
@@ -52,9 +63,10 @@ struct Asking<'a> {
     shard: ShardIndex,
     chunking: &'a Chunking,
     receipts: &'a Receipts,
-    open: VecDeque<OpenRow>,
-    /// What is asked next, in the order of the rows' chunks.
-    pieces: Vec<String>,
+    /// The rows that are not ended, by their index.
+    open: BTreeMap<usize, OpenRow>,
+    /// What is asked next.
+    pieces: Vec<Piece>,
     pieces_bytes: usize,
     endings: Vec<Option<Result<Ending, RowError>>>,
     tokens: u64,
@@ -83,21 +95,20 @@ pub async fn answer(
         shard,
         chunking,
         receipts,
-        open: VecDeque::new(),
+        open: BTreeMap::new(),
         pieces: Vec::new(),
         pieces_bytes: 0,
         endings: asked.iter().map(|_| None).collect(),
         tokens: 0,
         cost: Cost::NOTHING,
     };
-    for (index, (asked, cut)) in asked.iter().zip(cut).enumerate() {
+    for (row, (asked, cut)) in asked.iter().zip(cut).enumerate() {
         match cut {
             ChunksOfText::Ok(chunks) => {
-                asking
-                    .begin(index, Document::new(asked, fields), &chunks)
-                    .await?;
+                let document = Document::new(asked, fields);
+                asking.begin(row, &document, &chunks).await?;
             }
-            ChunksOfText::Err(error) => asking.end(index, Err(error)),
+            ChunksOfText::Err(error) => asking.end(row, Err(error)),
         }
     }
     asking.ask().await?;
@@ -127,19 +138,24 @@ impl Asking<'_> {
     /// Takes the chunks of a row, and asks as soon as there are enough.
     async fn begin(
         &mut self,
-        index: usize,
-        document: Document<'_>,
+        row: usize,
+        document: &Document<'_>,
         chunks: &[Chunk],
     ) -> Result<(), SubmitError> {
-        self.open.push_back(OpenRow {
-            index,
+        let open = OpenRow {
             spans: spans(document.text(), chunks),
-            outcomes: Vec::new(),
-        });
-        for chunk in chunks {
-            let piece = document.piece(chunk);
-            self.pieces_bytes += piece.len();
-            self.pieces.push(piece);
+            outcomes: chunks.iter().map(|_| None).collect(),
+            unsaid: chunks.len(),
+        };
+        self.open.insert(row, open);
+        for (index, chunk) in chunks.iter().enumerate() {
+            let asked = document.piece(chunk);
+            self.pieces_bytes += asked.len();
+            self.pieces.push(Piece {
+                row,
+                chunk: index,
+                asked,
+            });
             if self.pieces_bytes >= ASKED_BYTES_MAX {
                 self.ask().await?;
             }
@@ -149,53 +165,69 @@ impl Asking<'_> {
 
     /// Asks about what was taken, and ends the rows of which everything was said.
     async fn ask(&mut self) -> Result<(), SubmitError> {
-        let pieces = std::mem::take(&mut self.pieces);
+        let pieces = std::mem::take(&mut self.pieces).into_iter();
         self.pieces_bytes = 0;
-        let (shard, progress) = (self.shard, &self.ctx.progress);
-        let without_rows = |tally: Tally| Tally {
-            rows: Rows::default(),
-            ..tally
-        };
+        let (places, asked): (Vec<(usize, usize)>, Vec<String>) = pieces
+            .map(|piece| ((piece.row, piece.chunk), piece.asked))
+            .unzip();
+        let (ctx, shard) = (self.ctx, self.shard);
+        match &ctx.answerer {
+            Answerer::Server(submitter) => {
+                let mut requests = submit(submitter, asked);
+                while let Some(answered) = requests.next().await {
+                    let (request, answered) = answered?;
+                    let tokens = answered.tokens;
+                    let tally = Tally {
+                        tokens,
+                        ..Tally::default()
+                    };
+                    ctx.progress.answered(shard, tally);
+                    self.take(
+                        request.iter().map(|&index| places[index as usize]),
+                        answered,
+                    );
+                }
+            }
+            Answerer::Remote(caller) => {
+                let tell = |tally: Tally| {
+                    let rows = Rows::default();
+                    ctx.progress.answered(shard, Tally { rows, ..tally });
+                };
+                let answered = caller.answer(&asked, self.receipts, tell).await?;
+                self.take(places.into_iter(), answered);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what was said of the chunks in these places: the index of the row and of the chunk.
+    fn take(&mut self, places: impl Iterator<Item = (usize, usize)>, answered: Answered) {
         let Answered {
             outcomes,
             tokens,
             cost,
-        } = match &self.ctx.answerer {
-            Answerer::Server(submitter) => {
-                let answered = submit(submitter, pieces).await?;
-                let tokens = answered.tokens;
-                progress.answered(
-                    shard,
-                    Tally {
-                        tokens,
-                        ..Tally::default()
-                    },
-                );
-                answered
-            }
-            Answerer::Remote(caller) => {
-                let tell = |tally| progress.answered(shard, without_rows(tally));
-                caller.answer(&pieces, self.receipts, tell).await?
-            }
-        };
+        } = answered;
         self.tokens += tokens;
         self.cost += cost;
-        for outcome in outcomes {
-            let row = self.open.front_mut().expect("a row is open for each piece");
-            row.outcomes.push(outcome);
-            if row.outcomes.len() == row.spans.len()
-                && let Some(row) = self.open.pop_front()
+        for ((row, chunk), outcome) in places.zip(outcomes) {
+            let open = self.open.get_mut(&row);
+            let open = open.expect("its chunks are not all said");
+            open.outcomes[chunk] = Some(outcome);
+            open.unsaid -= 1;
+            if open.unsaid > 0 {
+                continue;
+            }
+            if let Some(OpenRow {
+                spans,
+                outcomes,
+                unsaid: _,
+            }) = self.open.remove(&row)
             {
-                let OpenRow {
-                    index,
-                    spans,
-                    outcomes,
-                } = row;
-                let steps = &self.ctx.job.steps;
-                self.end(index, joined(steps, &spans, outcomes, &self.chunking.joins));
+                let outcomes = outcomes.into_iter().flatten().collect();
+                let (steps, joins) = (&self.ctx.job.steps, &self.chunking.joins);
+                self.end(row, joined(steps, &spans, outcomes, joins));
             }
         }
-        Ok(())
     }
 
     fn end(&mut self, row: usize, ending: Result<Ending, RowError>) {
@@ -214,28 +246,19 @@ impl Asking<'_> {
     }
 }
 
-/// Sends texts in requests of similar lengths.
-async fn submit(submitter: &Submitter, mut texts: Vec<String>) -> Result<Answered, SubmitError> {
+/// Sends texts in requests of similar lengths; each says which texts it had.
+fn submit(
+    submitter: &Submitter,
+    mut texts: Vec<String>,
+) -> FuturesUnordered<impl Future<Output = Result<(Vec<u32>, Answered), SubmitError>>> {
     let lengths: Vec<usize> = texts.iter().map(String::len).collect();
     let requests = chunks(&lengths, CHUNK_LIMITS).into_iter();
-    let submitted: Vec<_> = requests
-        .map(|request| {
-            let of = |&index: &u32| std::mem::take(&mut texts[index as usize]);
-            let texts: Vec<String> = request.iter().map(of).collect();
-            async move { Ok::<_, SubmitError>((request, submitter.submit(texts).await?)) }
-        })
-        .collect();
-    let mut all = Answered {
-        outcomes: lengths.iter().map(|_| Ok(Vec::new())).collect(),
-        ..Answered::default()
-    };
-    for (request, answered) in futures::future::try_join_all(submitted).await? {
-        all.tokens += answered.tokens;
-        for (index, outcome) in request.into_iter().zip(answered.outcomes) {
-            all.outcomes[index as usize] = outcome;
-        }
-    }
-    Ok(all)
+    let submitted = requests.map(|request| {
+        let of = |&index: &u32| std::mem::take(&mut texts[index as usize]);
+        let texts: Vec<String> = request.iter().map(of).collect();
+        async move { Ok((request, submitter.submit(texts).await?)) }
+    });
+    submitted.collect()
 }
 
 /// What is asked about a row.
