@@ -30,7 +30,7 @@ use crate::job::{Chunking, Fields};
 const ASKED_BYTES_MAX: usize = 4 << 20;
 
 /// How rows ended, and what it took.
-pub struct Chunked {
+pub(super) struct Chunked {
     /// The result or the error of each row, in the order of the rows.
     pub endings: Vec<Result<Ending, RowError>>,
     /// Tokens that went through models.
@@ -74,7 +74,7 @@ struct Asking<'a> {
 }
 
 /// Answers rows, each of which is its text or the fields that prompts are made of.
-pub async fn answer(
+pub(super) async fn answer(
     ctx: &Arc<ShardContext>,
     shard: ShardIndex,
     chunking: &Chunking,
