@@ -87,14 +87,18 @@ pub fn chunking(
         max_chunks,
         join,
     } = spec;
-    let refused = |field, message: String| JobError::Chunking { field, message };
+    let refused = |field: &str, message: String| JobError::Chunking {
+        field: field.to_owned(),
+        message,
+    };
     if max_tokens.is_none() && service.spec.models.is_empty() {
         let message = "only models that this project's own server runs say what they take; give it";
-        return Err(refused(".maxTokens", message.to_owned()));
+        return Err(refused("input.chunking.maxTokens", message.to_owned()));
     }
     let of_step = |index: usize| joins.get(index).copied().flatten().unwrap_or(*join);
-    let joins: Vec<ChunkJoin> = (0..steps.len()).map(of_step).collect();
-    for (step, join) in steps.iter().zip(&joins) {
+    let is_own = |index: usize| joins.get(index).is_some_and(Option::is_some);
+    for (index, step) in steps.iter().enumerate() {
+        let join = of_step(index);
         let (name, answers) = (&step.name, answers(step, service));
         let is_joined = match join {
             ChunkJoin::List => true,
@@ -109,7 +113,11 @@ pub fn chunking(
             let message = format!(
                 "{join:?} is {takes}, and step {name:?} answers otherwise; give it join: List"
             );
-            return Err(refused(".join", message));
+            let field = match is_own(index) {
+                true => format!("steps[{index}].join"),
+                false => "input.chunking.join".to_owned(),
+            };
+            return Err(refused(&field, message));
         }
         if let Some(template) = step.template() {
             let prompts = Prompts::new([Some(template)], text_field);
@@ -119,7 +127,7 @@ pub fn chunking(
                     "the prompt of step {name:?} does not name the text, {text_field:?}, and would say \
                      the same of all its chunks; name it, or remove chunking"
                 );
-                return Err(refused("", message));
+                return Err(refused("input.chunking", message));
             }
         }
     }
@@ -131,7 +139,7 @@ pub fn chunking(
             overlap_tokens: *overlap,
             chunks_max: *max_chunks,
         },
-        joins,
+        joins: (0..steps.len()).map(of_step).collect(),
     })
 }
 
@@ -219,6 +227,12 @@ mod tests {
             assert!(error.starts_with(&expected), "{error}");
             assert!(error.contains(&format!("{named:?}")), "{error}");
         }
+        let own = json!([{"name": "v", "model": "vector", "join": "Max"}]);
+        let error = checked(json!({}), own, models()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("spec.steps[0].join: Max is for"),
+            "{error}"
+        );
         let each = json!([
             {"name": "v", "model": "vector"},
             {"name": "m", "model": "mood", "join": "Max"},

@@ -30,10 +30,10 @@ pub enum JobError {
         message: String,
     },
     /// Texts cannot be cut as it is asked for.
-    #[error("spec.input.chunking{field}: {message}")]
+    #[error("spec.{field}: {message}")]
     Chunking {
-        /// Field of it, with a dot before it; empty for chunking as a whole.
-        field: &'static str,
+        /// The field, below the job's spec.
+        field: String,
         /// What is wrong and what to do.
         message: String,
     },

@@ -80,6 +80,7 @@ impl File {
             compression: None,
             fields: self.fields.clone(),
             filter: None,
+            chunking: None,
             row_bytes_max: ROW_BYTES_MAX,
         };
         let mut inputs = list_inputs(&self.stores, &input).await.unwrap();
@@ -198,8 +199,7 @@ async fn one_field_may_be_id_text_and_joined() {
         id: Some("text".into()),
         text: "text".into(),
         join: vec!["text".into()],
-        prompted: Vec::new(),
-        filtered: Vec::new(),
+        ..Fields::default()
     };
     check(
         &file,

@@ -83,8 +83,9 @@ async fn a_text_that_the_server_cannot_cut_fails_alone() {
         chunks_max: 10,
     };
     let submitter = submitter(&server, submit_options());
-    let cut = submitter.cut(&texts(&["aa", "bad", "bbb", "c"]), limits);
-    let cut = cut.await.unwrap().into_iter().map(|cut| match cut {
+    let rows = texts(&["aa", "bad", "bbb", "c"]);
+    let cut = submitter.cut(&rows, limits).await.unwrap();
+    let cut = cut.into_iter().map(|cut| match cut {
         ChunksOfText::Ok(chunks) => Ok(chunks[0].end),
         ChunksOfText::Err(error) => Err(error.code),
     });
