@@ -255,9 +255,7 @@ mod tests {
     #[test]
     fn chunks_end_between_words_and_white_space_between_them_is_left_out() {
         let text = "  the mill stands\n\n by the river  and grinds ";
-        let expected = ["the mill stands", "by the river and", "grinds"];
-        assert_eq!(pieces(&text.replace("  and", " and"), &LIMITS), expected);
-        let expected = ["the mill stands", "by the river  and", "grinds"];
+        let expected = ["the mill stands\n\n by", "the river  and", "grinds"];
         assert_eq!(pieces(text, &LIMITS), expected);
     }
 
@@ -271,9 +269,8 @@ mod tests {
         let expected = [
             "It rains. A mill?",
             "Yes!",
-            "The wheel turns",
-            "and turns on.",
-            "End.",
+            "The wheel turns and",
+            "turns on. End.",
         ];
         let limits = ChunkLimits {
             tokens_max: Some(16),
@@ -302,23 +299,16 @@ mod tests {
             ..LIMITS
         };
         let text = "one two three four five six seven eight";
-        let expected = [
-            "one two three four",
-            "four five six",
-            "five six seven",
-            "seven eight",
-        ];
+        let expected = ["one two three four", "four five six seven", "seven eight"];
         assert_eq!(pieces(text, &limits), expected);
         let limits = ChunkLimits {
             by_sentences: true,
             overlap_tokens: 8,
             ..LIMITS
         };
-        let text = "Red one. Blue two. Green six. Grey ten.";
-        let expected = ["Red one. Blue two.", "Blue two.", "Green six.", "Grey ten."];
-        let found = pieces(text, &limits);
-        assert_eq!(found[0], expected[0]);
-        assert!(found[1].starts_with("Blue two."), "{found:?}");
+        let text = "Aaa bbb. Cc. Dd. Ee. Ff.";
+        let expected = ["Aaa bbb. Cc. Dd. Ee.", "Dd. Ee. Ff."];
+        assert_eq!(pieces(text, &limits), expected);
     }
 
     #[test]
@@ -461,7 +451,9 @@ mod tests {
                     prop_assert!(text[done..start].trim().is_empty());
                 } else {
                     let shared = tokens(&text[start..done]);
-                    prop_assert!(shared <= limits.overlap_tokens as usize, "{shared}");
+                    // A guessed token may begin within a character.
+                    let most = limits.overlap_tokens as usize + usize::from(guessed);
+                    prop_assert!(shared <= most, "{shared}");
                     prop_assert!(start > last);
                 }
                 prop_assert!(end > done);
