@@ -1,9 +1,11 @@
 //! `BatchJob`: a dataset, the models to run over it, and where the results go.
 
 mod budget;
+mod chunking;
 mod failed_rows;
 mod filter;
 mod incremental;
+mod normalize;
 mod notify;
 mod output;
 mod prompt;
@@ -19,9 +21,11 @@ use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
 pub use budget::{Budget, Estimate, Spent};
+pub use chunking::{ChunkJoin, ChunkUnit, Chunking};
 pub use failed_rows::FailedRowsMax;
 pub use filter::Filter;
 pub use incremental::Incremental;
+pub use normalize::{Normalize, UnicodeForm, Whitespace};
 pub use notify::Notify;
 pub use output::{Output, OutputCompression, Postgres};
 pub use prompt::Prompt;
@@ -69,6 +73,8 @@ pub use retry::Retry;
         .message("incremental cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("!has(self.incremental) || self.incremental.from != self.output.uri")
         .message("incremental.from is the job's own output; name an earlier one, and write to another folder"),
+    validation = Rule::new("has(self.input.chunking) || !has(self.steps) || self.steps.all(s, !has(s.join))")
+        .message("a step's join means nothing without input.chunking; remove it, or say how texts are cut"),
     validation = Rule::new("!oldSelf.cancel || self.cancel")
         .message("cancel cannot be taken back; create a new BatchJob with the same output, and it goes on"),
     validation = Rule::new("self.rerunFailed >= oldSelf.rerunFailed")
@@ -249,6 +255,10 @@ pub struct Step {
     /// What the model is asked about each row; for a service with `remote` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<Prompt>,
+    /// What becomes of this step's results of the chunks of a text; by default what
+    /// `input.chunking.join` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<ChunkJoin>,
 }
 
 /// The dataset.
@@ -311,9 +321,18 @@ pub struct Input {
     #[schemars(length(min = 1, max = 256))]
     pub text_field: Option<String>,
 
+    /// How a text is written before anything is made of it; by default as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<Normalize>,
+
     /// Which rows are asked about; all of them by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Filter>,
+
+    /// How long texts are cut into chunks; by default a text is asked about whole, and models cut off
+    /// what is too long for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunking: Option<Chunking>,
 
     /// Longest row in bytes; a longer one ends as a row error.
     #[serde(default = "default_max_row_bytes")]

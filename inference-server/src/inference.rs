@@ -143,6 +143,22 @@ impl Inference {
         Ok(Answers::new(receiver, slots, deadline, queue, work))
     }
 
+    /// Computes something of a job's texts with their tokenisers, on a thread that may block, once one is
+    /// free. Nothing if it panicked.
+    pub async fn on_tokenizer_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        compute: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let permit = self.batch_tokenizers.clone().acquire_owned().await;
+        let inference = self.clone();
+        let computing = tokio::task::spawn_blocking(move || {
+            let computed = compute(&inference);
+            drop(permit);
+            computed
+        });
+        computing.await.ok()
+    }
+
     /// Answers what the cache knows, brings the rest into the queue, and waits for whoever computes
     /// the same already.
     async fn work(self: Arc<Self>, asked: Arc<Asked>, keys: Option<Keys>, replies: Vec<Reply>) {

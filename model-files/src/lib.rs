@@ -4,6 +4,7 @@
 //! Apart from the models themselves because a preflight counts tokens where no libtorch is linked.
 
 pub mod bounded;
+pub mod chunks;
 pub mod config;
 pub mod folder;
 pub mod settings;

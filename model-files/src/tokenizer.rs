@@ -1,5 +1,7 @@
 //! Text to token ids, bounded in characters and time.
 
+mod measure;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -148,20 +150,33 @@ impl TextTokenizer {
     /// cannot change its first tokens, so the work is bounded by what the model takes.
     pub fn encode(&self, text: &str) -> Result<Encoding, RowError> {
         check_chars(text, self.limits.text_chars_max)?;
-        let started = Instant::now();
         let chars = self.max_length.saturating_mul(CHARS_PER_TOKEN);
+        let encode = |beginning: &str, cut| self.encode_beginning(beginning, cut);
+        let encoding = self.by_beginnings(text, chars, encode)?;
+        match encoding.token_ids.len() > self.special {
+            true => Ok(encoding),
+            false => Err(RowError::new(
+                RowErrorCode::EmptyText,
+                "the text has no tokens",
+            )),
+        }
+    }
+
+    /// Hands longer and longer beginnings of a text to `take`, from `chars` characters on, until one is
+    /// enough.
+    fn by_beginnings<T>(
+        &self,
+        text: &str,
+        chars: usize,
+        take: impl Fn(&str, Cut) -> Result<Option<T>, RowError>,
+    ) -> Result<T, RowError> {
+        let started = Instant::now();
         let mut chars = chars.max(CHARS_FIRST_MIN);
         loop {
             let pass_started = Instant::now();
             let (beginning, cut) = beginning(text, chars);
-            if let Some(encoding) = self.encode_beginning(beginning, cut)? {
-                return match encoding.token_ids.len() > self.special {
-                    true => Ok(encoding),
-                    false => Err(RowError::new(
-                        RowErrorCode::EmptyText,
-                        "the text has no tokens",
-                    )),
-                };
+            if let Some(taken) = take(beginning, cut)? {
+                return Ok(taken);
             }
             // The next pass takes twice as much text, so it is not begun if it would end too late.
             let next = pass_started.elapsed() * 2;
@@ -182,12 +197,7 @@ impl TextTokenizer {
             true => self.tokenizer.encode_char_offsets(beginning, true),
             false => self.tokenizer.encode_fast(beginning, true),
         };
-        let encoded = encoded.map_err(|error| {
-            RowError::new(
-                RowErrorCode::TokenizeFailed,
-                format!("the tokenizer failed: {error}"),
-            )
-        })?;
+        let encoded = encoded.map_err(failed)?;
         let truncated = !encoded.get_overflowing().is_empty();
         let known = match cut {
             Cut::Nowhere => true,
@@ -220,6 +230,13 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     bytes.ok_or_else(|| TokenizerError::TooLarge { path: name() })
 }
 
+fn failed(error: tokenizers::Error) -> RowError {
+    RowError::new(
+        RowErrorCode::TokenizeFailed,
+        format!("the tokenizer failed: {error}"),
+    )
+}
+
 fn char_spans(encoded: &tokenizers::Encoding) -> Vec<Option<(u32, u32)>> {
     let special = encoded.get_special_tokens_mask();
     let spans = encoded.get_offsets().iter().zip(special);
@@ -236,6 +253,15 @@ pub fn check_chars(text: &str, chars_max: usize) -> Result<(), RowError> {
         return Err(RowError::new(RowErrorCode::TextTooLong, message));
     }
     Ok(())
+}
+
+/// The first characters of a text, as many as one text may have.
+pub fn first_chars(text: &str, chars_max: usize) -> &str {
+    if text.len() <= chars_max {
+        return text;
+    }
+    let end = text.char_indices().nth(chars_max);
+    end.map_or(text, |(end, _)| &text[..end])
 }
 
 /// Where the beginning of a text ends.
@@ -268,20 +294,20 @@ fn beginning(text: &str, chars: usize) -> (&str, Cut) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tokenizers::models::wordlevel::WordLevel;
     use tokenizers::pre_tokenizers::whitespace::Whitespace;
     use tokenizers::processors::template::TemplateProcessing;
 
     use super::*;
 
-    const LIMITS: TextLimits = TextLimits {
+    pub const LIMITS: TextLimits = TextLimits {
         text_chars_max: 100_000,
         tokenize_deadline: Duration::from_secs(60),
     };
 
     /// A tokenizer of whole words with the special tokens of BERT.
-    fn words(max_length: usize, limits: TextLimits) -> TextTokenizer {
+    pub fn words(max_length: usize, limits: TextLimits) -> TextTokenizer {
         let vocabulary = ["[UNK]", "[CLS]", "[SEP]", "mill", "race", "é"];
         let vocabulary = vocabulary
             .iter()

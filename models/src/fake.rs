@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::backend::{Appetite, Backend, BackendError, Head, HeadOutput, PackedBatch};
+use crate::chunks::Beginning;
 
 /// Numbers in a pooled vector, where the options name no other.
 pub const HIDDEN_SIZE: usize = 8;
@@ -132,6 +133,25 @@ impl FakeOptions {
             }
         }
         tokens
+    }
+
+    /// The first words of a text, at most `tokens_max`.
+    pub fn measure(&self, text: &str, tokens_max: usize) -> Beginning {
+        let words = self.tokenize(text, tokens_max);
+        let mut bytes = text.char_indices().map(|(byte, _)| byte).zip(0_u32..);
+        let mut byte_of = |character: u32| {
+            let found = bytes.find(|(_, index)| *index == character);
+            found.map_or(text.len(), |(byte, _)| byte)
+        };
+        let (mut starts, mut end) = (Vec::new(), 0);
+        for word in words.iter().take(tokens_max) {
+            starts.push(byte_of(word.start));
+            end = byte_of(word.end);
+        }
+        if words.len() <= tokens_max {
+            end = text.len();
+        }
+        Beginning { starts, end }
     }
 
     fn id(&self, word: &str) -> u32 {

@@ -10,4 +10,4 @@ pub mod prediction;
 #[cfg(feature = "torch")]
 pub mod torch;
 
-pub use millrace_model_files::{config, folder, source, tokenizer};
+pub use millrace_model_files::{chunks, config, folder, source, tokenizer};

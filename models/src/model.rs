@@ -1,5 +1,7 @@
 //! A loaded model: tokeniser, backend, and what its task makes of the numbers.
 
+mod ruler;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -8,6 +8,7 @@
 //! [`cost`] counts money and [`forecast`] guesses it, [`event`] is what others are told when a job is over,
 //! and [`panic`] quotes what was caught.
 
+pub mod chunk;
 pub mod commit;
 pub mod cost;
 pub mod event;

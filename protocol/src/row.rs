@@ -147,6 +147,8 @@ pub enum RowErrorCode {
     EmptyText,
     /// The text has more characters than the server takes.
     TextTooLong,
+    /// The text has more chunks than the job allows.
+    TooManyChunks,
     /// The text could not be tokenised within the deadline.
     TokenizeFailed,
     /// The model answered NaN or infinity.
@@ -181,6 +183,7 @@ impl RowErrorCode {
             | RowErrorCode::InvalidField
             | RowErrorCode::EmptyText
             | RowErrorCode::TextTooLong
+            | RowErrorCode::TooManyChunks
             | RowErrorCode::TokenizeFailed
             | RowErrorCode::NotFinite
             | RowErrorCode::Refused
@@ -199,6 +202,7 @@ impl RowErrorCode {
             RowErrorCode::InvalidField => "invalid_field",
             RowErrorCode::EmptyText => "empty_text",
             RowErrorCode::TextTooLong => "text_too_long",
+            RowErrorCode::TooManyChunks => "too_many_chunks",
             RowErrorCode::TokenizeFailed => "tokenize_failed",
             RowErrorCode::NotFinite => "not_finite",
             RowErrorCode::OutOfMemory => "out_of_memory",

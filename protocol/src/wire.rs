@@ -1,15 +1,19 @@
 //! What worker and inference-server say to each other: MessagePack with named fields over HTTP on
-//! a Unix socket, `POST /v1/rows`.
+//! a Unix socket, `POST /v1/rows` and `POST /v1/chunks`.
 
 use serde::ser::{SerializeSeq, Serializer};
 use serde::{Deserialize, Serialize};
 
+use crate::chunk::{Chunk, ChunkLimits};
 use crate::row::RowError;
 
 /// Path of the endpoint that takes [`RowsRequest`].
 pub const ROWS_PATH: &str = "/v1/rows";
 
-/// Content type of request and reply.
+/// Path of the endpoint that takes [`ChunksRequest`].
+pub const CHUNKS_PATH: &str = "/v1/chunks";
+
+/// Content type of requests and replies.
 pub const ROWS_CONTENT_TYPE: &str = "application/msgpack";
 
 /// Texts to run through models, with priority *batch*.
@@ -28,6 +32,34 @@ pub struct RowsReply {
     pub rows: Vec<Vec<ModelReply>>,
     /// Tokens that went through models for this request, without padding.
     pub tokens: u64,
+}
+
+/// Texts to cut into chunks that are short enough for models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChunksRequest {
+    /// Names of the models, whose tokens are counted.
+    pub models: Vec<String>,
+    /// The texts.
+    pub texts: Vec<String>,
+    /// How they are cut.
+    pub limits: ChunkLimits,
+}
+
+/// The chunks, in the order of the request's texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChunksReply {
+    /// What became of each text.
+    pub texts: Vec<ChunksOfText>,
+}
+
+/// The chunks of one text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChunksOfText {
+    /// In the order of the text; at least one.
+    Ok(Vec<Chunk>),
+    /// Why it cannot be cut.
+    Err(RowError),
 }
 
 /// What one model said of one text.

@@ -1,6 +1,8 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod chunking;
 mod error;
+mod input;
 mod postgres;
 mod remote;
 mod runtime;
@@ -20,10 +22,12 @@ use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use self::chunking::Chunking;
 pub use self::error::JobError;
 pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::Remote;
 use crate::filter::{BadFilter, Filter};
+use crate::normalize::Normalizer;
 use crate::store::{INLINE_ROWS, Location};
 use crate::work::call::purse::Purse;
 
@@ -144,11 +148,13 @@ pub struct Input {
     pub fields: Fields,
     /// Which rows are asked about.
     pub filter: Option<Filter>,
+    /// How long texts are cut into chunks.
+    pub chunking: Option<Chunking>,
     /// Longest row in bytes.
     pub row_bytes_max: usize,
 }
 
-/// Which fields of a row are used. Meaningless for [`Format::Text`].
+/// Which fields of a row are used, and how the text is. Names mean nothing for [`Format::Text`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields {
     /// Field that becomes the id.
@@ -161,6 +167,8 @@ pub struct Fields {
     pub prompted: Vec<String>,
     /// Fields that the filter names.
     pub filtered: Vec<String>,
+    /// How the text is written wherever it goes but into the result line.
+    pub normalize: Option<Normalizer>,
 }
 
 /// Where results go.
@@ -229,9 +237,17 @@ pub fn check(
     if cost_max.is_some() && service.spec.pricing().is_none() {
         return Err(JobError::Unpriced { service: given });
     }
-    let steps = check_steps(steps.as_deref(), service)?;
-    let postgres = postgres::postgres(output, &steps, service)?;
+    let asked_steps = steps.as_deref();
+    let steps = check_steps(asked_steps, service)?;
     let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
+    let joins = asked_steps.into_iter().flatten().map(|step| step.join);
+    let chunking = input.chunking.as_ref();
+    let chunking = chunking.map(|spec| {
+        let joins = joins.collect::<Vec<_>>();
+        chunking::chunking(spec, &steps, &joins, service, &text_field)
+    });
+    let chunking = chunking.transpose()?;
+    let postgres = postgres::postgres(output, &steps, service, chunking.as_ref())?;
     let filter = input.filter.as_ref().map(Filter::new).transpose();
     let filter =
         filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
@@ -244,20 +260,23 @@ pub fn check(
     let checked_input = Input {
         uris,
         inline: (input.inline.as_ref())
-            .map(|texts| inline_rows(texts, input.id_field.as_deref(), &text_field)),
-        format: input.format.map(format),
-        compression: input.compression.map(compression),
+            .map(|texts| input::inline_rows(texts, input.id_field.as_deref(), &text_field)),
+        format: input.format.map(input::format),
+        compression: input.compression.map(input::compression),
         fields: Fields {
             id: input.id_field.clone(),
             text: text_field,
             join: output.join.clone(),
             prompted,
             filtered: filtered.unwrap_or_default(),
+            normalize: (input.normalize.as_ref())
+                .map(|spec| Normalizer::new(spec, input.max_row_bytes as usize)),
         },
         filter,
+        chunking,
         row_bytes_max: input.max_row_bytes as usize,
     };
-    let answers_sha256 = answers_sha256(&steps, service);
+    let answers_sha256 = answers_sha256(&steps, service, checked_input.chunking.as_ref());
     Ok(CheckedJob {
         namespace: job
             .metadata
@@ -311,6 +330,8 @@ fn check_steps(
             name,
             model,
             prompt,
+            // It is resolved with the chunking that it is about.
+            join: _,
         } = step;
         if models.contains(&model.as_str()) {
             remote::check_prompt(index, prompt.as_ref(), service)?;
@@ -329,22 +350,6 @@ fn check_steps(
         }
     });
     checked.collect()
-}
-
-/// The rows that a manifest holds, as a file with one JSON object per line, its fields named as the
-/// job names them.
-fn inline_rows(texts: &[String], id_field: Option<&str>, text_field: &str) -> Bytes {
-    let mut lines = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        let mut row = serde_json::Map::new();
-        if let Some(id_field) = id_field {
-            row.insert(id_field.to_owned(), index.into());
-        }
-        row.insert(text_field.to_owned(), text.as_str().into());
-        serde_json::to_writer(&mut lines, &row).expect("a row is plain data");
-        lines.push(b'\n');
-    }
-    lines.into()
 }
 
 /// An absolute URI: what has a scheme stays, a path becomes `file://` below `base`.
@@ -370,25 +375,12 @@ fn folder(uri: &str, base: &Path) -> String {
     absolute(uri, base).trim_end_matches('/').to_owned()
 }
 
-fn format(format: batch_job::InputFormat) -> Format {
-    match format {
-        batch_job::InputFormat::Jsonl => Format::Jsonl,
-        batch_job::InputFormat::Csv => Format::Csv,
-        batch_job::InputFormat::Parquet => Format::Parquet,
-        batch_job::InputFormat::Text => Format::Text,
-    }
-}
-
-fn compression(compression: batch_job::Compression) -> Compression {
-    match compression {
-        batch_job::Compression::None => Compression::None,
-        batch_job::Compression::Gzip => Compression::Gzip,
-        batch_job::Compression::Zstd => Compression::Zstd,
-    }
-}
-
 /// Hashes what decides the answer to a row, whatever row it is.
-fn answers_sha256(steps: &[Step], service: &InferenceService) -> String {
+fn answers_sha256(
+    steps: &[Step],
+    service: &InferenceService,
+    chunking: Option<&Chunking>,
+) -> String {
     #[derive(Serialize)]
     struct Decisive<'a> {
         steps: Vec<(&'a str, &'a str)>,
@@ -396,6 +388,8 @@ fn answers_sha256(steps: &[Step], service: &InferenceService) -> String {
         runtime: Option<runtime::Decisive<'a>>,
         remote: Option<remote::Decisive<'a>>,
         prompts: Vec<Option<&'a Prompt>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        chunking: Option<chunking::Decisive<'a>>,
     }
     sha256(&Decisive {
         steps: steps
@@ -406,6 +400,7 @@ fn answers_sha256(steps: &[Step], service: &InferenceService) -> String {
         runtime: service.spec.runtime.as_ref().map(runtime::decisive),
         remote: service.spec.remote.as_ref().map(remote::decisive),
         prompts: steps.iter().map(|step| step.prompt.as_ref()).collect(),
+        chunking: chunking.map(chunking::decisive),
     })
 }
 
@@ -429,7 +424,9 @@ fn spec_sha256(
         compression,
         id_field,
         text_field,
+        normalize,
         filter,
+        chunking,
         max_row_bytes,
     } = input;
     let batch_job::Output {
@@ -448,7 +445,11 @@ fn spec_sha256(
         input_compression: &'a Option<batch_job::Compression>,
         id_field: &'a Option<String>,
         text_field: &'a Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        normalize: &'a Option<batch_job::Normalize>,
         filter: &'a Option<batch_job::Filter>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        chunking: &'a Option<batch_job::Chunking>,
         max_row_bytes: u32,
         output_compression: OutputCompression,
         join: &'a [String],
@@ -461,7 +462,9 @@ fn spec_sha256(
         input_compression: compression,
         id_field,
         text_field,
+        normalize,
         filter,
+        chunking,
         max_row_bytes: *max_row_bytes,
         output_compression: *parts,
         join,

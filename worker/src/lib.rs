@@ -12,6 +12,7 @@ pub mod manifests;
 pub mod memory;
 pub mod metrics;
 pub mod models;
+pub mod normalize;
 pub mod notify;
 pub mod output;
 pub mod plan;

@@ -81,8 +81,10 @@ fn job(keys: &[&str]) -> CheckedJob {
                 join: Vec::new(),
                 prompted: Vec::new(),
                 filtered: Vec::new(),
+                normalize: None,
             },
             filter: None,
+            chunking: None,
             row_bytes_max: ROW_BYTES_MAX,
         },
         output: Output {

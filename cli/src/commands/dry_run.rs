@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{DecimalBytes, HumanCount, HumanDuration};
 use millrace_model_files::folder::default_model_cache;
+use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::Plan;
 use millrace_protocol::row::ReadRow;
-use millrace_protocol::wire::RowsRequest;
+use millrace_protocol::wire::{ChunksOfText, ChunksRequest, RowsRequest};
 use millrace_worker::job;
 use millrace_worker::manifests::Loaded;
 use millrace_worker::plan::{self, Preflight, TokenCounter};
@@ -93,7 +94,9 @@ fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
     if loaded.job.runtime.is_some() || loaded.job.remote.is_some() {
         return None;
     }
-    match plan::token_counter(&loaded.service, &loaded.job.steps, &default_model_cache()) {
+    let (job, service) = (&loaded.job, &loaded.service);
+    let limits = job.input.chunking.as_ref().map(|chunking| chunking.limits);
+    match plan::token_counter(service, &job.steps, limits, &default_model_cache()) {
         Ok(counter) => Some(counter),
         Err(error) => {
             if mode == OutputMode::Text {
@@ -163,12 +166,20 @@ async fn measure(
         client.wait_ready(SERVER_PATIENCE).await?;
         // Only a server that was asked for its models says how much it takes at a time.
         client.models().await?;
-        request.texts.truncate(client.batch_rows_max());
+        let mut rows = request.texts.len() as f64;
+        if let Some(chunking) = &job.input.chunking {
+            request.texts = in_chunks(&client, &request, chunking.limits).await?;
+        }
+        let texts = request.texts.len();
+        request
+            .texts
+            .truncate(client.batch_rows_max().min(MEASURED_ROWS_MAX));
+        rows *= request.texts.len() as f64 / texts.max(1) as f64;
         // The first pass finds kernels and fills allocators; the second one is the rate.
         client.infer(&request).await?;
         let started = Instant::now();
         client.infer(&request).await?;
-        Ok::<f64, anyhow::Error>(request.texts.len() as f64 / started.elapsed().as_secs_f64())
+        Ok::<f64, anyhow::Error>(rows / started.elapsed().as_secs_f64())
     };
     let rate = tokio::select! {
         rate = measuring => rate,
@@ -176,6 +187,27 @@ async fn measure(
     };
     server.stop().await;
     rate.map(Some).context("the server could not be measured")
+}
+
+/// The chunks of the request's texts, as the server cuts them; none of those that it cannot cut.
+async fn in_chunks(
+    client: &Client,
+    request: &RowsRequest,
+    limits: ChunkLimits,
+) -> anyhow::Result<Vec<String>> {
+    let request = ChunksRequest {
+        models: request.models.clone(),
+        texts: request.texts.clone(),
+        limits,
+    };
+    let reply = client.chunks(&request).await?;
+    let mut pieces = Vec::new();
+    for (text, chunks) in request.texts.iter().zip(reply.texts) {
+        if let ChunksOfText::Ok(chunks) = chunks {
+            pieces.extend(chunks.iter().map(|chunk| chunk.of(text).to_owned()));
+        }
+    }
+    Ok(pieces)
 }
 
 fn summary(name: &str, found: &DryRun) -> String {

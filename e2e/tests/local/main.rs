@@ -1,5 +1,6 @@
 //! Jobs run by the built binaries on this machine: killed, stalled, raced and fed bad input.
 
+mod chunks;
 mod collector;
 mod inputs;
 mod kills;

@@ -153,7 +153,7 @@ impl ApiError {
 fn row_status_and_type(code: RowErrorCode) -> (StatusCode, &'static str) {
     match code {
         RowErrorCode::EmptyText => (StatusCode::BAD_REQUEST, "Empty"),
-        RowErrorCode::TextTooLong | RowErrorCode::RowTooLong => {
+        RowErrorCode::TextTooLong | RowErrorCode::RowTooLong | RowErrorCode::TooManyChunks => {
             (StatusCode::PAYLOAD_TOO_LARGE, "Validation")
         }
         RowErrorCode::TokenizeFailed => (StatusCode::UNPROCESSABLE_ENTITY, "Tokenizer"),

@@ -3,6 +3,7 @@
 mod analyze;
 pub mod app;
 mod body;
+mod chunks;
 mod error;
 mod info;
 pub mod keys;
@@ -21,7 +22,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use millrace_protocol::wire::ROWS_PATH;
+use millrace_protocol::wire::{CHUNKS_PATH, ROWS_PATH};
 use tracing::{Instrument, Span};
 
 use crate::{
@@ -41,6 +42,7 @@ pub fn router(app: Arc<App>, keys: Option<Arc<ApiKeys>>) -> Router {
         .route(analyze::STREAM_ANALYZE, post(analyze::stream_analyze))
         .route(analyze::ONE_MODEL, post(analyze::one_model))
         .route(ROWS_PATH, post(rows::rows))
+        .route(CHUNKS_PATH, post(chunks::chunks))
         .route("/health", get(info::health))
         .route("/ready", get(info::ready))
         .route("/metrics", get(info::metrics))
@@ -58,7 +60,7 @@ pub fn router(app: Arc<App>, keys: Option<Arc<ApiKeys>>) -> Router {
 }
 
 /// Endpoints that answer texts. Their requests are traced.
-const ANSWERING: [&str; 8] = [
+const ANSWERING: [&str; 9] = [
     "/embed",
     "/predict",
     openai::EMBEDDINGS,
@@ -67,6 +69,7 @@ const ANSWERING: [&str; 8] = [
     analyze::STREAM_ANALYZE,
     analyze::ONE_MODEL,
     ROWS_PATH,
+    CHUNKS_PATH,
 ];
 
 /// Endpoints that say how the server is.

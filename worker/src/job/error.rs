@@ -29,6 +29,14 @@ pub enum JobError {
         /// What is wrong and what to do.
         message: String,
     },
+    /// Texts cannot be cut as it is asked for.
+    #[error("spec.{field}: {message}")]
+    Chunking {
+        /// The field, below the job's spec.
+        field: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// The job has a budget, and nobody knows what its calls cost.
     #[error(
         "spec.budget.maxCost: InferenceService {service:?} names no prices; give it \

@@ -1,10 +1,10 @@
 //! The table that results are loaded into: its columns, and which names they cannot have. Pure.
 
-use millrace_crds::batch_job;
+use millrace_crds::batch_job::{self, ChunkJoin};
 use millrace_crds::inference_service::{InferenceServiceSpec, RemoteApi, RuntimeTask, Task};
 use millrace_crds::{InferenceService, SecretKeyRef};
 
-use super::{JobError, Step};
+use super::{Chunking, JobError, Step};
 
 /// The table that notes what is loaded, beside the one that is loaded.
 pub const LEDGER: &str = "millrace_loads";
@@ -56,11 +56,12 @@ impl Postgres {
     }
 }
 
-/// Resolves the table of a job, if it has one.
+/// Resolves the table of a job, if it has one. With `chunking` a result may be a list of results.
 pub fn postgres(
     output: &batch_job::Output,
     steps: &[Step],
     service: &InferenceService,
+    chunking: Option<&Chunking>,
 ) -> Result<Option<Postgres>, JobError> {
     let Some(asked) = &output.postgres else {
         return Ok(None);
@@ -90,15 +91,16 @@ pub fn postgres(
             ),
         });
     }
-    let column = |step: &Step| StepColumn {
+    let column = |(index, step): (usize, &Step)| StepColumn {
         name: step.name.clone(),
-        is_vector: is_vector(&service.spec, &step.model),
+        is_vector: is_vector(&service.spec, &step.model)
+            && chunking.is_none_or(|chunking| chunking.joins[index] != ChunkJoin::List),
     };
     Ok(Some(Postgres {
         secret: secret_ref.clone(),
         schema: schema.clone(),
         table: table.clone(),
-        steps: steps.iter().map(column).collect(),
+        steps: steps.iter().enumerate().map(column).collect(),
         has_input: !output.join.is_empty(),
     }))
 }
@@ -127,6 +129,10 @@ mod tests {
     use crate::job::check;
 
     fn checked(steps: Value, table: &str) -> Result<Postgres, JobError> {
+        checked_over(json!({"uris": ["in.jsonl"]}), steps, table)
+    }
+
+    fn checked_over(input: Value, steps: Value, table: &str) -> Result<Postgres, JobError> {
         let service = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "s"},
@@ -139,7 +145,7 @@ mod tests {
             "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
             "metadata": {"name": "j"},
             "spec": {
-                "serviceRef": {"name": "s"}, "steps": steps, "input": {"uris": ["in.jsonl"]},
+                "serviceRef": {"name": "s"}, "steps": steps, "input": input,
                 "output": {"uri": "out", "postgres": {
                     "secretRef": {"name": "db"}, "table": table, "schema": "nlp",
                 }},
@@ -163,6 +169,18 @@ mod tests {
             (found.name().as_str(), found.has_input),
             ("nlp.texts", false)
         );
+    }
+
+    #[test]
+    fn a_list_of_the_results_of_chunks_is_no_vector_and_their_mean_is() {
+        let input = json!({"uris": ["in.jsonl"], "chunking": {"join": "Mean"}});
+        let steps = json!([
+            {"name": "mean", "model": "minilm"},
+            {"name": "list", "model": "minilm", "join": "List"},
+        ]);
+        let found = checked_over(input, steps, "texts").unwrap();
+        let vectors: Vec<bool> = found.steps.iter().map(|it| it.is_vector).collect();
+        assert_eq!(vectors, [true, false]);
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! What a job that asks an API will take and cost, guessed before its first call from a few of its
 //! rows: the prompts are made as they will be, and nobody is asked.
 
+use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::{FIRST_RUN, Plan};
 use millrace_protocol::row::ReadRow;
+use millrace_protocol::wire::ChunksOfText;
 
 use super::preflight::guess_rows;
-use crate::job::{CheckedJob, Remote, Step};
+use crate::job::{CheckedJob, Fields, Remote, Step};
 use crate::prompt::Prompts;
 use crate::read::{self, ReadError};
 use crate::store::Stores;
 use crate::work::call::guess::Guess;
+use crate::work::chunked::{Document, guessed};
 use crate::work::client::remote::{Usage, request_bytes};
 
 /// Shards of which rows are looked at.
@@ -51,7 +54,15 @@ pub async fn forecast(
         Some(rows) => rows,
         None => guess_rows(stores, job, plan).await?.max(texts.len() as u64),
     };
-    let sample = sample(remote, &job.steps, &job.input.fields.text, &texts);
+    let rows_sampled = texts.len() as u64;
+    let asked = match &job.input.chunking {
+        Some(chunking) => in_chunks(&texts, &job.input.fields, chunking.limits).await,
+        None => texts,
+    };
+    let sample = Sample {
+        rows: rows_sampled,
+        ..sample(remote, &job.steps, &job.input.fields.text, &asked)
+    };
     Ok(Some(scaled(job, &sample, rows)))
 }
 
@@ -74,6 +85,21 @@ async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<S
         }));
     }
     Ok(texts)
+}
+
+/// What is asked about rows in their chunks.
+async fn in_chunks(asked: &[String], fields: &Fields, limits: ChunkLimits) -> Vec<String> {
+    let documents = asked.iter().map(|asked| Document::new(asked, fields));
+    let documents: Vec<Document> = documents.collect();
+    let texts = documents.iter().map(|it| it.text().to_owned());
+    let cut = guessed(&texts.collect::<Vec<_>>(), limits).await;
+    let mut pieces = Vec::new();
+    for (document, cut) in documents.iter().zip(cut) {
+        if let ChunksOfText::Ok(chunks) = cut {
+            pieces.extend(chunks.iter().map(|chunk| document.piece(chunk)));
+        }
+    }
+    pieces
 }
 
 /// What these rows take in calls of as many rows as the service says.

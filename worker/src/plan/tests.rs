@@ -55,8 +55,10 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
                 join: Vec::new(),
                 prompted: Vec::new(),
                 filtered: Vec::new(),
+                normalize: None,
             },
             filter: None,
+            chunking: None,
             row_bytes_max: 1 << 20,
         },
         output: Output {

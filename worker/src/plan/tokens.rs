@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_crds::InferenceService;
+use millrace_model_files::chunks::{Ruler, cut};
 use millrace_model_files::folder::{FolderError, ModelFolder};
 use millrace_model_files::tokenizer::TextLimits;
+use millrace_protocol::chunk::ChunkLimits;
 
 use super::TokenCounter;
 use crate::job::Step;
@@ -14,14 +16,16 @@ use crate::job::Step;
 /// Longer texts count as this many characters' worth, as the server would cut them anyway.
 const TEXT_CHARS_MAX: usize = 1 << 20;
 
-/// A counter of the tokens that all `steps` together compute for a text. Texts that cannot be
-/// tokenised count as none: they end as row errors.
+/// A counter of the tokens that all `steps` together compute for a text, which is cut into chunks within
+/// these `limits`, if there are any. Texts that cannot be tokenised count as none: they end as row
+/// errors.
 pub fn token_counter(
     service: &InferenceService,
     steps: &[Step],
+    limits: Option<ChunkLimits>,
     model_cache: &Path,
 ) -> Result<TokenCounter, FolderError> {
-    let limits = TextLimits {
+    let text_limits = TextLimits {
         text_chars_max: TEXT_CHARS_MAX,
         tokenize_deadline: Duration::from_secs(1),
     };
@@ -29,14 +33,24 @@ pub fn token_counter(
     let of_steps = steps
         .iter()
         .filter_map(|step| models.iter().find(|m| m.name == step.model));
-    let open = |model| Ok(ModelFolder::open(model, model_cache, limits)?.tokenizer);
+    let open = |model| Ok(ModelFolder::open(model, model_cache, text_limits)?.tokenizer);
     let tokenizers = of_steps
-        .map(open)
+        .map(|model| open(model).map(Arc::new))
         .collect::<Result<Vec<_>, FolderError>>()?;
-    Ok(Arc::new(move |text| {
+    let rulers = tokenizers.clone();
+    let count = move |text: &str| -> usize {
         let counts = tokenizers.iter().map(|tokenizer| tokenizer.encode(text));
         counts
             .map(|encoded| encoded.map_or(0, |encoding| encoding.token_ids.len()))
             .sum()
+    };
+    let Some(limits) = limits else {
+        return Ok(Arc::new(count));
+    };
+    Ok(Arc::new(move |text| {
+        let rulers = rulers.iter().map(|ruler| ruler.as_ref() as &dyn Ruler);
+        let chunks = cut(text, &limits, &rulers.collect::<Vec<_>>());
+        let chunks = chunks.unwrap_or_default().into_iter();
+        chunks.map(|chunk| count(chunk.of(text))).sum()
     }))
 }

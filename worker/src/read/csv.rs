@@ -72,14 +72,15 @@ impl RecordParser {
             });
         }
         let text = self.cells.get(self.text).unwrap_or_default();
-        view::row(id.map(Cow::Borrowed), Ok(Cow::Borrowed(text)), || {
+        let (id, text) = (id.map(Cow::Borrowed), Ok(Cow::Borrowed(text)));
+        self.wanted.row(id, text, |text| {
             let json = |index: &usize| {
                 self.cells
                     .get(*index)
                     .map(|cell| serde_json::Value::from(cell).to_string())
             };
             let values: Vec<_> = self.join.iter().map(json).collect();
-            self.wanted.beside(&values)
+            self.wanted.beside(&values, text)
         })
     }
 }

@@ -45,12 +45,12 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], wanted: &Wanted) -> Result<RowView<'a>,
             Err(RowError::new(RowErrorCode::MissingField, message))
         }
     };
-    view::row(id, text, || {
+    wanted.row(id, text, |text| {
         let values: Vec<_> = joined
             .iter()
             .map(|value| value.map(RawValue::get))
             .collect();
-        wanted.beside(&values)
+        wanted.beside(&values, text)
     })
 }
 

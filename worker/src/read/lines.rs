@@ -42,7 +42,9 @@ impl Parser {
             Parser::Csv(record) => record.parse(bytes),
             Parser::Text(wanted) => {
                 let text = view::utf8(bytes)?;
-                view::row(None, Ok(text.into()), || wanted.beside_text(text))
+                wanted.row(None, Ok(text.into()), |written| {
+                    wanted.beside_text(written.unwrap_or(text))
+                })
             }
         }
     }

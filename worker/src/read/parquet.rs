@@ -380,5 +380,5 @@ fn view_of<'a>(
         let message = format!("column {:?}, which holds the text, is null", wanted.text);
         RowError::new(RowErrorCode::MissingField, message)
     });
-    view::row(id, text, || wanted.beside(values))
+    wanted.row(id, text, |text| wanted.beside(values, text))
 }

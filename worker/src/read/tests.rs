@@ -36,8 +36,7 @@ impl File {
             id: Some("id".into()),
             text,
             join,
-            prompted: Vec::new(),
-            filtered: Vec::new(),
+            ..Fields::default()
         };
         let stores = Stores::new(StoreOptions::default());
         Self {
@@ -81,6 +80,7 @@ impl File {
             compression: None,
             fields: self.fields.clone(),
             filter: None,
+            chunking: None,
             row_bytes_max: ROW_BYTES_MAX,
         };
         let mut inputs = list_inputs(&self.stores, &input).await.unwrap();
@@ -199,8 +199,7 @@ async fn one_field_may_be_id_text_and_joined() {
         id: Some("text".into()),
         text: "text".into(),
         join: vec!["text".into()],
-        prompted: Vec::new(),
-        filtered: Vec::new(),
+        ..Fields::default()
     };
     check(
         &file,
@@ -306,11 +305,9 @@ async fn json_nested_250_000_deep_is_a_row_error() {
         let row = super::jsonl::parse(
             line.as_bytes(),
             &super::Wanted::new(&Fields {
-                id: None,
                 text: "text".into(),
                 join: vec!["other".into()],
-                prompted: Vec::new(),
-                filtered: Vec::new(),
+                ..Fields::default()
             }),
         );
         assert_eq!(row.unwrap_err().error.code.as_str(), "invalid_json");

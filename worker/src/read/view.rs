@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::filter::{Filter, Verdict};
 use crate::job::Fields;
+use crate::normalize::Normalizer;
 
 /// A row for the models. Borrows where the bytes need no unescaping.
 #[derive(Debug)]
@@ -142,6 +143,8 @@ pub(crate) struct Wanted {
     prompted: Vec<usize>,
     /// Which go to the filter.
     filtered: Vec<usize>,
+    /// How the text is written wherever it goes but into the result line.
+    normalize: Option<Normalizer>,
 }
 
 /// A field for the result line, for prompts or for the filter.
@@ -162,6 +165,7 @@ impl Wanted {
             join,
             prompted,
             filtered,
+            normalize,
         } = fields;
         let mut wanted = Self {
             id: id.clone(),
@@ -170,6 +174,7 @@ impl Wanted {
             joined: Vec::new(),
             prompted: Vec::new(),
             filtered: Vec::new(),
+            normalize: *normalize,
         };
         wanted.joined = wanted.places(join);
         wanted.prompted = wanted.places(prompted);
@@ -200,12 +205,29 @@ impl Wanted {
         })
     }
 
-    /// What is wanted of a row with these `values` of the fields in [`Self::join`].
-    pub(crate) fn beside<V: AsRef<str>>(&self, values: &[Option<V>]) -> Beside {
+    /// What is wanted of a row with these `values` of the fields in [`Self::join`]. `text` is its text
+    /// where that is another one than stands there.
+    pub(crate) fn beside<V: AsRef<str>>(&self, values: &[Option<V>], text: Option<&str>) -> Beside {
+        let input = self.object(values, &self.joined);
+        let Some(text) = text.filter(|_| self.join.iter().any(|field| field.name == self.text))
+        else {
+            return Beside {
+                input,
+                prompted: self.object(values, &self.prompted),
+                filtered: self.object(values, &self.filtered),
+            };
+        };
+        let text = serde_json::Value::from(text).to_string();
+        let fields = self.join.iter().zip(values);
+        let values = fields.map(|(field, value)| match value {
+            Some(_) if field.name == self.text => Some(text.as_str()),
+            value => value.as_ref().map(V::as_ref),
+        });
+        let values: Vec<_> = values.collect();
         Beside {
-            input: self.object(values, &self.joined),
-            prompted: self.object(values, &self.prompted),
-            filtered: self.object(values, &self.filtered),
+            input,
+            prompted: self.object(&values, &self.prompted),
+            filtered: self.object(&values, &self.filtered),
         }
     }
 
@@ -221,8 +243,24 @@ impl Wanted {
         let values: Vec<_> = self.join.iter().map(value).collect();
         Beside {
             input: None,
-            ..self.beside(&values)
+            ..self.beside(&values, None)
         }
+    }
+
+    /// Checks an id and a text that were found, and writes the text as the job wants it; `beside` gets
+    /// the text where that is another one than stands in the row.
+    pub(crate) fn row<'a>(
+        &self,
+        id: Option<Cow<'a, str>>,
+        text: Result<Cow<'a, str>, RowError>,
+        beside: impl FnOnce(Option<&str>) -> Beside,
+    ) -> Result<RowView<'a>, Refused> {
+        let Some(normalizer) = &self.normalize else {
+            return row(id, text, || beside(None));
+        };
+        let written = text.and_then(|text| normalizer.apply(text));
+        let again = written.as_ref().ok().map(|text| text.to_string());
+        row(id, written, || beside(again.as_deref()))
     }
 
     /// The fields at these places as one JSON object: those that the row has. `None` if there are no
@@ -267,8 +305,7 @@ pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, Refused> {
     }
 }
 
-/// Checks a text and an id that were found.
-pub(crate) fn row<'a>(
+fn row<'a>(
     id: Option<Cow<'a, str>>,
     text: Result<Cow<'a, str>, RowError>,
     beside: impl FnOnce() -> Beside,
@@ -343,7 +380,7 @@ mod tests {
             let value = |field: &JoinedField| Some(format!("\"{}\"", field.name));
             let values: Vec<_> = wanted.join.iter().map(value).collect();
             wanted
-                .beside(&values)
+                .beside(&values, None)
                 .prompted
                 .map(|it| it.get().to_owned())
         };
@@ -351,5 +388,29 @@ mod tests {
         for join in [&[][..], &["body"], &["other", "body", "title"]] {
             assert_eq!(asked(join), expected, "{join:?}");
         }
+    }
+
+    #[test]
+    fn prompts_and_filter_get_the_normalized_text_and_the_result_line_what_stands_in_the_input() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let normalize = serde_json::from_str(r#"{"whitespace": "Collapse", "lowercase": true}"#);
+        let wanted = Wanted::new(&Fields {
+            text: "body".to_owned(),
+            join: names(&["body"]),
+            prompted: names(&["title", "body"]),
+            filtered: names(&["body"]),
+            normalize: Some(Normalizer::new(&normalize.unwrap(), 100)),
+            ..Fields::default()
+        });
+        let line = r#"{"title":"The  Mill","body":" It  GRINDS\n"}"#;
+        let row = crate::read::jsonl::parse(line.as_bytes(), &wanted).unwrap();
+        let get = |fields: &Option<Box<RawValue>>| fields.as_ref().unwrap().get().to_owned();
+        assert_eq!(row.text, "it grinds");
+        assert_eq!(get(&row.beside.input), r#"{"body":" It  GRINDS\n"}"#);
+        let prompted = r#"{"title":"The  Mill","body":"it grinds"}"#;
+        assert_eq!(get(&row.beside.prompted), prompted);
+        assert_eq!(get(&row.beside.filtered), r#"{"body":"it grinds"}"#);
+        let blank = crate::read::jsonl::parse(br#"{"body":"\u00a0"}"#, &wanted);
+        assert_eq!(blank.unwrap_err().error.code, RowErrorCode::EmptyText);
     }
 }

@@ -15,14 +15,17 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use millrace_protocol::row::RowError;
-use millrace_protocol::wire::{ROWS_CONTENT_TYPE, ROWS_PATH, RowsReply, RowsRequest};
-use serde::Deserialize;
+use millrace_protocol::wire::{
+    CHUNKS_PATH, ChunksReply, ChunksRequest, ROWS_CONTENT_TYPE, ROWS_PATH, RowsReply, RowsRequest,
+};
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::foreign::Foreign;
 pub use self::foreign::{ServerUrl, ServerUrlError};
 use self::remote::Access;
+use super::chunked::guessed;
 use crate::job::CheckedJob;
 
 /// Longest a request may take; a batch of the longest rows takes far less on the slowest device.
@@ -165,6 +168,17 @@ impl Client {
         }
     }
 
+    /// Has texts cut into chunks. The tokens of a foreign server's models are guessed.
+    pub async fn chunks(&self, request: &ChunksRequest) -> Result<ChunksReply, ClientError> {
+        match self {
+            Self::Own(own) => own.chunks(request).await,
+            Self::Foreign(_) => {
+                let texts = guessed(&request.texts, request.limits).await;
+                Ok(ChunksReply { texts })
+            }
+        }
+    }
+
     /// Most texts that one request should hold.
     pub fn batch_rows_max(&self) -> usize {
         match self {
@@ -212,10 +226,24 @@ impl Own {
     }
 
     async fn infer(&self, request: &RowsRequest) -> Result<RowsReply, ClientError> {
-        let body = rmp_serde::to_vec_named(request).expect("rows always serialise");
-        let (status, retry_after, body) = self.send(Method::POST, ROWS_PATH, body).await?;
+        let body = self.post(ROWS_PATH, request).await?;
+        decode_reply(request, &body)
+    }
+
+    async fn chunks(&self, request: &ChunksRequest) -> Result<ChunksReply, ClientError> {
+        let body = self.post(CHUNKS_PATH, request).await?;
+        let reply: ChunksReply = rmp_serde::from_slice(&body).map_err(unreadable)?;
+        match reply.texts.len() == request.texts.len() {
+            true => Ok(reply),
+            false => Err(mismatch(reply.texts.len(), request.texts.len())),
+        }
+    }
+
+    async fn post(&self, path: &str, request: &impl Serialize) -> Result<Bytes, ClientError> {
+        let body = rmp_serde::to_vec_named(request).expect("requests always serialise");
+        let (status, retry_after, body) = self.send(Method::POST, path, body).await?;
         match status {
-            StatusCode::OK => decode_reply(request, &body),
+            StatusCode::OK => Ok(body),
             StatusCode::TOO_MANY_REQUESTS => Err(ClientError::Busy { retry_after }),
             StatusCode::SERVICE_UNAVAILABLE => Err(ClientError::Away(words(&body))),
             StatusCode::PAYLOAD_TOO_LARGE => Err(ClientError::TooLarge(words(&body))),
@@ -297,25 +325,29 @@ impl Own {
 }
 
 fn decode_reply(request: &RowsRequest, body: &[u8]) -> Result<RowsReply, ClientError> {
-    let mismatch = |message: String| ClientError::Refused {
-        status: 200,
-        message,
-    };
-    let reply: RowsReply = rmp_serde::from_slice(body)
-        .map_err(|error| mismatch(format!("the reply cannot be read: {error}")))?;
+    let reply: RowsReply = rmp_serde::from_slice(body).map_err(unreadable)?;
     let whole = reply.rows.len() == request.texts.len()
         && reply
             .rows
             .iter()
             .all(|row| row.len() == request.models.len());
-    if whole {
-        Ok(reply)
-    } else {
-        Err(mismatch(format!(
-            "{} rows were answered where {} were asked",
-            reply.rows.len(),
-            request.texts.len()
-        )))
+    match whole {
+        true => Ok(reply),
+        false => Err(mismatch(reply.rows.len(), request.texts.len())),
+    }
+}
+
+fn unreadable(error: rmp_serde::decode::Error) -> ClientError {
+    ClientError::Refused {
+        status: 200,
+        message: format!("the reply cannot be read: {error}"),
+    }
+}
+
+fn mismatch(answered: usize, asked: usize) -> ClientError {
+    ClientError::Refused {
+        status: 200,
+        message: format!("{answered} rows were answered where {asked} were asked"),
     }
 }
 

@@ -7,7 +7,6 @@ use millrace_protocol::result::ErrorLine;
 use millrace_protocol::row::{Place, Position, ReadRow, RowError};
 use millrace_protocol::tally::Rows;
 use millrace_protocol::wire::{Prediction, Untagged};
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -28,11 +27,30 @@ pub struct PendingRow {
 
 /// What a row with a result ends as.
 #[derive(Debug)]
-enum Ending {
+pub(super) enum Ending {
     /// One prediction per step.
     Answered(Vec<Prediction>),
+    /// What was made of the predictions for the chunks of its text, per step; all are finite.
+    Joined(Vec<Joined>),
     /// The results of an earlier line, as it has them.
     Carried(Box<RawValue>),
+}
+
+/// What a step made of the chunks of a text.
+#[derive(Debug, PartialEq)]
+pub(super) enum Joined {
+    /// One prediction for the text.
+    One(Prediction),
+    /// One for each chunk.
+    List(Vec<ChunkResult>),
+}
+
+/// What was said of characters `start..end` of a text.
+#[derive(Debug, PartialEq)]
+pub(super) struct ChunkResult {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) prediction: Prediction,
 }
 
 impl PendingRow {
@@ -68,6 +86,11 @@ impl PendingRow {
     /// Gives the row what the server said.
     pub fn answer(&mut self, outcome: RowOutcome) {
         self.outcome = Some(outcome.map(Ending::Answered));
+    }
+
+    /// Gives the row what was made of its chunks.
+    pub(super) fn end(&mut self, ending: Result<Ending, RowError>) {
+        self.outcome = Some(ending);
     }
 
     /// Gives the row the results of an earlier line.
@@ -193,15 +216,39 @@ struct Results<'a> {
 
 impl Serialize for Results<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let predictions = match self.ending {
-            Ending::Answered(predictions) => predictions,
-            Ending::Carried(results) => return results.serialize(serializer),
-        };
-        let mut map = serializer.serialize_map(Some(self.steps.len()))?;
-        for (step, prediction) in self.steps.iter().zip(predictions) {
-            map.serialize_entry(&step.name, &Untagged(prediction))?;
+        match self.ending {
+            Ending::Carried(results) => results.serialize(serializer),
+            Ending::Answered(predictions) => {
+                let entries = self.steps.iter().zip(predictions);
+                serializer.collect_map(entries.map(|(step, said)| (&step.name, Untagged(said))))
+            }
+            Ending::Joined(joined) => {
+                let entries = self.steps.iter().zip(joined);
+                serializer.collect_map(entries.map(|(step, joined)| (&step.name, OfText(joined))))
+            }
         }
-        map.end()
+    }
+}
+
+/// What a step made of a text.
+struct OfText<'a>(&'a Joined);
+
+impl Serialize for OfText<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct OfChunk<'a> {
+            start: u32,
+            end: u32,
+            result: Untagged<'a>,
+        }
+        match self.0 {
+            Joined::One(prediction) => Untagged(prediction).serialize(serializer),
+            Joined::List(chunks) => serializer.collect_seq(chunks.iter().map(|chunk| OfChunk {
+                start: chunk.start,
+                end: chunk.end,
+                result: Untagged(&chunk.prediction),
+            })),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod call;
 mod carried;
+pub(crate) mod chunked;
 pub mod client;
 pub mod commit;
 mod failed;

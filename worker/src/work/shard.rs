@@ -22,6 +22,7 @@ use tracing::Instrument;
 use super::call::Caller;
 use super::call::receipts::{self, Receipts};
 use super::carried::{CarriedError, CarriedRows, Earlier};
+use super::chunked::{self, Chunked};
 use super::commit::{CommitError, Verdict, commit};
 use super::failed::{FailedError, FailedRows};
 use super::lines::{Lines, PendingRow, lines};
@@ -43,7 +44,7 @@ const WINDOWS_MAX: usize = 2;
 /// may be many times the size of its rows, so they never all exist at once.
 const SLICE_BYTES: usize = 1 << 20;
 /// About one batch of 4,096 tokens in text, at some four bytes a token.
-const CHUNK_LIMITS: ChunkLimits = ChunkLimits {
+pub(super) const CHUNK_LIMITS: ChunkLimits = ChunkLimits {
     rows_max: 512,
     text_bytes_max: 16 << 10,
 };
@@ -182,13 +183,17 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         }
     };
     let (mut tally, mut carried_rows) = (receipts.paid(), 0);
+    let chunking = job.input.chunking.as_ref();
+    let window_bytes_max = chunking.map_or(WINDOW_BYTES_MAX, |chunking| {
+        chunking.window_bytes(WINDOW_BYTES_MAX)
+    });
     let receipts = Arc::new(receipts);
     let mut windows: VecDeque<AbortOnDropHandle<Result<Window, ShardError>>> = VecDeque::new();
     let mut ended = false;
     loop {
         while !ended && windows.len() < WINDOWS_MAX {
             let rows = rows_in
-                .next_batch(WINDOW_ROWS_MAX, WINDOW_BYTES_MAX)
+                .next_batch(WINDOW_ROWS_MAX, window_bytes_max)
                 .await?;
             ended = rows.is_empty();
             let rows = match &mut only {
@@ -341,6 +346,24 @@ async fn answer_window(
     let carried = carried.len() as u64;
     ctx.progress
         .answered(shard, answered_tally(carried, bad, 0));
+    if let Some(chunking) = &ctx.job.input.chunking {
+        let asked: Vec<String> = texts.into_iter().flatten().collect();
+        let chunked = chunked::answer(&ctx, shard, chunking, &asked, &receipts).await?;
+        let Chunked {
+            endings,
+            tokens,
+            cost,
+        } = chunked;
+        for (row, ending) in at_server.into_iter().zip(endings) {
+            rows[row].end(ending);
+        }
+        return Ok(Window {
+            rows,
+            tokens,
+            cost,
+            carried,
+        });
+    }
     let submitter = match &ctx.answerer {
         Answerer::Server(submitter) => submitter,
         Answerer::Remote(caller) => {

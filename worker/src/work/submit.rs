@@ -5,6 +5,8 @@
 //! alone; a chunk that kills the server alone is halved until one row is left, and a row that kills
 //! it twice on its own is quarantined with a reason.
 
+mod chunks;
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -94,6 +96,16 @@ enum Delivery {
     Died(RowError),
     /// The server takes no request with all its rows.
     Refused(RowError),
+}
+
+/// Why a request was not answered as it was.
+enum Untaken {
+    /// The server died under it, or did not answer.
+    Died(RowError),
+    /// The server takes no request with all its rows.
+    Refused(RowError),
+    /// It did not reach the server in time.
+    Late(RowError),
 }
 
 /// The outcomes of a chunk that is delivered in pieces.
@@ -222,16 +234,35 @@ impl Submitter {
         Ok(pieces.whole())
     }
 
-    /// Asks until the server takes the request; waits while it is full or starting.
+    /// Asks for the answers of all models.
     async fn ask(&self, texts: &[String]) -> Result<Delivery, SubmitError> {
         let request = RowsRequest {
             models: self.models.clone(),
             texts: texts.to_vec(),
         };
+        let infer = || self.client.infer(&request);
+        Ok(match self.until_taken(texts.len(), infer).await? {
+            Ok(reply) => Delivery::Answered(self.outcomes(reply)),
+            Err(Untaken::Died(error)) => Delivery::Died(error),
+            Err(Untaken::Refused(error)) => Delivery::Refused(error),
+            Err(Untaken::Late(late)) => Delivery::Answered(Answered {
+                outcomes: texts.iter().map(|_| Err(late.clone())).collect(),
+                ..Answered::default()
+            }),
+        })
+    }
+
+    /// Asks until the server takes the request; waits while it is full or starting.
+    async fn until_taken<T, Asking: Future<Output = Result<T, ClientError>>>(
+        &self,
+        rows: usize,
+        ask: impl Fn() -> Asking,
+    ) -> Result<Result<T, Untaken>, SubmitError> {
         let mut warned = Instant::now();
+        let error = |code, message: String| RowError::new(code, message);
         loop {
-            match self.client.infer(&request).await {
-                Ok(reply) => return Ok(Delivery::Answered(self.outcomes(reply))),
+            let untaken = match ask().await {
+                Ok(reply) => return Ok(Ok(reply)),
                 Err(
                     full @ (ClientError::Busy { retry_after }
                     | ClientError::Unavailable { retry_after }),
@@ -242,46 +273,36 @@ impl Submitter {
                     }
                     if warned.elapsed() >= FULL_WARNING_INTERVAL {
                         warned = Instant::now();
-                        tracing::warn!(rows = texts.len(), "the inference-server is still full");
+                        tracing::warn!(rows, "the inference-server is still full");
                     }
+                    continue;
                 }
-                Err(ClientError::Away(_)) => self.ready().await?,
-                Err(ClientError::Gone(_)) => {
-                    return Ok(Delivery::Died(RowError::new(
-                        RowErrorCode::ServerCrashed,
-                        "the inference-server died on this row alone, more than once",
-                    )));
+                Err(ClientError::Away(_)) => {
+                    self.ready().await?;
+                    continue;
                 }
-                Err(ClientError::Timeout) => {
-                    return Ok(Delivery::Died(RowError::new(
-                        RowErrorCode::Timeout,
-                        "the inference-server did not answer this row in time",
-                    )));
-                }
-                Err(ClientError::TooLarge(words)) => {
-                    return Ok(Delivery::Refused(RowError::new(
-                        RowErrorCode::TextTooLong,
-                        format!("the inference-server does not take this row even alone: {words}"),
-                    )));
-                }
-                Err(ClientError::Rejected { error, words: _ }) => {
-                    return Ok(Delivery::Refused(error));
-                }
-                Err(ClientError::TooSlow) => {
-                    let late = RowError::new(
-                        RowErrorCode::Timeout,
-                        "the row did not reach the inference-server in time",
-                    );
-                    let outcomes = texts.iter().map(|_| Err(late.clone())).collect();
-                    return Ok(Delivery::Answered(Answered {
-                        outcomes,
-                        ..Answered::default()
-                    }));
-                }
+                Err(ClientError::Gone(_)) => Untaken::Died(error(
+                    RowErrorCode::ServerCrashed,
+                    "the inference-server died on this row alone, more than once".to_owned(),
+                )),
+                Err(ClientError::Timeout) => Untaken::Died(error(
+                    RowErrorCode::Timeout,
+                    "the inference-server did not answer this row in time".to_owned(),
+                )),
+                Err(ClientError::TooLarge(words)) => Untaken::Refused(error(
+                    RowErrorCode::TextTooLong,
+                    format!("the inference-server does not take this row even alone: {words}"),
+                )),
+                Err(ClientError::Rejected { error, words: _ }) => Untaken::Refused(error),
+                Err(ClientError::TooSlow) => Untaken::Late(error(
+                    RowErrorCode::Timeout,
+                    "the row did not reach the inference-server in time".to_owned(),
+                )),
                 Err(refused @ (ClientError::Refused { .. } | ClientError::Unsuited { .. })) => {
                     return Err(SubmitError::Refused(refused));
                 }
-            }
+            };
+            return Ok(Err(untaken));
         }
     }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::row::{RowError, RowErrorCode};
-use millrace_protocol::wire::{ModelReply, Prediction, RowsReply};
+use millrace_protocol::wire::{ChunksOfText, ModelReply, Prediction, RowsReply};
 
 use super::submit::{Answered, SubmitError, SubmitOptions, Submitter};
 use super::testing::{FakeServer, Say, submit_options};
@@ -65,6 +66,31 @@ async fn a_chunk_that_is_too_large_is_halved_and_a_row_that_is_fails_alone() {
     let too_long = Err(RowErrorCode::TextTooLong);
     let expected = [Ok(2.0), too_long, Ok(3.0), Ok(1.0), Ok(4.0)];
     assert_eq!(brief(&answered), expected);
+}
+
+#[tokio::test]
+async fn a_text_that_the_server_cannot_cut_fails_alone() {
+    let server = FakeServer::start(|request, _| match request.texts.len() > 1 {
+        true => Say::Status(413),
+        false if request.texts[0] == "bad" => Say::Status(413),
+        false => Say::Vectors,
+    });
+    let limits = ChunkLimits {
+        by_sentences: false,
+        tokens_max: None,
+        sentences_max: None,
+        overlap_tokens: 0,
+        chunks_max: 10,
+    };
+    let submitter = submitter(&server, submit_options());
+    let rows = texts(&["aa", "bad", "bbb", "c"]);
+    let cut = submitter.cut(&rows, limits).await.unwrap();
+    let cut = cut.into_iter().map(|cut| match cut {
+        ChunksOfText::Ok(chunks) => Ok(chunks[0].end),
+        ChunksOfText::Err(error) => Err(error.code),
+    });
+    let too_long = Err(RowErrorCode::TextTooLong);
+    assert_eq!(cut.collect::<Vec<_>>(), [Ok(2), too_long, Ok(3), Ok(1)]);
 }
 
 #[tokio::test]

@@ -12,7 +12,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use millrace_leases::{LeaseOptions, LeaseStore, MemoryLeaseStore};
-use millrace_protocol::wire::{ModelReply, Prediction, ROWS_PATH, RowsReply, RowsRequest};
+use millrace_protocol::chunk::Chunk;
+use millrace_protocol::wire::{
+    CHUNKS_PATH, ChunksOfText, ChunksReply, ChunksRequest, ModelReply, Prediction, ROWS_PATH,
+    RowsReply, RowsRequest,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
@@ -67,6 +71,7 @@ impl FakeServer {
         };
         let router = Router::new()
             .route(ROWS_PATH, post(rows))
+            .route(CHUNKS_PATH, post(chunks))
             .route("/ready", get(ready))
             .route("/info", get(|| async { r#"{"models": []}"# }))
             .with_state(served.clone());
@@ -117,6 +122,26 @@ async fn rows(State(served): State<Served>, body: Bytes) -> Response {
         Say::Status(status) => return StatusCode::from_u16(status).unwrap().into_response(),
         Say::Nothing => std::future::pending().await,
     };
+    rmp_serde::to_vec_named(&reply).unwrap().into_response()
+}
+
+/// Says what it says to a request for the rows of these texts; a text is one chunk.
+async fn chunks(State(served): State<Served>, body: Bytes) -> Response {
+    let ChunksRequest {
+        models,
+        texts,
+        limits: _,
+    } = rmp_serde::from_slice(&body).unwrap();
+    let request = RowsRequest { models, texts };
+    if let Say::Status(status) = (served.script)(&request, 0) {
+        return StatusCode::from_u16(status).unwrap().into_response();
+    }
+    let whole = |text: &String| {
+        let (start, end) = (0, text.len() as u32);
+        ChunksOfText::Ok(vec![Chunk { start, end }])
+    };
+    let texts = request.texts.iter().map(whole).collect();
+    let reply = ChunksReply { texts };
     rmp_serde::to_vec_named(&reply).unwrap().into_response()
 }
 
