@@ -10,4 +10,6 @@ pub mod postgres_server;
 pub mod process;
 pub mod redis_server;
 pub mod s3_server;
+pub mod skips;
 pub mod starting;
+pub mod sweeper;
