@@ -7,13 +7,16 @@
 mod admission;
 mod budget;
 mod control_plane;
+mod courses;
 mod crashes;
 mod crds;
 mod election;
+mod garbage;
 mod jobs;
 mod operator;
 mod picture;
 mod scenario;
+mod stops;
 mod tenant;
 mod watched;
 mod world;
