@@ -192,7 +192,10 @@ impl State {
 impl Seen {
     fn list(&mut self, path: String, fresh: Bytes) -> Bytes {
         let lags = self.lagging.iter().position(|lagging| *lagging == path);
-        let first = self.first_lists.entry(path).or_insert_with(|| fresh.clone());
+        let first = self
+            .first_lists
+            .entry(path)
+            .or_insert_with(|| fresh.clone());
         match lags {
             Some(index) => {
                 self.lagging.swap_remove(index);

@@ -239,9 +239,6 @@ mod tests {
                 failed: 2
             }
         );
-        assert_eq!(
-            counts.closing_line(4),
-            "11 passed, 2 failed, 4 skipped"
-        );
+        assert_eq!(counts.closing_line(4), "11 passed, 2 failed, 4 skipped");
     }
 }

@@ -70,9 +70,8 @@ impl Images {
     fn parse(text: &str) -> Result<Self, String> {
         let parts = text.rsplit_once(':');
         // What follows the colon of a port is a path.
-        let parts = parts.filter(|(prefix, tag)| {
-            !prefix.is_empty() && !tag.is_empty() && !tag.contains('/')
-        });
+        let parts = parts
+            .filter(|(prefix, tag)| !prefix.is_empty() && !tag.is_empty() && !tag.contains('/'));
         let (prefix, tag) =
             parts.ok_or_else(|| format!("{IMAGES}={text} is not REGISTRY/PREFIX:TAG"))?;
         Ok(Self {
@@ -129,7 +128,10 @@ fn what_a_cluster_of_the_users_lacks_is_named() {
         (&[kubeconfig][..], IMAGES),
         (&[kubeconfig, images], ADDRESS),
         (&[kubeconfig, images, (ADDRESS, "here")], "here is no IP"),
-        (&[kubeconfig, (IMAGES, "registry:5000/x"), (ADDRESS, "::1")], "not REGISTRY/PREFIX:TAG"),
+        (
+            &[kubeconfig, (IMAGES, "registry:5000/x"), (ADDRESS, "::1")],
+            "not REGISTRY/PREFIX:TAG",
+        ),
     ] {
         let error = chosen(variables).unwrap_err();
         assert!(error.contains(expected), "{error}");

@@ -91,7 +91,9 @@ fn take_turn(does: Option<&str>) -> Option<Turn> {
             return None;
         }
         (Choice::Theirs(_), Some(does)) => {
-            skip(&format!("{does}, which the cluster of {KUBECONFIG} is not for"));
+            skip(&format!(
+                "{does}, which the cluster of {KUBECONFIG} is not for"
+            ));
             return None;
         }
         _ => {}

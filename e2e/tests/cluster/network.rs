@@ -20,7 +20,9 @@ impl Network {
         match self {
             Self::Namespace(file) => {
                 let mut command = Command::new("nsenter");
-                command.arg(format!("--net={}", file.display())).arg(program);
+                command
+                    .arg(format!("--net={}", file.display()))
+                    .arg(program);
                 command
             }
             Self::Machine => Command::new(program),
@@ -35,7 +37,9 @@ impl Network {
                 self.enter();
                 act()
             });
-            acting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            acting
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 

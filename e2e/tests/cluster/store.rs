@@ -59,7 +59,10 @@ impl<'a> Store<'a> {
         });
         let (address, process) = tries.find_map(Result::ok).unwrap_or_else(|| {
             let log = std::fs::read_to_string(folder.path().join("log"));
-            panic!("versitygw does not start; it says: {}", log.unwrap_or_default());
+            panic!(
+                "versitygw does not start; it says: {}",
+                log.unwrap_or_default()
+            );
         });
         Self {
             cluster,
@@ -96,12 +99,19 @@ impl<'a> Store<'a> {
         self.end();
         let mut refusing = self.cluster.tied("python3");
         refusing.args(["-c", REFUSING_SERVER]);
-        refusing.args([self.address.ip().to_string(), self.address.port().to_string()]);
+        refusing.args([
+            self.address.ip().to_string(),
+            self.address.port().to_string(),
+        ]);
         self.process = self.in_its_place(refusing);
         std::thread::sleep(Duration::from_secs(seconds));
         self.end();
-        self.process =
-            self.in_its_place(s3_server(self.cluster, self.address, &self.user, &self.folder));
+        self.process = self.in_its_place(s3_server(
+            self.cluster,
+            self.address,
+            &self.user,
+            &self.folder,
+        ));
     }
 
     /// Starts another server at the same address.

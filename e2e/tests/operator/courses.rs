@@ -61,7 +61,15 @@ async fn a_manifest_that_is_applied_again_changes_nothing() {
     let apply = |manager: &str| {
         let manager = format!("--field-manager={manager}");
         let file = file.to_str().unwrap();
-        api.kubectl(&["apply", "--server-side", &manager, "-n", NAMESPACE, "-f", file]);
+        api.kubectl(&[
+            "apply",
+            "--server-side",
+            &manager,
+            "-n",
+            NAMESPACE,
+            "-f",
+            file,
+        ]);
     };
     apply("gitops");
     stage.expect_completed(JOB).await;
@@ -113,7 +121,11 @@ async fn the_course_of_a_job_is_told_by_events() {
         };
         let of_job = events.into_iter().filter(is_of_job);
         of_job
-            .map(|event| [event.type_, event.reason].map(Option::unwrap_or_default).join(" "))
+            .map(|event| {
+                [event.type_, event.reason]
+                    .map(Option::unwrap_or_default)
+                    .join(" ")
+            })
             .collect::<Vec<String>>()
     };
     let all_told = async |job: &str, expected: &[&str]| {
@@ -145,18 +157,23 @@ async fn the_job_with_the_higher_priority_is_worked_off_first() {
     let tenant = &stage.tenant;
     tenant.world.pause_after(0);
     tenant.create_service(SERVICE, json!({})).await;
-    let of_priority = |priority: i32, output: &str| {
-        json!({"priority": priority, "output": {"uri": format!("s3://bucket/{output}")}})
-    };
+    let of_priority = |priority: i32, output: &str| json!({"priority": priority, "output": {"uri": format!("s3://bucket/{output}")}});
     // By name and by age the other would be first.
-    tenant.create_job("early", SERVICE, of_priority(1, "early")).await;
-    tenant.create_job("urgent", SERVICE, of_priority(5, "urgent")).await;
+    tenant
+        .create_job("early", SERVICE, of_priority(1, "early"))
+        .await;
+    tenant
+        .create_job("urgent", SERVICE, of_priority(5, "urgent"))
+        .await;
     let redis = RedisOptions::new(stage.redis.url());
     let registry = JobRegistry::new(&redis, "priorities", SERVICE).unwrap();
     let both = async {
         loop {
             let told = registry.list().await.unwrap();
-            let told: Vec<_> = told.iter().map(|(name, job)| (name.as_str(), job.priority)).collect();
+            let told: Vec<_> = told
+                .iter()
+                .map(|(name, job)| (name.as_str(), job.priority))
+                .collect();
             if told == [("early", 1), ("urgent", 5)] {
                 return;
             }
@@ -172,7 +189,10 @@ async fn the_job_with_the_higher_priority_is_worked_off_first() {
         let job = tenant.jobs().get(name).await.unwrap();
         tenant.world.commits_of(&job.metadata.uid.unwrap())
     };
-    assert_eq!((commits_of("early").await, commits_of("urgent").await), (0, shards));
+    assert_eq!(
+        (commits_of("early").await, commits_of("urgent").await),
+        (0, shards)
+    );
     tenant.world.go_on();
     for name in ["urgent", "early"] {
         let completed = tenant.wait_for_reason(name, "Completed");

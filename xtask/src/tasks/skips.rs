@@ -75,7 +75,10 @@ mod tests {
         assert_eq!(skipped.len(), 3);
         assert_eq!(
             told(&skipped),
-            ["1 test was skipped: no helm", "2 tests were skipped: no root"]
+            [
+                "1 test was skipped: no helm",
+                "2 tests were skipped: no root"
+            ]
         );
     }
 

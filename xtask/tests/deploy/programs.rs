@@ -20,7 +20,9 @@ pub fn of_kubernetes(name: &str) -> Option<PathBuf> {
         Some(folders.pop()?.join("bin").join(name))
     });
     if found.is_none() {
-        skip(&format!("{name} is not built; `cargo xtask test` builds it"));
+        skip(&format!(
+            "{name} is not built; `cargo xtask test` builds it"
+        ));
     }
     found
 }
