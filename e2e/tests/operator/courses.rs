@@ -250,5 +250,5 @@ async fn pods_that_somebody_else_counts_stay_as_many() {
     let moved = tenant.move_pods(SERVICE, "fast");
     stage.expect("the other pods", moved).await;
     let deployment = deployments.get(&name).await.unwrap();
-    assert_eq!(deployment.spec.unwrap().replicas, Some(3));
+    assert_eq!(deployment.spec.replicas, Some(3));
 }

@@ -86,8 +86,8 @@ async fn a_fault_at_any_write_or_event_changes_nothing_of_the_end() {
         let end = undisturbed(&stage, scenario).await;
         let (writes, events) = (end.writes.len(), end.events);
         println!("{scenario:?}: {writes} writes, {events} events of watches");
-        let points_of = points(strikes, writes, if loses_events { events } else { 0 });
-        points.extend(points_of.map(|point| (scenario, point)));
+        let of_scenario = points_of(strikes, writes, if loses_events { events } else { 0 });
+        points.extend(of_scenario.map(|point| (scenario, point)));
         ends.push((scenario, end));
     }
     let stage = &stage;
@@ -119,7 +119,7 @@ async fn a_fault_at_any_write_or_event_changes_nothing_of_the_end() {
 }
 
 /// Each of these strikes at each of so many writes, and each of so many events lost.
-fn points(strikes: &[Strike], writes: usize, events: usize) -> impl Iterator<Item = Point> {
+fn points_of(strikes: &[Strike], writes: usize, events: usize) -> impl Iterator<Item = Point> {
     let at_write = |number| {
         let point = move |strike: &Strike| Point::Write(number, *strike);
         strikes.iter().map(point)

@@ -107,7 +107,7 @@ impl Tenant {
         let template = json!({"template": {"nodeSelector": {"disk": disk}}});
         self.change_service(service, template).await;
         let is_told = |deployment: Option<&Deployment>| {
-            let pod = deployment.and_then(|it| it.spec.as_ref()?.template.spec.as_ref());
+            let pod = deployment.and_then(|it| it.spec.template.spec.as_ref());
             let selector = pod.and_then(|pod| pod.node_selector.as_ref());
             selector.is_some_and(|it| it.get("disk").is_some_and(|it| it == disk))
         };
