@@ -1,22 +1,42 @@
 //! Takes down what a process began, once the process is gone, however it ended.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Runs a command when it is dropped, or when this process ends, even by SIGKILL: then the pipe
-/// between them ends. It has a session of its own, so that no signal of a terminal reaches it.
+/// What is to be swept, and how.
+pub struct Sweep<'a> {
+    /// What takes down the rest.
+    pub command: &'a Command,
+    /// A folder, which is made anew and removed in the end.
+    pub scratch: &'a Path,
+    /// Where the command says what it has to say. It stays open, and with it a lock on the file, until
+    /// the command has ended.
+    pub log: File,
+}
+
+/// Sweeps when it is dropped, or when this process ends, even by SIGKILL: then the pipe between them
+/// ends. It has a session of its own, so that no signal of a terminal reaches it.
 pub struct Sweeper {
     child: Child,
 }
 
 impl Sweeper {
-    /// Starts one for a command. What that says goes into `log`, which stays open, and with it a lock
-    /// on the file, until the command has ended.
-    pub fn start(command: &Command, log: File) -> Self {
+    /// Starts one.
+    pub fn start(sweep: Sweep) -> Self {
+        let Sweep {
+            command,
+            scratch,
+            log,
+        } = sweep;
+        // What an earlier process left there is of no more use.
+        std::fs::remove_dir_all(scratch).ok();
+        std::fs::create_dir(scratch).expect("a folder that was swept before");
         let both = log.try_clone().expect("a second handle of the log");
         let mut sweeper = Command::new("setsid");
         sweeper
-            .args(["sh", "-c", r#"cat; "$0" "$@""#])
+            .args(["sh", "-c", r#"cat; rm -rf "$0"; "$@""#])
+            .arg(scratch)
             .arg(command.get_program())
             .args(command.get_args())
             .stdin(Stdio::piped())
@@ -47,7 +67,6 @@ impl Drop for Sweeper {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
@@ -59,7 +78,11 @@ mod tests {
     fn begun(folder: &Path) -> Sweeper {
         let mut command = Command::new("touch");
         command.arg(folder.join("swept"));
-        Sweeper::start(&command, File::create(folder.join("log")).unwrap())
+        Sweeper::start(Sweep {
+            command: &command,
+            scratch: &folder.join("scratch"),
+            log: File::create(folder.join("log")).unwrap(),
+        })
     }
 
     #[test]
@@ -68,9 +91,10 @@ mod tests {
         let sweeper = begun(folder.path());
         let lock = File::options().write(true).open(folder.path().join("log"));
         let lock = lock.unwrap();
-        assert!(!folder.path().join("swept").exists());
+        let there = ["scratch", "swept"].map(|name| folder.path().join(name));
+        assert_eq!(there.each_ref().map(|it| it.exists()), [true, false]);
         drop(sweeper);
-        assert!(folder.path().join("swept").exists());
+        assert_eq!(there.each_ref().map(|it| it.exists()), [false, true]);
         lock.try_lock().unwrap();
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use millrace_e2e::process::{binary, until};
 use millrace_e2e::skips::skip;
-use millrace_e2e::sweeper::Sweeper;
+use millrace_e2e::sweeper::{Sweep, Sweeper};
 use serde_json::Value;
 
 use crate::choice::{Choice, Images, KUBECONFIG, Theirs};
@@ -50,6 +50,8 @@ pub struct Cluster {
     pull_policy: &'static str,
     /// Address of this machine that pods reach.
     address: IpAddr,
+    /// For what tests keep on this machine; gone with what they made.
+    scratch: PathBuf,
     /// Takes down what the tests made, and keeps other runs off until then.
     _sweeper: Sweeper,
 }
@@ -134,7 +136,12 @@ impl Cluster {
     fn up() -> Self {
         let (name, slot) = free_slot();
         let named = |action| xtask(&[action, "--name", &name]);
-        let sweeper = Sweeper::start(&named("down"), slot);
+        let scratch = std::env::temp_dir().join(format!("millrace-{name}"));
+        let sweeper = Sweeper::start(Sweep {
+            command: &named("down"),
+            scratch: &scratch,
+            log: slot,
+        });
         for action in ["down", "up", "images"] {
             let done = named(action).status().unwrap();
             assert!(done.success(), "cargo xtask cluster {action} failed");
@@ -149,6 +156,7 @@ impl Cluster {
             images: Images::loaded(),
             pull_policy: "Never",
             address: IpAddr::from([127, 0, 0, 1]),
+            scratch,
             _sweeper: sweeper,
         };
         let address = "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
@@ -177,10 +185,16 @@ impl Cluster {
             "the cluster of {KUBECONFIG} has a release millrace in {SYSTEM}, which these tests \
              would change and take away: name a cluster without one"
         );
-        let mut sweep = Command::new("sh");
-        sweep
+        let scratch = std::env::temp_dir().join("millrace-e2e-theirs");
+        let mut command = Command::new("sh");
+        command
             .args(["-c", SWEEP, SYSTEM, OF_TESTS])
             .env("KUBECONFIG", &kubeconfig);
+        let sweeper = Sweeper::start(Sweep {
+            command: &command,
+            scratch: &scratch,
+            log: lock,
+        });
         Self {
             kubeconfig,
             network: Network::Machine,
@@ -188,7 +202,8 @@ impl Cluster {
             images,
             pull_policy: "IfNotPresent",
             address,
-            _sweeper: Sweeper::start(&sweep, lock),
+            scratch,
+            _sweeper: sweeper,
         }
     }
 
@@ -200,6 +215,11 @@ impl Cluster {
     /// The address of this machine that its pods reach.
     pub fn address(&self) -> IpAddr {
         self.address
+    }
+
+    /// The folder for what tests keep on this machine.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
     }
 
     /// Installs the chart as a user would.

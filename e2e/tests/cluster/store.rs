@@ -50,7 +50,7 @@ pub struct Store<'a> {
 impl<'a> Store<'a> {
     /// Starts a server with an empty bucket.
     pub fn start(cluster: &'a Cluster, user: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(cluster.scratch()).unwrap();
         std::fs::create_dir_all(folder.path().join("objects").join(BUCKET)).unwrap();
         let mut tries = (0..STARTS_MAX).map(|_| {
             let address = free_address(cluster);
@@ -141,7 +141,9 @@ fn secret_of(user: &str) -> String {
 fn free_address(cluster: &Cluster) -> SocketAddr {
     let ip: IpAddr = cluster.address();
     let bound = cluster.network().within(|| TcpListener::bind((ip, 0)));
-    let listener = bound.unwrap_or_else(|error| panic!("{ip} cannot be listened at: {error}"));
+    let listener = bound.unwrap_or_else(|error| {
+        panic!("{ip}, where pods are to find this machine, cannot be listened at: {error}")
+    });
     listener.local_addr().expect("the port")
 }
 
