@@ -183,19 +183,25 @@ impl State {
         seen.lagging = seen.first_lists.keys().cloned().collect();
     }
 
-    /// The list to answer with: an old one while the server lags.
+    /// The list to answer with: the fresh one, or the first one while the server lags.
     fn list(&self, path: String, fresh: Bytes) -> Bytes {
-        let mut seen = self.seen();
-        match seen.lagging.iter().position(|lagging| *lagging == path) {
+        self.seen().list(path, fresh)
+    }
+}
+
+impl Seen {
+    fn list(&mut self, path: String, fresh: Bytes) -> Bytes {
+        let lags = self.lagging.iter().position(|lagging| *lagging == path);
+        let first = self
+            .first_lists
+            .entry(path)
+            .or_insert_with(|| fresh.clone());
+        match lags {
             Some(index) => {
-                seen.lagging.swap_remove(index);
-                seen.first_lists[&path].clone()
+                self.lagging.swap_remove(index);
+                first.clone()
             }
-            None => seen
-                .first_lists
-                .entry(path)
-                .or_insert(fresh.clone())
-                .clone(),
+            None => fresh,
         }
     }
 }
@@ -321,4 +327,23 @@ fn below_namespace(path: &str) -> &str {
     let below = path.split_once("/namespaces/");
     let below = below.and_then(|(_, below)| below.split_once('/'));
     below.map_or(path, |(_, below)| below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_fresh_except_for_the_one_that_lags() {
+        let mut seen = Seen::default();
+        let asked = |seen: &mut Seen, fresh: &'static str| {
+            let list = seen.list("/pods".to_owned(), Bytes::from(fresh));
+            String::from_utf8(list.to_vec()).unwrap()
+        };
+        assert_eq!(asked(&mut seen, "nothing"), "nothing");
+        assert_eq!(asked(&mut seen, "one pod"), "one pod");
+        seen.lagging = vec!["/pods".to_owned()];
+        assert_eq!(asked(&mut seen, "two pods"), "nothing");
+        assert_eq!(asked(&mut seen, "two pods"), "two pods");
+    }
 }

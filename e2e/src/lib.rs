@@ -11,4 +11,6 @@ pub mod process;
 pub mod redis_server;
 pub mod remote;
 pub mod s3_server;
+pub mod skips;
 pub mod starting;
+pub mod sweeper;

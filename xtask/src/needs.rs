@@ -12,7 +12,7 @@ use crate::setup;
 pub enum Task {
     /// Build and run.
     Demo,
-    /// The servers of the tests as well.
+    /// The servers of the tests as well, among them an API server of Kubernetes.
     Test,
     /// Other people's programs to compare with as well.
     Bench,
@@ -79,8 +79,6 @@ fn missing(task: Task) -> Vec<Missing> {
     }
     if matches!(task, Task::Test | Task::ControlPlane | Task::Cluster) {
         need(installed("openssl"), "openssl", "openssl");
-    }
-    if matches!(task, Task::ControlPlane | Task::Cluster) {
         need(installed("setpriv"), "setpriv", "util-linux");
     }
     if task == Task::Cluster {
@@ -150,9 +148,8 @@ fn needs_go(task: Task) -> bool {
     let built = |place| crate::cache::root().is_ok_and(|root| root.join(place).exists());
     match task {
         Task::Demo | Task::Bench => false,
-        Task::Test => !built(setup::VERSITYGW),
         Task::ControlPlane => !built(setup::KUBERNETES),
-        Task::Cluster => !built(setup::VERSITYGW) || !built(setup::KUBERNETES),
+        Task::Test | Task::Cluster => !built(setup::VERSITYGW) || !built(setup::KUBERNETES),
     }
 }
 

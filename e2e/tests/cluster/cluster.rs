@@ -1,13 +1,19 @@
 //! One cluster for all tests of this program, with millrace installed in it.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use millrace_e2e::process::{binary, until};
+use millrace_e2e::skips::skip;
+use millrace_e2e::sweeper::{Sweep, Sweeper};
 use serde_json::Value;
+
+use crate::choice::{Choice, Images, KUBECONFIG, Theirs};
+use crate::network::Network;
 
 /// Clusters of tests that may stand side by side. Each keeps its images for the next run.
 const SLOTS: usize = 4;
@@ -18,15 +24,39 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Namespace of the operator.
 pub const SYSTEM: &str = "millrace-system";
 
-/// A running cluster. Its network is a namespace of its own, so everything that speaks to it is
-/// started inside.
+/// Values of the chart that name images, and which image.
+const IMAGES: [(&str, &str); 4] = [
+    ("images.operator", "operator"),
+    ("images.worker", "worker"),
+    ("images.server", "inference-server"),
+    ("leases.redis.image", "redis"),
+];
+
+/// Takes the release and the namespaces of tests from a cluster that stays.
+const SWEEP: &str = r#"
+kubectl delete namespaces --selector "$1" --wait=false
+! helm status millrace --namespace "$0" > /dev/null 2>&1 ||
+    helm uninstall millrace --namespace "$0" --wait
+"#;
+
+/// Label of the namespaces that tests make.
+pub const OF_TESTS: &str = "millrace.dev/of-tests";
+
+/// A running cluster, and how it is reached.
 pub struct Cluster {
-    name: String,
     kubeconfig: PathBuf,
-    netns: PathBuf,
-    bin: PathBuf,
-    /// Held for as long as the cluster is this process' own.
-    _slot: File,
+    network: Network,
+    /// The folder of kubectl and helm, if they are not those of the search path.
+    bin: Option<PathBuf>,
+    images: Images,
+    /// When images are pulled.
+    pull_policy: &'static str,
+    /// Address of this machine that pods reach.
+    address: IpAddr,
+    /// For what tests keep on this machine; gone with what they made.
+    scratch: PathBuf,
+    /// Takes down what the tests made, and keeps other runs off until then.
+    _sweeper: Sweeper,
 }
 
 /// One test at a time: they take away each other's pods and Redis.
@@ -43,62 +73,156 @@ impl std::ops::Deref for Turn {
     }
 }
 
-/// Waits for this test's turn; `None`, with a line that says why, where no cluster can be made.
+/// Waits for this test's turn; `None`, with a note that says why, where there is no cluster.
 pub fn turn() -> Option<Turn> {
-    let mut probe = Command::new("unshare");
-    probe.args(["--mount", "--net", "--pid", "--fork", "true"]);
-    // SAFETY: geteuid takes nothing and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    if !is_root || !probe.output().is_ok_and(|ended| ended.status.success()) {
-        eprintln!("skipped: only root, with the right to make namespaces, can make a cluster");
-        return None;
+    take_turn(None)
+}
+
+/// The turn of a test that does something to a whole cluster or its node, as in `it drains the node`,
+/// which no user's cluster is there for.
+pub fn turn_at_own(does: &str) -> Option<Turn> {
+    take_turn(Some(does))
+}
+
+fn take_turn(does: Option<&str>) -> Option<Turn> {
+    let choice = Choice::of(|name| std::env::var(name).ok());
+    let choice = choice.unwrap_or_else(|error| panic!("{error}"));
+    match (&choice, does) {
+        (Choice::Own, _) if !can_make_clusters() => {
+            skip(&format!(
+                "only root, with the right to make namespaces, can make a cluster; \
+                 {KUBECONFIG} names one that is there"
+            ));
+            return None;
+        }
+        (Choice::Theirs(_), Some(does)) => {
+            skip(&format!(
+                "{does}, which the cluster of {KUBECONFIG} is not for"
+            ));
+            return None;
+        }
+        _ => {}
     }
     let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if turn.is_none() {
-        *turn = Some(Cluster::up());
+        let cluster = match choice {
+            Choice::Own => Cluster::up(),
+            Choice::Theirs(theirs) => Cluster::found(theirs),
+        };
+        cluster.install();
+        *turn = Some(cluster);
         end_with_this_process();
     }
     Some(Turn(turn))
 }
 
-/// Statics are not dropped, so the cluster is taken down when the process ends.
+fn can_make_clusters() -> bool {
+    let mut probe = Command::new("unshare");
+    probe.args(["--mount", "--net", "--pid", "--fork", "true"]);
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    is_root && probe.output().is_ok_and(|ended| ended.status.success())
+}
+
+/// Statics are not dropped, so the sweeper is waited for when the process ends in an orderly way.
 fn end_with_this_process() {
     extern "C" fn down() {
         let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = turn.take() {
-            cluster.down();
-        }
+        drop(turn.take());
     }
     // SAFETY: the function is plain and takes no part in unwinding.
     unsafe { libc::atexit(down) };
 }
 
 impl Cluster {
+    /// Makes a cluster. What a run of the same name left, which was ended too early, goes first.
     fn up() -> Self {
         let (name, slot) = free_slot();
-        for action in ["up", "images"] {
-            let done = xtask(&[action, "--name", &name]).status().unwrap();
+        let named = |action| xtask(&[action, "--name", &name]);
+        let scratch = std::env::temp_dir().join(format!("millrace-{name}"));
+        let sweeper = Sweeper::start(Sweep {
+            command: &named("down"),
+            scratch: &scratch,
+            log: slot,
+        });
+        for action in ["down", "up", "images"] {
+            let done = named(action).status().unwrap();
             assert!(done.success(), "cargo xtask cluster {action} failed");
         }
         let printed = xtask(&["env", "--json", "--name", &name]).output().unwrap();
         let places: Value = serde_json::from_slice(&printed.stdout).expect("env prints JSON");
         let place = |key: &str| PathBuf::from(places[key].as_str().expect("a path"));
-        let cluster = Self {
+        let mut cluster = Self {
             kubeconfig: place("kubeconfig"),
-            netns: place("netns"),
-            bin: place("bin"),
-            name,
-            _slot: slot,
+            network: Network::Namespace(place("netns")),
+            bin: Some(place("bin")),
+            images: Images::loaded(),
+            pull_policy: "Never",
+            address: IpAddr::from([127, 0, 0, 1]),
+            scratch,
+            _sweeper: sweeper,
         };
-        cluster.install();
+        let address = "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
+        let address = cluster.kubectl(&["get", "nodes", "-o", address]);
+        cluster.address = address.parse().expect("the node's address");
         cluster
     }
 
-    fn down(&self) {
-        let done = xtask(&["down", "--name", &self.name]).status();
-        if !done.is_ok_and(|status| status.success()) {
-            eprintln!("the cluster {} is still up", self.name);
+    /// Takes the user's cluster, which must not have a release of its own.
+    fn found(theirs: Theirs) -> Self {
+        let Theirs {
+            kubeconfig,
+            images,
+            address,
+        } = theirs;
+        let lock = File::create(std::env::temp_dir().join("millrace-e2e-theirs.log")).unwrap();
+        // One run at a time, and none before the sweeper of the one before is done.
+        lock.lock().unwrap();
+        let installed = Command::new("helm")
+            .args(["status", "millrace", "--namespace", SYSTEM])
+            .env("KUBECONFIG", &kubeconfig)
+            .output()
+            .expect("helm is on the search path");
+        assert!(
+            !installed.status.success(),
+            "the cluster of {KUBECONFIG} has a release millrace in {SYSTEM}, which these tests \
+             would change and take away: name a cluster without one"
+        );
+        let scratch = std::env::temp_dir().join("millrace-e2e-theirs");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", SWEEP, SYSTEM, OF_TESTS])
+            .env("KUBECONFIG", &kubeconfig);
+        let sweeper = Sweeper::start(Sweep {
+            command: &command,
+            scratch: &scratch,
+            log: lock,
+        });
+        Self {
+            kubeconfig,
+            network: Network::Machine,
+            bin: None,
+            images,
+            pull_policy: "IfNotPresent",
+            address,
+            scratch,
+            _sweeper: sweeper,
         }
+    }
+
+    /// The network in which it is reached.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The address of this machine that its pods reach.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The folder for what tests keep on this machine.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
     }
 
     /// Installs the chart as a user would.
@@ -114,16 +238,12 @@ impl Cluster {
             .arg(chart)
             .args(["--namespace", SYSTEM, "--create-namespace"])
             .args(["--wait", "--timeout", "120s"])
-            .args(["--set", "images.pullPolicy=Never"])
             .args(["--set", "leases.ttlMilliseconds=2000"])
-            .args(["--set", "leases.redis.image=localhost/millrace/redis:dev"])
-            .args(["--set", "images.operator=localhost/millrace/operator:dev"])
-            .args(["--set", "images.worker=localhost/millrace/worker:dev"])
-            .args([
-                "--set",
-                "images.server=localhost/millrace/inference-server:dev",
-            ])
-            .args(settings);
+            .args(["--set", &format!("images.pullPolicy={}", self.pull_policy)]);
+        for (value, name) in IMAGES {
+            helm.args(["--set", &format!("{value}={}", self.images.named(name))]);
+        }
+        helm.args(settings);
         expect(&mut helm);
     }
 
@@ -134,15 +254,21 @@ impl Cluster {
         expect(&mut helm);
     }
 
-    /// A program of the cluster's own folder, or of the machine, inside the cluster's network.
+    /// A program of the cluster's own folder, or of the machine, in the cluster's network.
     pub fn inside(&self, program: &str) -> Command {
-        let own = self.bin.join(program);
-        let program = if own.exists() { own } else { program.into() };
-        let mut command = Command::new("nsenter");
+        let own = self.bin.as_ref().map(|bin| bin.join(program));
+        let own = own.filter(|own| own.exists());
+        let program = own.unwrap_or_else(|| program.into());
+        let mut command = self.network.command(&program);
+        command.env("KUBECONFIG", &self.kubeconfig);
         command
-            .arg(format!("--net={}", self.netns.display()))
-            .arg(program)
-            .env("KUBECONFIG", &self.kubeconfig);
+    }
+
+    /// A program of the machine in the cluster's network, which the kernel ends with the thread that
+    /// starts it.
+    pub fn tied(&self, program: &str) -> Command {
+        let mut command = self.inside("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", program]);
         command
     }
 
@@ -256,7 +382,7 @@ impl Cluster {
     }
 }
 
-/// A name that no other run uses now.
+/// A name that no other run uses now, and the file whose lock says so.
 fn free_slot() -> (String, File) {
     for slot in 0..SLOTS {
         let name = format!("e2e{slot}");
@@ -269,10 +395,13 @@ fn free_slot() -> (String, File) {
     panic!("{SLOTS} runs of these tests are at work already");
 }
 
-/// The built xtask, not `cargo xtask`: that would wait for whoever builds.
+/// The built xtask, not `cargo xtask`: that would wait for whoever builds. It ends with this process,
+/// lest it make what the sweeper has just taken down.
 fn xtask(arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary("xtask"));
+    let mut command = Command::new("setpriv");
     command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(binary("xtask"))
         .arg("cluster")
         .args(arguments)
         .env("CARGO_MANIFEST_DIR", root().join("xtask"))

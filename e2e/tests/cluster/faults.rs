@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{SYSTEM, turn};
+use crate::cluster::{SYSTEM, turn, turn_at_own};
 use crate::tenant::Tenant;
 
 #[test]
@@ -51,7 +51,9 @@ fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
 
 #[test]
 fn a_flushed_and_a_killed_redis_lose_no_row() {
-    let Some(cluster) = turn() else { return };
+    let Some(cluster) = turn_at_own("it speaks with Redis in the network of the pods") else {
+        return;
+    };
     let (tenant, rows) = Tenant::at_work(&cluster, "redis");
     let address = cluster.kubectl(&[
         "-n",
@@ -88,7 +90,9 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
 
 #[test]
 fn a_drained_node_loses_no_row() {
-    let Some(cluster) = turn() else { return };
+    let Some(cluster) = turn_at_own("it drains the node") else {
+        return;
+    };
     let (tenant, rows) = Tenant::at_work(&cluster, "drain");
     let node = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
     // The operator and Redis go with it: they are on the same node.

@@ -1,6 +1,6 @@
 //! Jobs as they should go.
 
-use crate::cluster::turn;
+use crate::cluster::{turn, turn_at_own};
 use crate::tenant::Tenant;
 
 /// Rows of the main job: the size that people try first.
@@ -128,7 +128,9 @@ fn nothing_is_written_once_everything_is_done() {
 
 #[test]
 fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so() {
-    let Some(cluster) = turn() else { return };
+    let Some(cluster) = turn_at_own("it gives the node GPUs that it has not") else {
+        return;
+    };
     let tenant = Tenant::new(&cluster, "gpus");
     let patch = r#"[{"op":"add","path":"/status/capacity/nvidia.com~1gpu","value":"8"}]"#;
     let node = cluster.kubectl(&["get", "nodes", "-o", "name"]);
@@ -172,7 +174,9 @@ fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so()
 
 #[test]
 fn a_model_that_is_in_the_cache_is_not_fetched_again() {
-    let Some(cluster) = turn() else { return };
+    let Some(cluster) = turn_at_own("it mounts a folder of this machine") else {
+        return;
+    };
     let tenant = Tenant::new(&cluster, "cache");
     let rows = tenant.rows(200);
     tenant.service("");

@@ -1,13 +1,16 @@
 //! Jobs on a real Kubernetes: installed by Helm, worked off by real pods, on a real S3 server.
 //!
-//! They need root on Linux, or are skipped with one line that says so.
+//! They need root on Linux, or a cluster that the user names, or are skipped with a note of the reason.
 
+mod choice;
 mod cluster;
 mod commands;
 mod ends;
 mod faults;
 mod jobs;
+mod network;
 mod releases;
 mod remote;
 mod requests;
+mod store;
 mod tenant;

@@ -1,7 +1,7 @@
 //! Jobs that ask an API elsewhere, by pods that hold workers alone. The API is the stand-in, which runs
 //! on the node.
 
-use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 
 use millrace_e2e::process::binary;
@@ -16,6 +16,9 @@ const ROWS: usize = 400;
 /// Calls that all pods may have in flight together.
 const CONCURRENCY: u64 = 4;
 
+/// Port of the stand-in.
+const PORT: u16 = 8_090;
+
 /// The key of the API, which must stand in no log and no object but its Secret.
 const KEY: &str = "sk-not-to-be-seen";
 
@@ -27,21 +30,12 @@ struct Api<'a> {
 }
 
 impl<'a> Api<'a> {
-    fn start(cluster: &'a Cluster, tenant: &Tenant) -> Self {
-        let variables: BTreeMap<_, _> = tenant.store_variables().into_iter().collect();
-        let store = variables["AWS_ENDPOINT_URL"].replace("http://", "");
-        let (node, port) = store.rsplit_once(':').unwrap();
-        // Each tenant's store has a port of its own, and so does its API.
-        let address = format!("{node}:{}", port.parse::<u16>().unwrap() + 1_000);
-        let mut command = cluster.inside(binary("millrace-stand-in").to_str().unwrap());
-        command.args([
-            "--listen",
-            &address,
-            "--latency-ms",
-            "100",
-            "--api-key",
-            KEY,
-        ]);
+    fn start(cluster: &'a Cluster) -> Self {
+        let address = SocketAddr::new(cluster.address(), PORT).to_string();
+        let mut command = cluster.tied(binary("millrace-stand-in").to_str().unwrap());
+        command
+            .args(["--listen", &address, "--latency-ms", "100"])
+            .args(["--api-key", KEY]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         Self {
             process: command.spawn().expect("the stand-in starts"),
@@ -91,7 +85,7 @@ fn pods_share_the_limits_of_an_api_and_tell_what_it_costs() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "remote");
     let rows = tenant.rows(ROWS);
-    let api = Api::start(&cluster, &tenant);
+    let api = Api::start(&cluster);
     let namespace = tenant.namespace();
     cluster.apply(&manifests(namespace, &api.address));
     tenant.check_succeeded("ask", &rows, 180);

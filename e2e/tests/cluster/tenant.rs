@@ -2,76 +2,44 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::process::Command;
 
 use millrace_e2e::history::{Outcomes, assert_every_row_once, outcomes};
 use serde_json::Value;
-use tempfile::TempDir;
 
-use crate::cluster::{Cluster, root};
-
-/// Port of the next S3 server on the node. Each tenant has its own, since what is left of one ends
-/// while another begins.
-static S3_PORT: AtomicU16 = AtomicU16::new(7070);
+use crate::cluster::{Cluster, OF_TESTS, root};
+use crate::store::Store;
 
 /// Rows of a job that is long enough to be disturbed.
 const ROWS_AT_WORK: usize = 6_000;
-
-/// A server at the address that is its argument: it has nothing to say but 503.
-const REFUSING_SERVER: &str = r#"
-import http.server, sys
-class Refuse(http.server.BaseHTTPRequestHandler):
-    def answer(self):
-        self.send_response(503)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
-    def log_message(self, *ignored): pass
-host, port = sys.argv[1].rsplit(":", 1)
-http.server.ThreadingHTTPServer((host, int(port)), Refuse).serve_forever()
-"#;
 
 /// A namespace with an S3 server of its own; both are gone when dropped.
 pub struct Tenant<'a> {
     cluster: &'a Cluster,
     namespace: String,
-    /// Where the S3 server listens.
-    address: String,
-    server: Child,
-    folder: TempDir,
+    store: Store<'a>,
 }
 
 impl<'a> Tenant<'a> {
     /// Makes the namespace, the bucket with the model, and the Secret with the bucket's keys.
     pub fn new(cluster: &'a Cluster, name: &str) -> Self {
         let namespace = format!("{name}-{}", std::process::id());
-        let folder = tempfile::tempdir().unwrap();
-        let bucket = folder.path().join("bucket");
-        copy_model(&bucket.join("models/minilm"));
-        let address = cluster.kubectl(&[
-            "get",
-            "nodes",
-            "-o",
-            "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}",
-        ]);
-        let port = S3_PORT.fetch_add(1, Ordering::Relaxed);
-        let address = format!("{address}:{port}");
-        let server = start_s3(cluster, &address, &folder);
+        let store = Store::start(cluster, &namespace);
+        copy_model(&store.bucket().join("models/minilm"));
+        let keys = store
+            .variables()
+            .map(|(name, value)| format!("  {name}: '{value}'\n"));
+        let keys = keys.concat();
         cluster.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  \
-             labels: {{pod-security.kubernetes.io/enforce: restricted}}\n---\n\
+             labels: {{pod-security.kubernetes.io/enforce: restricted, {OF_TESTS}: 'true'}}\n---\n\
              apiVersion: v1\nkind: Secret\nmetadata: {{name: bucket, namespace: {namespace}}}\n\
-             stringData:\n  AWS_ACCESS_KEY_ID: tenant\n  AWS_SECRET_ACCESS_KEY: tenant-secret\n  \
-             AWS_REGION: us-east-1\n  AWS_ENDPOINT_URL: http://{address}\n  AWS_ALLOW_HTTP: 'true'\n"
+             stringData:\n{keys}"
         ));
         Self {
             cluster,
             namespace,
-            address,
-            server,
-            folder,
+            store,
         }
     }
 
@@ -91,32 +59,18 @@ impl<'a> Tenant<'a> {
     }
 
     /// The variables by which the bucket is read from outside of the pods.
-    pub fn store_variables(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("AWS_ACCESS_KEY_ID", "tenant".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "tenant-secret".to_owned()),
-            ("AWS_REGION", "us-east-1".to_owned()),
-            ("AWS_ENDPOINT_URL", format!("http://{}", self.address)),
-            ("AWS_ALLOW_HTTP", "true".to_owned()),
-        ]
+    pub fn store_variables(&self) -> [(&'static str, String); 5] {
+        self.store.variables()
     }
 
     /// Puts a server that answers 503 to everything in the place of the store for a while.
     pub fn refuse_for(&mut self, seconds: u64) {
-        self.server.kill().unwrap();
-        self.server.wait().unwrap();
-        let mut refusing = self.cluster.inside("python3");
-        refusing.args(["-c", REFUSING_SERVER, &self.address]);
-        let mut refusing = refusing.spawn().expect("python3 starts");
-        std::thread::sleep(Duration::from_secs(seconds));
-        refusing.kill().unwrap();
-        refusing.wait().unwrap();
-        self.server = start_s3(self.cluster, &self.address, &self.folder);
+        self.store.refuse_for(seconds);
     }
 
     /// The folder that holds the bucket's objects as files.
     pub fn bucket(&self) -> PathBuf {
-        self.folder.path().join("bucket")
+        self.store.bucket()
     }
 
     /// Applies a service with MiniLM; `settings` are further lines of its spec.
@@ -168,7 +122,7 @@ impl<'a> Tenant<'a> {
 
     /// The folder behind a claimed volume.
     pub fn volume(&self, name: &str) -> PathBuf {
-        self.folder.path().join("volumes").join(name)
+        self.store.beside("volumes").join(name)
     }
 
     /// Waits until as many pods serve as should.
@@ -269,23 +223,7 @@ impl Drop for Tenant<'_> {
         let mut pods = vec!["-n", namespace, "delete", "pods"];
         pods.extend(now);
         self.cluster.try_kubectl(&pods);
-        self.server.kill().ok();
-        self.server.wait().ok();
     }
-}
-
-fn start_s3(cluster: &Cluster, address: &str, folder: &TempDir) -> Child {
-    let versitygw = std::env::var("MILLRACE_VERSITYGW").expect("cargo xtask test sets it");
-    let mut command: Command = cluster.inside(&versitygw);
-    command
-        .args(["--port", address, "posix"])
-        .arg(folder.path())
-        .env("ROOT_ACCESS_KEY", "tenant")
-        .env("ROOT_SECRET_KEY", "tenant-secret")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command.spawn().expect("versitygw starts")
 }
 
 /// Copies the model that `cargo xtask setup` fetched.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
 use millrace_leases::RedisOptions;
 use millrace_leases::limits::{
     Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Verdict, account,
@@ -82,10 +81,8 @@ async fn a_job_whose_budget_is_spent_ends_and_goes_on_when_it_is_raised() {
     assert_eq!(status.shards.unwrap().committed, 1);
 
     tenant.world.go_on();
-    let more = Patch::Merge(json!({"spec": {"budget": {"maxCost": "5"}}}));
-    let patched = tenant.jobs();
-    let patched = patched.patch(JOB, &PatchParams::default(), &more).await;
-    patched.unwrap();
+    let more = json!({"budget": {"maxCost": "5"}});
+    tenant.change_job(JOB, more).await;
     let completed = tenant.wait_for_reason(JOB, "Completed");
     stage.expect("the end of the job", completed).await;
     let status = tenant.jobs().get(JOB).await.unwrap().status.unwrap();

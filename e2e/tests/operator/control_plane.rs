@@ -8,25 +8,33 @@ use std::sync::OnceLock;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use millrace_e2e::process::binary;
+use millrace_e2e::skips::skip;
 use serde_json::Value;
 
-/// An API server. It ends when this process does, however that ends: its
-/// input is a pipe from here.
+/// An API server. It ends when this process does, however that ends: its input is a pipe from here.
 pub struct ControlPlane {
     kubeconfig: PathBuf,
     bin: PathBuf,
     _child: Child,
 }
 
-/// The API server, with the CRDs of this build; `None`, with a line that says why, where its programs are not built.
+/// The API server, with the CRDs of this build; `None`, with a note of the skipped test, where its
+/// programs are not built.
 pub fn control_plane() -> Option<&'static ControlPlane> {
     static SHARED: OnceLock<Option<ControlPlane>> = OnceLock::new();
     let shared = SHARED.get_or_init(|| {
-        let started = ControlPlane::start()?;
+        let started = ControlPlane::start_if_built()?;
         apply_crds(&started);
         Some(started)
     });
-    shared.as_ref()
+    or_skipped(shared.as_ref())
+}
+
+fn or_skipped<T>(started: Option<T>) -> Option<T> {
+    if started.is_none() {
+        skip("Kubernetes is not built; `cargo xtask cluster control-plane` builds it");
+    }
+    started
 }
 
 /// Brings the CRDs of this build to an API server.
@@ -41,8 +49,13 @@ pub fn apply_crds(api: &ControlPlane) {
 }
 
 impl ControlPlane {
-    /// Starts an API server without CRDs; `None`, with a line that says why, where it is not built.
+    /// Starts an API server without CRDs; `None`, with a note of the skipped test, where it is not
+    /// built.
     pub fn start() -> Option<Self> {
+        or_skipped(Self::start_if_built())
+    }
+
+    fn start_if_built() -> Option<Self> {
         let mut child = Command::new(binary("xtask"))
             .args(["cluster", "control-plane", "--if-built"])
             .env("CARGO_MANIFEST_DIR", root().join("xtask"))
@@ -56,9 +69,6 @@ impl ControlPlane {
         let Some(line) = lines.find(|line| line.starts_with('{')) else {
             let ended = child.wait().unwrap();
             assert!(ended.success(), "the API server does not start: {ended}");
-            eprintln!(
-                "skipped: Kubernetes is not built; cargo xtask cluster control-plane does it"
-            );
             return None;
         };
         let places: Value = serde_json::from_str(&line).expect("a line of JSON");

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use millrace_e2e::process::until;
 use millrace_e2e::redis_server::RedisServer;
 
 use crate::control_plane::{ControlPlane, apply_crds};
@@ -46,7 +45,5 @@ async fn an_operator_without_its_crds_ends_and_says_what_to_do() {
     refused("the CRD of BatchJob is older than this operator, it lacks spec.suspend").await;
     let operator = start().await;
     apply_crds(&api);
-    let leads = || operator.log().contains("this process leads").then_some(());
-    let leads = tokio::task::block_in_place(|| until(PATIENCE, leads));
-    assert!(leads.is_some(), "{}", operator.log());
+    assert!(operator.leads(PATIENCE).await, "{}", operator.log());
 }

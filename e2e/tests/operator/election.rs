@@ -1,13 +1,10 @@
 //! Two operators: one writes, the other stands by.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use millrace_e2e::process::until;
 use millrace_e2e::redis_server::RedisServer;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::control_plane::control_plane;
 use crate::operator::{Operator, Options};
@@ -15,17 +12,6 @@ use crate::tenant::{JOB, SERVICE, Tenant};
 
 /// Longest until an operator notices that another leads, or no longer does.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What an operator says of what waits for the service.
-async fn backlog(operator: SocketAddr) -> String {
-    let path = format!("/v1/namespaces/election/inferenceservices/{SERVICE}/backlog");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: operator\r\nconnection: close\r\n\r\n");
-    let mut stream = TcpStream::connect(operator).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_away_for_longer_than_its_lease_writes_nothing_more() {
@@ -59,7 +45,8 @@ async fn a_leader_that_was_away_for_longer_than_its_lease_writes_nothing_more() 
     let course = async {
         tenant.wait_for_commits(1).await;
         for operator in [&first, &second] {
-            let told = backlog(operator.address).await;
+            let path = format!("/v1/namespaces/election/inferenceservices/{SERVICE}/backlog");
+            let told = operator.ask(&path).await;
             assert!(told.contains(r#""shards":"#), "{told}\n{}", operator.log());
         }
         let (one, other) = (first.proxy.requests(), second.proxy.requests());

@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Stage {
     /// Who makes services and jobs.
     pub tenant: Tenant,
-    operator: Operator,
+    /// The operator.
+    pub operator: Operator,
     /// The Redis of the leases.
     pub redis: RedisServer,
 }
@@ -36,18 +37,17 @@ impl Stage {
     pub async fn new(namespace: &str) -> Option<Self> {
         let client = control_plane()?.client().await;
         let redis = RedisServer::start();
-        let tenant = Tenant::new(client.clone(), namespace, &redis.url()).await;
-        let options = Options {
-            namespace,
-            redis_url: &redis.url(),
-            identity: "operator",
-            point: None,
-        };
+        let tenant = Tenant::new(client, namespace, &redis.url()).await;
         Some(Self {
-            operator: Operator::start(client, options).await,
+            operator: start(&tenant, &redis, "operator").await,
             tenant,
             redis,
         })
+    }
+
+    /// Another operator, which stands for election by this name.
+    pub async fn another(&self, identity: &str) -> Operator {
+        start(&self.tenant, &self.redis, identity).await
     }
 
     /// Waits for what must come, and tells what the operator says if it does not.
@@ -60,7 +60,7 @@ impl Stage {
     }
 
     /// Waits for the end of the job, which must count every row once.
-    async fn expect_completed(&self, name: &str) {
+    pub async fn expect_completed(&self, name: &str) {
         let completed = self.tenant.wait_for_reason(name, "Completed");
         self.expect("the end of the job", completed).await;
         let job = self.tenant.jobs().get(name).await.unwrap();
@@ -70,6 +70,16 @@ impl Stage {
         assert_eq!(status.tokens, Some(total.tokens));
         assert_eq!(self.tenant.world.manifests(), 1);
     }
+}
+
+async fn start(tenant: &Tenant, redis: &RedisServer, identity: &str) -> Operator {
+    let options = Options {
+        namespace: &tenant.namespace,
+        redis_url: &redis.url(),
+        identity,
+        point: None,
+    };
+    Operator::start(tenant.client.clone(), options).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,10 +213,7 @@ async fn a_service_whose_pods_are_rejected_says_why_and_serves_once_its_spec_is_
         message.contains("must be less than or equal to cpu limit"),
         "{message}"
     );
-    let mended = Patch::Merge(json!({"spec": with_limits("8")}));
-    let services = tenant.services();
-    let params = PatchParams::default();
-    services.patch(SERVICE, &params, &mended).await.unwrap();
+    tenant.change_service(SERVICE, with_limits("8")).await;
     let asleep = tenant.wait_for_readiness(SERVICE, "Asleep");
     stage.expect("the service", asleep).await;
 }

@@ -11,6 +11,8 @@ use millrace_e2e::api_proxy::{ApiProxy, Point};
 use millrace_e2e::process::{Process, binary};
 use millrace_e2e::starting::free_address;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// What an operator is started with.
 pub struct Options<'a> {
@@ -29,8 +31,8 @@ pub struct Options<'a> {
 pub struct Operator {
     /// What it writes passes here.
     pub proxy: Arc<ApiProxy>,
-    /// Where it is asked for backlogs.
-    pub address: SocketAddr,
+    /// Where it answers.
+    address: SocketAddr,
     process: Process,
     program: Program,
 }
@@ -111,6 +113,28 @@ impl Operator {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         None
+    }
+
+    /// What it answers to a GET of this path, head and all.
+    pub async fn ask(&self, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: operator\r\nconnection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// Waits until it leads. Says whether it does.
+    pub async fn leads(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if self.log().contains("this process leads") {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
     }
 
     /// What its processes printed.

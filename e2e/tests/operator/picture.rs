@@ -41,8 +41,8 @@ impl Painter {
         }
     }
 
-    /// Every object of a namespace by kind and name, and what the workers are told.
-    pub async fn picture(&self, namespace: &str) -> BTreeMap<String, Value> {
+    /// Every object of a namespace, with its kind and name.
+    async fn objects(&self, namespace: &str) -> Vec<(String, Value)> {
         let mut objects = Vec::new();
         for kind in &self.kinds {
             let api: Api<DynamicObject> =
@@ -52,6 +52,20 @@ impl Painter {
                 objects.push((name, json!(object)));
             }
         }
+        objects
+    }
+
+    /// The version of every object of a namespace by kind and name: what is written has another.
+    pub async fn versions(&self, namespace: &str) -> BTreeMap<String, Value> {
+        let objects = self.objects(namespace).await.into_iter();
+        objects
+            .map(|(name, object)| (name, object["metadata"]["resourceVersion"].clone()))
+            .collect()
+    }
+
+    /// Every object of a namespace by kind and name, and what the workers are told.
+    pub async fn picture(&self, namespace: &str) -> BTreeMap<String, Value> {
+        let objects = self.objects(namespace).await;
         let mut picture: BTreeMap<String, Value> = BTreeMap::new();
         for (name, object) in &objects {
             let mut text = object.to_string();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -65,47 +66,60 @@ impl Tenant {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    /// The Deployments.
+    pub fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
     /// Creates a service that sleeps until a job comes.
     pub async fn create_service(&self, name: &str, patch: Value) {
-        let mut service = json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
-            "metadata": {"name": name},
-            "spec": {
-                "models": [{"name": "minilm", "task": "Embedding", "source": {"uri": "s3://bucket/minilm"}}],
-                "autoscaling": {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 1},
-            },
-        });
-        merge(&mut service["spec"], patch);
-        let (services, service) = (self.services(), serde_json::from_value(service).unwrap());
+        let service = serde_json::from_value(service(name, patch)).unwrap();
+        let services = self.services();
         let created = services.create(&PostParams::default(), &service).await;
         created.unwrap();
     }
 
     /// Creates a job of a service.
     pub async fn create_job(&self, name: &str, service: &str, patch: Value) {
-        let mut job = json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
-            "metadata": {"name": name},
-            "spec": {
-                "serviceRef": {"name": service},
-                "input": {"uris": ["s3://bucket/rows.jsonl"]},
-                "output": {"uri": "s3://bucket/out"},
-            },
-        });
-        merge(&mut job["spec"], patch);
-        let (jobs, job) = (self.jobs(), serde_json::from_value(job).unwrap());
-        let created = jobs.create(&PostParams::default(), &job).await;
+        let job = serde_json::from_value(job(name, service, patch)).unwrap();
+        let created = self.jobs().create(&PostParams::default(), &job).await;
         created.unwrap();
+    }
+
+    /// Changes fields of a service's spec.
+    pub async fn change_service(&self, name: &str, spec: Value) {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let services = self.services();
+        let patched = services.patch(name, &PatchParams::default(), &patch).await;
+        patched.unwrap();
+    }
+
+    /// Changes fields of a job's spec.
+    pub async fn change_job(&self, name: &str, spec: Value) {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let jobs = self.jobs();
+        let patched = jobs.patch(name, &PatchParams::default(), &patch).await;
+        patched.unwrap();
+    }
+
+    /// Has the pods of a service run on nodes with such a disk, and waits until the Deployment says so.
+    pub async fn move_pods(&self, service: &str, disk: &str) {
+        let template = json!({"template": {"nodeSelector": {"disk": disk}}});
+        self.change_service(service, template).await;
+        let is_told = |deployment: Option<&Deployment>| {
+            let pod = deployment.and_then(|it| it.spec.template.spec.as_ref());
+            let selector = pod.and_then(|pod| pod.node_selector.as_ref());
+            selector.is_some_and(|it| it.get("disk").is_some_and(|it| it == disk))
+        };
+        let name = deployment_of(service);
+        await_condition(self.deployments(), &name, is_told)
+            .await
+            .unwrap();
     }
 
     /// Lets a job rest, or go on.
     pub async fn suspend(&self, name: &str, suspend: bool) {
-        let patch = Patch::Merge(json!({"spec": {"suspend": suspend}}));
-        let patched = self.jobs();
-        patched
-            .patch(name, &PatchParams::default(), &patch)
-            .await
-            .unwrap();
+        self.change_job(name, json!({"suspend": suspend})).await;
     }
 
     /// Deletes a job.
@@ -152,6 +166,40 @@ impl Tenant {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// The manifest of a service that sleeps until a job comes; `patch` is laid over its spec.
+pub fn service(name: &str, patch: Value) -> Value {
+    let mut service = json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+        "metadata": {"name": name},
+        "spec": {
+            "models": [{"name": "minilm", "task": "Embedding", "source": {"uri": "s3://bucket/minilm"}}],
+            "autoscaling": {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 1},
+        },
+    });
+    merge(&mut service["spec"], patch);
+    service
+}
+
+/// The manifest of a job of a service; `patch` is laid over its spec.
+pub fn job(name: &str, service: &str, patch: Value) -> Value {
+    let mut job = json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+        "metadata": {"name": name},
+        "spec": {
+            "serviceRef": {"name": service},
+            "input": {"uris": ["s3://bucket/rows.jsonl"]},
+            "output": {"uri": "s3://bucket/out"},
+        },
+    });
+    merge(&mut job["spec"], patch);
+    job
+}
+
+/// The name of a service's Deployment, where the service's own name is short.
+pub fn deployment_of(service: &str) -> String {
+    format!("{service}-inference")
 }
 
 /// The reason of a job's condition `Succeeded`, if it speaks of the job as it is now.

@@ -1,7 +1,8 @@
 //! What is around an operator: the Job controller, the kubelet, the Deployment controller, the pods
-//! of steps and the workers, played in one namespace. What they would leave in the output store is
+//! of steps and the workers, with a garbage collector, played in one namespace. What they would leave in the output store is
 //! kept here; leases are in a real Redis.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, PodSpec, Secret};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_leases::{
     Claim, JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey,
@@ -22,6 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::garbage::GarbageCollector;
 use crate::watched::Watched;
 
 /// Shards of every job.
@@ -30,7 +32,8 @@ pub const SHARDS: u32 = 3;
 /// How long each player waits between two looks.
 const PAUSE: Duration = Duration::from_millis(30);
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// What goes wrong for a player.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where a world is.
 pub struct WorldOptions {
@@ -88,6 +91,7 @@ impl World {
         } = options;
         let redis = RedisOptions::new(redis_url);
         let players = Players {
+            garbage: GarbageCollector::start(client.clone(), &namespace),
             jobs: Watched::start(Api::namespaced(client.clone(), &namespace)),
             pods: Watched::start(Api::namespaced(client.clone(), &namespace)),
             deployments: Watched::start(Api::namespaced(client.clone(), &namespace)),
@@ -120,6 +124,11 @@ impl World {
     /// How many shards are committed, over all jobs.
     pub fn commits(&self) -> usize {
         lock(&self.store).count()
+    }
+
+    /// How many shards of the job with this uid are committed.
+    pub fn commits_of(&self, uid: &str) -> usize {
+        lock(&self.store).commits.get(uid).map_or(0, BTreeMap::len)
     }
 
     /// How often a manifest was written.
@@ -160,6 +169,7 @@ struct Players {
     jobs: Watched<Job>,
     pods: Watched<Pod>,
     deployments: Watched<Deployment>,
+    garbage: GarbageCollector,
     client: Client,
     namespace: String,
     /// What steps said, by the uid of their Job: each runs once.
@@ -185,9 +195,7 @@ impl Players {
 
     async fn turn(&mut self) -> Result<(), Failure> {
         let (jobs, pods) = (self.jobs.all(), self.pods.all());
-        for pod in &pods {
-            self.collect(pod, &jobs).await?;
-        }
+        self.garbage.collect(&jobs, &pods).await?;
         for job in jobs.iter().filter(|job| !is_over(job)) {
             let uid = job.uid().unwrap_or_default();
             let pod = pods.iter().find(|pod| owner(pod) == uid);
@@ -207,17 +215,6 @@ impl Players {
         K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    /// The garbage collector: a pod whose Job is gone goes too.
-    async fn collect(&self, pod: &Pod, jobs: &[Arc<Job>]) -> Result<(), Failure> {
-        let uid = owner(pod);
-        if uid.is_empty() || jobs.iter().any(|job| job.uid().as_deref() == Some(&uid)) {
-            return Ok(());
-        }
-        let now = DeleteParams::default().grace_period(0);
-        self.api::<Pod>().delete(&pod.name_any(), &now).await?;
-        Ok(())
     }
 
     /// The Job controller and the kubelet: one pod per Job, which runs once what it mounts is there.
@@ -377,7 +374,8 @@ impl Players {
             .await
     }
 
-    /// The workers in the pods of a service: each turn one shard of each of its jobs is committed.
+    /// The workers in the pods of a service: each turn one shard is committed, of the job with the
+    /// highest priority that has one.
     async fn work(&mut self, deployment: &Deployment) -> Result<(), Failure> {
         let status = deployment.status.clone().unwrap_or_default();
         if status.ready_replicas.unwrap_or(0) == 0 {
@@ -388,7 +386,9 @@ impl Players {
             let registry = JobRegistry::new(&self.redis, &self.namespace, &service)?;
             self.registries.insert(service.clone(), registry);
         }
-        for (_, job) in self.registries[&service].list().await? {
+        let mut jobs = self.registries[&service].list().await?;
+        jobs.sort_by_key(|(_, job)| Reverse(job.priority));
+        for (_, job) in jobs {
             let run = run_of(&job.manifests)?;
             let uid = run.uid.clone().unwrap_or_default();
             if !lock(&self.store).may_commit() {
@@ -399,6 +399,7 @@ impl Players {
             if let Claim::Lease(lease) = leases.claim("worker").await? {
                 let tally = lock(&store).commit(uid, lease.shard);
                 leases.acknowledge(&lease, &tally).await?;
+                return Ok(());
             }
         }
         Ok(())
@@ -456,7 +457,7 @@ fn is_over(job: &Job) -> bool {
 }
 
 /// The uid of the Job that a pod belongs to.
-fn owner(pod: &Pod) -> String {
+pub fn owner(pod: &Pod) -> String {
     let owners = pod.owner_references();
     owners.first().map_or(String::new(), |it| it.uid.clone())
 }

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-/// A program of the Kubernetes that `cargo xtask cluster up` builds; `None`, with a line that says so,
-/// where it is not built.
+use millrace_e2e::skips::skip;
+
+/// A program of the Kubernetes that `cargo xtask cluster up` builds; `None`, with a note of the skipped
+/// test, where it is not built.
 pub fn of_kubernetes(name: &str) -> Option<PathBuf> {
     let found = cache().and_then(|cache| {
         let entries = std::fs::read_dir(cache).ok()?;
@@ -18,19 +20,21 @@ pub fn of_kubernetes(name: &str) -> Option<PathBuf> {
         Some(folders.pop()?.join("bin").join(name))
     });
     if found.is_none() {
-        eprintln!("skipped: {name} is not built; `cargo xtask cluster up` builds it");
+        skip(&format!(
+            "{name} is not built; `cargo xtask test` builds it"
+        ));
     }
     found
 }
 
-/// A program of the search path; `None`, with a line that says so, where it is not installed.
+/// A program of the search path; `None`, with a note of the skipped test, where it is not installed.
 pub fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
         .map(|folder| folder.join(name))
         .find(|program| program.is_file());
     if found.is_none() {
-        eprintln!("skipped: {name} is not installed");
+        skip(&format!("{name} is not installed"));
     }
     found
 }

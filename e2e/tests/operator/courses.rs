@@ -1,0 +1,254 @@
+//! What users and others do while jobs are at work.
+
+use std::time::Duration;
+
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::wait::await_condition;
+use millrace_leases::{JobRegistry, RedisOptions};
+use serde_json::{Value, json};
+
+use crate::control_plane::control_plane;
+use crate::jobs::Stage;
+use crate::picture::Painter;
+use crate::scenario::Scenario;
+use crate::tenant::{self, JOB, SERVICE, deployment_of};
+use crate::world::SHARDS;
+
+/// How often is looked at what gives no event.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long nothing may be written before everything counts as done.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Waits until the operator writes nothing any more.
+async fn quiet(stage: &Stage) {
+    let mut written = stage.operator.proxy.requests();
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let now = stage.operator.proxy.requests();
+        if now == written {
+            return;
+        }
+        written = now;
+    }
+}
+
+/// How many visits to jobs the operator has made.
+async fn visits(stage: &Stage) -> u64 {
+    let metrics = stage.operator.ask("/metrics").await;
+    let name = r#"millrace_operator_visits_total{kind="BatchJob",outcome="done"} "#;
+    let count = metrics.lines().find_map(|line| line.strip_prefix(name));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_applied_again_changes_nothing() {
+    const NAMESPACE: &str = "applied";
+    let Some(stage) = Stage::new(NAMESPACE).await else {
+        return;
+    };
+    let api = control_plane().expect("the stage has it");
+    let (service, job) = (
+        tenant::service(SERVICE, json!({})),
+        tenant::job(JOB, SERVICE, json!({})),
+    );
+    let manifests = json!({"apiVersion": "v1", "kind": "List", "items": [service, job]});
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("manifests.json");
+    std::fs::write(&file, manifests.to_string()).unwrap();
+    let apply = |manager: &str| {
+        let manager = format!("--field-manager={manager}");
+        let file = file.to_str().unwrap();
+        api.kubectl(&[
+            "apply",
+            "--server-side",
+            &manager,
+            "-n",
+            NAMESPACE,
+            "-f",
+            file,
+        ]);
+    };
+    apply("gitops");
+    stage.expect_completed(JOB).await;
+    let asleep = stage.tenant.wait_for_readiness(SERVICE, "Asleep");
+    stage.expect("the end of the work", asleep).await;
+    quiet(&stage).await;
+    let painter = Painter::new(stage.tenant.client.clone(), &stage.redis.url()).await;
+    let before = painter.versions(NAMESPACE).await;
+    apply("gitops");
+    assert_eq!(painter.versions(NAMESPACE).await, before);
+
+    // Somebody else's name is noted on what is applied, which makes a visit, and nothing else.
+    let (seen, written) = (visits(&stage).await, stage.operator.proxy.requests());
+    apply("somebody-else");
+    let visited = async {
+        while visits(&stage).await == seen {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    stage.expect("a visit", visited).await;
+    let noted = painter.versions(NAMESPACE).await;
+    for (name, version) in &before {
+        let is_applied = name.starts_with("BatchJob/") || name.starts_with("InferenceService/");
+        assert_eq!(noted[name] != *version, is_applied, "{name}");
+    }
+    apply("somebody-else");
+    assert_eq!(painter.versions(NAMESPACE).await, noted);
+    assert_eq!(stage.operator.proxy.requests(), written);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_course_of_a_job_is_told_by_events() {
+    let Some(stage) = Stage::new("events").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    let course = Scenario::Suspended.play(tenant);
+    stage.expect("the end", course).await;
+    let input = json!({"input": {"uris": ["file:///rows.jsonl"]}});
+    tenant.create_job("refused", SERVICE, input).await;
+    let events: Api<Event> = Api::namespaced(tenant.client.clone(), "events");
+    // Of a job, by the time at which each was said first: kind and reason.
+    let told = async |job: &str| {
+        let mut events = events.list(&ListParams::default()).await.unwrap().items;
+        events.sort_by_key(|event| event.event_time.clone());
+        let is_of_job = |event: &Event| {
+            let object = event.regarding.clone().unwrap_or_default();
+            object.kind.as_deref() == Some("BatchJob") && object.name.as_deref() == Some(job)
+        };
+        let of_job = events.into_iter().filter(is_of_job);
+        of_job
+            .map(|event| {
+                [event.type_, event.reason]
+                    .map(Option::unwrap_or_default)
+                    .join(" ")
+            })
+            .collect::<Vec<String>>()
+    };
+    let all_told = async |job: &str, expected: &[&str]| {
+        loop {
+            let mut told = told(job).await.into_iter();
+            if expected.iter().all(|it| told.any(|told| told == *it)) {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    let course = [
+        "Normal Planning",
+        "Normal Running",
+        "Normal Suspended",
+        "Normal Finishing",
+        "Normal Completed",
+    ];
+    stage.expect("the course", all_told(JOB, &course)).await;
+    let refused = all_told("refused", &["Warning LocalPath"]);
+    stage.expect("the refusal", refused).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_job_with_the_higher_priority_is_worked_off_first() {
+    let Some(stage) = Stage::new("priorities").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.world.pause_after(0);
+    tenant.create_service(SERVICE, json!({})).await;
+    let of_priority = |priority: i32, output: &str| json!({"priority": priority, "output": {"uri": format!("s3://bucket/{output}")}});
+    // By name and by age the other would be first.
+    tenant
+        .create_job("early", SERVICE, of_priority(1, "early"))
+        .await;
+    tenant
+        .create_job("urgent", SERVICE, of_priority(5, "urgent"))
+        .await;
+    let redis = RedisOptions::new(stage.redis.url());
+    let registry = JobRegistry::new(&redis, "priorities", SERVICE).unwrap();
+    let both = async {
+        loop {
+            let told = registry.list().await.unwrap();
+            let told: Vec<_> = told
+                .iter()
+                .map(|(name, job)| (name.as_str(), job.priority))
+                .collect();
+            if told == [("early", 1), ("urgent", 5)] {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    stage.expect("both jobs at work", both).await;
+    let shards = SHARDS as usize;
+    tenant.world.pause_after(shards);
+    let commits = tenant.wait_for_commits(shards);
+    stage.expect("the first commits", commits).await;
+    let commits_of = async |name| {
+        let job = tenant.jobs().get(name).await.unwrap();
+        tenant.world.commits_of(&job.metadata.uid.unwrap())
+    };
+    assert_eq!(
+        (commits_of("early").await, commits_of("urgent").await),
+        (0, shards)
+    );
+    tenant.world.go_on();
+    for name in ["urgent", "early"] {
+        let completed = tenant.wait_for_reason(name, "Completed");
+        stage.expect("the end of the job", completed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_goes_on_after_a_rest_in_which_its_service_was_changed() {
+    let Some(stage) = Stage::new("changed-at-rest").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.world.pause_after(1);
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    stage.expect("a commit", tenant.wait_for_commits(1)).await;
+    tenant.suspend(JOB, true).await;
+    let rests = tenant.wait_for_reason(JOB, "Suspended");
+    stage.expect("its rest", rests).await;
+    let moved = tenant.move_pods(SERVICE, "fast");
+    stage.expect("the other pods", moved).await;
+    tenant.world.go_on();
+    tenant.suspend(JOB, false).await;
+    stage.expect_completed(JOB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_somebody_else_counts_stay_as_many() {
+    let Some(stage) = Stage::new("external").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    let external = json!({"autoscaling": {"mode": "External"}});
+    tenant.create_service(SERVICE, external).await;
+    let (deployments, name) = (tenant.deployments(), deployment_of(SERVICE));
+    let made = await_condition(deployments.clone(), &name, |it: Option<&_>| it.is_some());
+    stage.expect("the Deployment", made).await.unwrap();
+    let scaled: Patch<Value> = Patch::Merge(json!({"spec": {"replicas": 3}}));
+    let autoscaler = PatchParams {
+        field_manager: Some("autoscaler".to_owned()),
+        ..PatchParams::default()
+    };
+    let patched = deployments.patch_scale(&name, &autoscaler, &scaled).await;
+    patched.unwrap();
+    let serving = async {
+        while tenant.wait_for_readiness(SERVICE, "Serving").await != "3 pods serve" {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    stage.expect("three pods", serving).await;
+    // A job comes and goes, and the Deployment is written anew.
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    stage.expect_completed(JOB).await;
+    let moved = tenant.move_pods(SERVICE, "fast");
+    stage.expect("the other pods", moved).await;
+    let deployment = deployments.get(&name).await.unwrap();
+    assert_eq!(deployment.spec.replicas, Some(3));
+}
