@@ -18,4 +18,5 @@ pub mod names;
 pub mod objects;
 pub mod pod_redis;
 pub mod pods;
+pub mod reasons;
 pub mod visit;
