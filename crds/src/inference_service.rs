@@ -19,7 +19,7 @@ pub use remote::{Remote, RemoteApi, RemoteLimits};
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
 pub use template::{
     ConfigMapVolume, EmptyDirVolume, Medium, ModelCache, PodTemplate, ResourceClaim, Resources,
-    Toleration, Volume, VolumeClaim,
+    Toleration, TopologySpread, Volume, VolumeClaim, WhenUnsatisfiable,
 };
 
 /// One or more models served together: online over HTTP, and to the BatchJobs that name it.

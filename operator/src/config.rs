@@ -2,6 +2,8 @@
 
 use clap::Parser;
 
+use crate::pod_network::{EgressRules, Peers};
+
 /// Reconciles BatchJobs and InferenceServices.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "millrace-operator", version)]
@@ -51,6 +53,16 @@ pub struct Options {
     /// workload identity needs in some clouds.
     #[arg(long, env = "MILLRACE_ALLOW_LINK_LOCAL")]
     pub allow_link_local: bool,
+
+    /// Peers of a NetworkPolicy, as a JSON list, that reach the pods of services beside those of their
+    /// own namespace: whoever scrapes them or asks them from elsewhere.
+    #[arg(long, env = "MILLRACE_POD_INGRESS_FROM", default_value = "[]")]
+    pub pod_ingress_from: Peers,
+
+    /// Egress rules of a NetworkPolicy, as a JSON list: all that the pods of services and jobs reach.
+    /// By default everything but link-local addresses and other metadata services of machines.
+    #[arg(long, env = "MILLRACE_POD_EGRESS")]
+    pub pod_egress: Option<EgressRules>,
 
     /// Namespace that is watched; all of them by default.
     #[arg(long, env = "MILLRACE_WATCH_NAMESPACE")]

@@ -16,6 +16,7 @@ pub mod inference_service;
 pub mod metrics;
 pub mod names;
 pub mod objects;
+pub mod pod_network;
 pub mod pod_redis;
 pub mod pods;
 pub mod reasons;

@@ -55,6 +55,14 @@ pub async fn apply(
             .await
             .map_err(VisitError::Apply)?;
     }
+    let told = phase.is_end().then(|| notify(ctx, job, seen, phase)).flatten();
+    if make.is_some() || told.is_some() {
+        // What a pod may reach is settled before there is one.
+        let policy = build::network_policy(job, &ctx.options);
+        apply_child(&ctx.client, &namespace, policy)
+            .await
+            .map_err(VisitError::Apply)?;
+    }
     if let Some(made) = make {
         let manifests = build::manifests(job, &made.checked.service, run);
         let config_map = build::config_map(job, &manifests, run);
@@ -69,7 +77,7 @@ pub async fn apply(
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
-        if let Some(notify) = notify::job(job, run, phase, &ctx.options) {
+        if let Some(notify) = told {
             apply_child(&ctx.client, &namespace, notify)
                 .await
                 .map_err(VisitError::Apply)?;
@@ -83,6 +91,16 @@ pub async fn apply(
         }
     }
     Ok(Applied)
+}
+
+/// The Job that tells of an end that no step tells of, beside the pods of the job's service, if it has
+/// one.
+fn notify(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Option<Job> {
+    let own = build::own_service(job);
+    let service = own.as_ref().or(seen.service.as_deref());
+    let template = service.map(|service| service.spec.template.clone());
+    let template = template.unwrap_or_default();
+    notify::job(job, seen.standing.run, phase, &template, &ctx.options)
 }
 
 /// Closes what the job has paid into, unless it may still go on.

@@ -63,7 +63,8 @@ pub async fn apply(
         ctx.apply_secret(&namespace, leases).await?;
         apply_child(client, &namespace, build::kube_service(service)).await?;
         apply_child(client, &namespace, build::disruption_budget(service)).await?;
-        apply_child(client, &namespace, build::network_policy(service)).await?;
+        let policy = build::network_policy(service, &ctx.options);
+        apply_child(client, &namespace, policy).await?;
         let replicas = match scale.mode {
             AutoscalingMode::Backlog => Some(scale.replicas),
             AutoscalingMode::External => None,
