@@ -72,6 +72,10 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_NAMESPACE", default_value = "default")]
     pub namespace: String,
 
+    /// Name of the operator's own Deployment, with which the Lease of the election goes.
+    #[arg(long, env = "MILLRACE_DEPLOYMENT")]
+    pub deployment: Option<String>,
+
     /// Name by which this process stands for election.
     #[arg(long, env = "HOSTNAME", default_value = "millrace-operator")]
     pub identity: String,

@@ -55,7 +55,7 @@ pub async fn apply(
             .await
             .map_err(VisitError::Apply)?;
     }
-    let told = phase.is_end().then(|| notify(ctx, job, seen, phase)).flatten();
+    let told = phase.is_end().then(|| notifier(ctx, job, seen, phase)).flatten();
     if make.is_some() || told.is_some() {
         // What a pod may reach is settled before there is one.
         let policy = build::network_policy(job, &ctx.options);
@@ -95,7 +95,7 @@ pub async fn apply(
 
 /// The Job that tells of an end that no step tells of, beside the pods of the job's service, if it has
 /// one.
-fn notify(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Option<Job> {
+fn notifier(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Option<Job> {
     let own = build::own_service(job);
     let service = own.as_ref().or(seen.service.as_deref());
     let template = service.map(|service| service.spec.template.clone());
