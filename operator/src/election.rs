@@ -39,8 +39,7 @@ impl Election {
     pub fn new(client: Client, options: &Options) -> Self {
         let namespace = &options.namespace;
         let deployment = options.deployment.clone();
-        let deployment =
-            deployment.map(|name| (Api::namespaced(client.clone(), namespace), name));
+        let deployment = deployment.map(|name| (Api::namespaced(client.clone(), namespace), name));
         Self {
             leases: Api::namespaced(client, namespace),
             identity: options.identity.clone(),

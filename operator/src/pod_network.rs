@@ -50,8 +50,7 @@ impl FromStr for EgressRules {
 /// an empty one, which allows everything.
 fn parsed<T: DeserializeOwned + Serialize>(text: &str) -> Result<Vec<T>, String> {
     let given: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let known: Vec<T> =
-        serde_json::from_value(given.clone()).map_err(|error| error.to_string())?;
+    let known: Vec<T> = serde_json::from_value(given.clone()).map_err(|error| error.to_string())?;
     if json!(known) != given {
         return Err(format!(
             "a NetworkPolicy has other fields; of what was given only this is known: {}",

@@ -114,7 +114,8 @@ mod tests {
     }
 
     fn read(relative: &str) -> String {
-        std::fs::read_to_string(folder(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"))
+        std::fs::read_to_string(folder(relative))
+            .unwrap_or_else(|error| panic!("{relative}: {error}"))
     }
 
     fn folder(relative: &str) -> PathBuf {
@@ -131,8 +132,13 @@ mod tests {
     /// The reasons that the sources of a visit write. What is built is made of words of Kubernetes.
     fn written(kind: &str) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        for entry in std::fs::read_dir(folder(&format!("src/{kind}"))).expect("a folder of sources") {
-            let name = entry.expect("a file").file_name().into_string().expect("UTF-8");
+        for entry in std::fs::read_dir(folder(&format!("src/{kind}"))).expect("a folder of sources")
+        {
+            let name = entry
+                .expect("a file")
+                .file_name()
+                .into_string()
+                .expect("UTF-8");
             let is_built = name.starts_with("build") || name == "notify.rs";
             if is_built || !name.ends_with(".rs") || name.ends_with("_tests.rs") {
                 continue;
@@ -149,7 +155,10 @@ mod tests {
     /// The words in the first column of the table below a heading of docs/cluster.md.
     fn documented(heading: &str) -> BTreeSet<String> {
         let page = read("../docs/cluster.md");
-        let section = page.split(&format!("\n## {heading}\n")).nth(1).expect("the heading");
+        let section = page
+            .split(&format!("\n## {heading}\n"))
+            .nth(1)
+            .expect("the heading");
         let section = section.split("\n## ").next().unwrap_or_default();
         let rows = section.lines().filter(|line| line.starts_with("| `"));
         let cells = rows.filter_map(|row| row.split('|').nth(1));

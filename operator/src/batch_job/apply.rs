@@ -55,7 +55,10 @@ pub async fn apply(
             .await
             .map_err(VisitError::Apply)?;
     }
-    let told = phase.is_end().then(|| notifier(ctx, job, seen, phase)).flatten();
+    let told = phase
+        .is_end()
+        .then(|| notifier(ctx, job, seen, phase))
+        .flatten();
     if make.is_some() || told.is_some() {
         // What a pod may reach is settled before there is one.
         let policy = build::network_policy(job, &ctx.options);

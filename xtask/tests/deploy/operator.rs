@@ -19,7 +19,9 @@ fn the_operator_may_do_nothing_that_it_does_not_do() {
             resources.iter().any(|it| it == resource)
         });
         let verbs = of_resource.flat_map(|rule| rule["verbs"].as_array().expect("verbs"));
-        verbs.map(|it| it.as_str().expect("a verb").to_owned()).collect()
+        verbs
+            .map(|it| it.as_str().expect("a verb").to_owned())
+            .collect()
     };
     let everywhere = |resource| verbs("ClusterRole", "millrace", resource);
     assert_eq!(everywhere("batchjobs"), ["list", "watch", "delete"]);
@@ -31,7 +33,14 @@ fn the_operator_may_do_nothing_that_it_does_not_do() {
     assert_eq!(at_home("leases"), ["create", "get", "update"]);
     assert_eq!(at_home("deployments"), ["get"]);
     let told = variable(&objects, "MILLRACE_DEPLOYMENT").expect("the operator is told");
-    assert!(named(&objects, "Deployment", told["value"].as_str().expect("a name")).is_some());
+    assert!(
+        named(
+            &objects,
+            "Deployment",
+            told["value"].as_str().expect("a name")
+        )
+        .is_some()
+    );
 }
 
 #[test]
@@ -71,19 +80,31 @@ fn the_operator_is_told_who_reaches_pods_and_what_they_reach() {
     assert_eq!(told(&[], "MILLRACE_POD_INGRESS_FROM"), None);
     assert_eq!(told(&[], "MILLRACE_POD_EGRESS"), None, "the usual one");
     let monitoring = json!([{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]);
-    assert_eq!(told(EVERYTHING, "MILLRACE_POD_INGRESS_FROM"), Some(monitoring));
+    assert_eq!(
+        told(EVERYTHING, "MILLRACE_POD_INGRESS_FROM"),
+        Some(monitoring)
+    );
     let narrow = "networkPolicy.pods.egress[0].to[0].ipBlock.cidr=10.0.0.0/8";
     let rules = told(&[EVERYTHING, &[narrow]].concat(), "MILLRACE_POD_EGRESS");
     let rules = rules.expect("rules");
     let component = |rule: usize| {
         let peer = &rules[rule]["to"][0];
-        assert!(peer["namespaceSelector"].is_object(), "the pods are elsewhere");
+        assert!(
+            peer["namespaceSelector"].is_object(),
+            "the pods are elsewhere"
+        );
         peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"].clone()
     };
     assert_eq!(rules[0]["ports"][0]["port"], 53, "names");
-    assert_eq!((component(1), component(2)), (json!("leases"), json!("cache")));
+    assert_eq!(
+        (component(1), component(2)),
+        (json!("leases"), json!("cache"))
+    );
     assert_eq!(rules[3]["ports"][0]["port"], 4318, "traces");
-    assert_eq!(rules[4], json!({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}));
+    assert_eq!(
+        rules[4],
+        json!({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]})
+    );
     let rules = told(&[EXTERNAL, &[narrow]].concat(), "MILLRACE_POD_EGRESS").expect("rules");
     let ports = [&rules[1], &rules[2]].map(|rule| rule["ports"][0]["port"].clone());
     assert_eq!(ports, [json!(6379), json!(6390)], "Redis of one's own");

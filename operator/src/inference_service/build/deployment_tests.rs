@@ -134,8 +134,16 @@ fn the_container_that_computes_gets_what_the_template_says() {
     assert_eq!(pod["priorityClassName"], "low");
     assert_eq!(pod["runtimeClassName"], "nvidia");
     let limits = |index: usize| pod["initContainers"][index]["resources"].clone();
-    assert_eq!(limits(1), json!({"limits": {"memory": "2Gi"}}), "the worker's");
-    assert_eq!(limits(0)["limits"]["memory"], "512Mi", "the fetcher's usual");
+    assert_eq!(
+        limits(1),
+        json!({"limits": {"memory": "2Gi"}}),
+        "the worker's"
+    );
+    assert_eq!(
+        limits(0)["limits"]["memory"],
+        "512Mi",
+        "the fetcher's usual"
+    );
     let spread = json!([{
         "topologyKey": "topology.kubernetes.io/zone", "maxSkew": 1,
         "whenUnsatisfiable": "ScheduleAnyway",
@@ -195,8 +203,7 @@ fn worker_and_server_trace_to_where_the_operator_does() {
     let service = service(("models", json!([model])));
     let made = json!(deployment(&service, Some(2), &options));
     let pod = &made["spec"]["template"]["spec"];
-    let expected =
-        json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"});
+    let expected = json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"});
     for container in [&pod["initContainers"][1], &pod["containers"][0]] {
         let variables = container["env"].as_array().unwrap();
         assert!(variables.contains(&expected), "{variables:?}");
