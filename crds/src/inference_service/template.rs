@@ -10,12 +10,8 @@ use crate::SecretRef;
 
 /// Where the pods of a service run and what they get. The pods that plan and finish its jobs have the
 /// same ServiceAccount, labels, annotations and pull secrets, and run on the same nodes.
-#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[x_kube(
-    validation = Rule::new("!has(self.podLabels) || self.podLabels.all(name, !name.startsWith('millrace.dev/'))")
-        .message("podLabels: labels of millrace.dev are set by the operator, which finds its pods by them; name yours otherwise"),
-)]
 pub struct PodTemplate {
     /// Further labels of the pods. Those that the operator sets itself stay as they are.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

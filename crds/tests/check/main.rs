@@ -2,6 +2,7 @@
 
 mod results;
 mod runtime;
+mod template;
 
 use millrace_crds::check::{check, check_update};
 use millrace_crds::manifest::Kind;
