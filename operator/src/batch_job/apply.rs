@@ -55,35 +55,19 @@ pub async fn apply(
             .await
             .map_err(VisitError::Apply)?;
     }
-    let told = phase
-        .is_end()
-        .then(|| notifier(ctx, job, seen, phase))
-        .flatten();
-    if make.is_some() || told.is_some() {
-        // What a pod may reach is settled before there is one.
-        let policy = build::network_policy(job, &ctx.options);
-        apply_child(&ctx.client, &namespace, policy)
-            .await
-            .map_err(VisitError::Apply)?;
-    }
     if let Some(made) = make {
         let manifests = build::manifests(job, &made.checked.service, run);
         let config_map = build::config_map(job, &manifests, run);
-        let step = build::step(job, made, &ctx.options);
         // A step that is there counts as made, so what its pod mounts must be there before it.
         apply_child(&ctx.client, &namespace, config_map)
             .await
             .map_err(VisitError::Apply)?;
-        apply_child(&ctx.client, &namespace, step)
-            .await
-            .map_err(VisitError::Apply)?;
+        apply_step(ctx, job, build::step(job, made, &ctx.options)).await?;
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
-        if let Some(notify) = told {
-            apply_child(&ctx.client, &namespace, notify)
-                .await
-                .map_err(VisitError::Apply)?;
+        if let Some(notify) = notifier(ctx, job, seen, phase) {
+            apply_step(ctx, job, notify).await?;
         }
         ctx.close(&run_key(job, run)).await;
         close_account(ctx, job, seen, phase).await;
@@ -94,6 +78,18 @@ pub async fn apply(
         }
     }
     Ok(Applied)
+}
+
+/// Makes the Job of a step. What its pod may reach is settled before there is one.
+async fn apply_step(ctx: &Context, job: &BatchJob, step: Job) -> Result<(), VisitError> {
+    let namespace = job.namespace().unwrap_or_default();
+    let policy = build::network_policy(job, &ctx.options);
+    let made = async {
+        apply_child(&ctx.client, &namespace, policy).await?;
+        apply_child(&ctx.client, &namespace, step).await
+    };
+    made.await.map_err(VisitError::Apply)?;
+    Ok(())
 }
 
 /// The Job that tells of an end that no step tells of, beside the pods of the job's service, if it has
