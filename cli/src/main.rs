@@ -40,12 +40,14 @@ enum Command {
     Submit(commands::submit::SubmitArgs),
     Status(commands::status::StatusArgs),
     List(commands::list::ListArgs),
+    Top(commands::top::TopArgs),
     Logs(commands::logs::LogsArgs),
     Suspend(commands::suspend::SuspendArgs),
     Resume(commands::resume::ResumeArgs),
     Cancel(commands::cancel::CancelArgs),
     Retry(commands::retry::RetryArgs),
     Check(commands::check::CheckArgs),
+    Report(commands::report::ReportArgs),
     Completions(commands::completions::CompletionsArgs),
 }
 
@@ -68,12 +70,14 @@ async fn main() -> ExitCode {
         Command::Submit(args) => commands::submit::run(args).await,
         Command::Status(args) => commands::status::run(args).await,
         Command::List(args) => commands::list::run(args).await,
+        Command::Top(args) => commands::top::run(args).await,
         Command::Logs(args) => commands::logs::run(args).await,
         Command::Suspend(args) => commands::suspend::run(args).await,
         Command::Resume(args) => commands::resume::run(args).await,
         Command::Cancel(args) => commands::cancel::run(args).await,
         Command::Retry(args) => commands::retry::run(args).await,
         Command::Check(args) => commands::check::run(args).await,
+        Command::Report(args) => commands::report::run(args).await,
         Command::Completions(args) => commands::completions::run(args, program()),
     };
     telemetry.flush().await;

@@ -19,7 +19,7 @@ pub use remote::{Remote, RemoteApi, RemoteLimits};
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
 pub use template::{
     ConfigMapVolume, EmptyDirVolume, Medium, ModelCache, PodTemplate, ResourceClaim, Resources,
-    Toleration, Volume, VolumeClaim,
+    Toleration, TopologySpread, Volume, VolumeClaim, WhenUnsatisfiable,
 };
 
 /// One or more models served together: online over HTTP, and to the BatchJobs that name it.
@@ -49,6 +49,8 @@ pub use template::{
         .message("auth needs models: a server of your own checks keys in its own way"),
     validation = Rule::new("!has(self.modelCache) || (has(self.models) && self.models.all(m, has(m.source.digest)))")
         .message("modelCache needs models, each with source.digest: without it nobody could tell whether what lies in the cache is what is meant"),
+    validation = Rule::new("!has(self.template) || !has(self.template.podLabels) || self.template.podLabels.all(name, !name.startsWith('millrace.dev/'))")
+        .message("template.podLabels: labels of millrace.dev are the operator's, which finds its pods by them; name yours otherwise"),
 )]
 pub struct InferenceServiceSpec {
     /// The models of this service, run by this project's own server. Several models give a combined

@@ -2,6 +2,8 @@
 
 use clap::Parser;
 
+use crate::pod_network::{EgressRules, Peers};
+
 /// Reconciles BatchJobs and InferenceServices.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "millrace-operator", version)]
@@ -52,6 +54,16 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_ALLOW_LINK_LOCAL")]
     pub allow_link_local: bool,
 
+    /// Peers of a NetworkPolicy, as a JSON list, that reach the pods of services beside those of their
+    /// own namespace: whoever scrapes them or asks them from elsewhere.
+    #[arg(long, env = "MILLRACE_POD_INGRESS_FROM", default_value = "[]")]
+    pub pod_ingress_from: Peers,
+
+    /// Egress rules of a NetworkPolicy, as a JSON list: all that the pods of services and jobs reach.
+    /// By default everything but link-local addresses and other metadata services of machines.
+    #[arg(long, env = "MILLRACE_POD_EGRESS")]
+    pub pod_egress: Option<EgressRules>,
+
     /// Namespace that is watched; all of them by default.
     #[arg(long, env = "MILLRACE_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,
@@ -59,6 +71,10 @@ pub struct Options {
     /// Namespace of the operator itself, for its election.
     #[arg(long, env = "MILLRACE_NAMESPACE", default_value = "default")]
     pub namespace: String,
+
+    /// Name of the operator's own Deployment, with which the Lease of the election goes.
+    #[arg(long, env = "MILLRACE_DEPLOYMENT")]
+    pub deployment: Option<String>,
 
     /// Name by which this process stands for election.
     #[arg(long, env = "HOSTNAME", default_value = "millrace-operator")]

@@ -4,12 +4,14 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 
+use crate::config::Options;
 use crate::term::Term;
 
 /// How long a Lease holds without renewal.
@@ -27,19 +29,27 @@ pub struct Election {
     identity: String,
     /// For how long this process leads, extended with each renewal.
     term: Term,
+    deployment: Option<(Api<Deployment>, String)>,
+    /// What the Lease belongs to, once that was asked: it goes with the operator's Deployment.
+    belongs_to: Option<ObjectMeta>,
     /// The holder that was seen last, with its renewal, and since when: times are measured by our
     /// own clock, since the holder's may be another.
     seen: Option<(String, Instant)>,
 }
 
 impl Election {
-    /// An election in `namespace`, whose winner may act within `term`. The client is one that may
-    /// write at any time, since the Lease is written before there is a term.
-    pub fn new(client: Client, term: Term, namespace: &str, identity: &str) -> Self {
+    /// An election in the operator's own namespace, whose winner may act within `term`. The client is one
+    /// that may write at any time, since the Lease is written before there is a term.
+    pub fn new(client: Client, term: Term, options: &Options) -> Self {
+        let namespace = &options.namespace;
+        let deployment = options.deployment.clone();
+        let deployment = deployment.map(|name| (Api::namespaced(client.clone(), namespace), name));
         Self {
             leases: Api::namespaced(client, namespace),
-            identity: identity.to_owned(),
+            identity: options.identity.clone(),
             term,
+            deployment,
+            belongs_to: None,
             seen: None,
         }
     }
@@ -102,11 +112,10 @@ impl Election {
         let params = PostParams::default();
         let held = match self.leases.get_opt(NAME).await? {
             None => {
+                let mut metadata = self.belongs_to().await;
+                metadata.name = Some(NAME.to_owned());
                 let lease = Lease {
-                    metadata: ObjectMeta {
-                        name: Some(NAME.to_owned()),
-                        ..ObjectMeta::default()
-                    },
+                    metadata,
                     spec: Some(self.spec(0)),
                 };
                 self.leases.create(&params, &lease).await
@@ -119,6 +128,13 @@ impl Election {
                 let changes = spec.lease_transitions.unwrap_or(0);
                 let is_ours = spec.holder_identity.as_deref() == Some(&self.identity);
                 lease.spec = Some(self.spec(changes + i32::from(!is_ours)));
+                let ObjectMeta {
+                    labels,
+                    owner_references,
+                    ..
+                } = self.belongs_to().await;
+                lease.metadata.labels = labels;
+                lease.metadata.owner_references = owner_references;
                 self.leases.replace(NAME, &params, &lease).await
             }
         };
@@ -129,6 +145,28 @@ impl Election {
             }
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Labels and owner of the Lease. Without a Deployment, and while it cannot be read, it has none: that
+    /// keeps nobody from leading.
+    async fn belongs_to(&mut self) -> ObjectMeta {
+        if let Some(known) = &self.belongs_to {
+            return known.clone();
+        }
+        let Some((deployments, name)) = &self.deployment else {
+            return ObjectMeta::default();
+        };
+        match deployments.get_metadata(name).await {
+            Ok(deployment) => {
+                let found = belongs_to(&deployment.metadata);
+                self.belongs_to = Some(found.clone());
+                found
+            }
+            Err(error) => {
+                tracing::warn!(%error, name, "the Lease gets no owner, and stays when the operator goes");
+                ObjectMeta::default()
+            }
         }
     }
 
@@ -158,5 +196,44 @@ impl Election {
             renew_time: Some(MicroTime(Timestamp::now())),
             ..LeaseSpec::default()
         }
+    }
+}
+
+/// What an object has that goes with a Deployment. Pure.
+fn belongs_to(deployment: &ObjectMeta) -> ObjectMeta {
+    let owner = OwnerReference {
+        api_version: Deployment::api_version(&()).into_owned(),
+        kind: Deployment::kind(&()).into_owned(),
+        name: deployment.name.clone().unwrap_or_default(),
+        uid: deployment.uid.clone().unwrap_or_default(),
+        // Nothing of the Deployment waits for the Lease.
+        controller: None,
+        block_owner_deletion: None,
+    };
+    ObjectMeta {
+        labels: deployment.labels.clone(),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_lease_goes_with_the_deployment_and_is_found_by_its_labels() {
+        let labels = json!({"app.kubernetes.io/instance": "millrace"});
+        let deployment = json!({
+            "name": "millrace-operator", "uid": "u", "labels": labels, "resourceVersion": "7",
+        });
+        let found = belongs_to(&serde_json::from_value(deployment).unwrap());
+        let owner = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "name": "millrace-operator", "uid": "u",
+        });
+        let expected = json!({"labels": labels, "ownerReferences": [owner]});
+        assert_eq!(json!(found), expected, "and nothing else of it");
     }
 }

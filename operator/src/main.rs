@@ -62,7 +62,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         checked = crd_check::wait(&client) => checked?,
         () = stop.cancelled() => return Ok(()),
     }
-    let mut election = Election::new(client, term, &options.namespace, &options.identity);
+    let mut election = Election::new(client, term, &options);
     let won = async {
         if !election.try_win().await {
             let standing_by = stand_by(shown.ctx.clone(), shown.standing_by.clone());

@@ -2,15 +2,13 @@
 //!
 //! Visits are counted as they happen. What is true of objects is read from the controllers' own
 //! copies of them when it is asked for, so that nothing is left of an object that is gone. No label
-//! names a shard or a pod, and one names a job only where somebody pays for it.
+//! names a job, a shard or a pod.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use millrace_crds::BatchJob;
+use millrace_crds::InferenceService;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
@@ -19,14 +17,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::batch_job::standing::reason;
+use crate::batch_job::standing::reason as job_reason;
+use crate::conditions::find;
+use crate::names::service_of;
 use crate::objects::{Backlog, Objects};
+use crate::reasons::{self, UNVISITED};
 
 /// Beginning of every name.
 const PREFIX: &str = "millrace";
-
-/// Reason of a job that was not visited yet.
-const UNVISITED: &str = "Unvisited";
 
 /// What is counted over visits; cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,15 +45,16 @@ struct KindLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct JobsLabels {
+struct ReasonLabels {
     namespace: String,
     reason: String,
+    class: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CostLabels {
     namespace: String,
-    job: String,
+    service: String,
     currency: String,
 }
 
@@ -137,25 +136,34 @@ fn gauge(value: i64) -> Gauge {
 
 /// Registers what is true of objects.
 fn register_objects(registry: &mut Registry, objects: &Objects) {
-    let by_reason = Family::<JobsLabels, Gauge>::default();
-    for ((namespace, reason), count) in jobs_by_reason(&objects.jobs.state()) {
-        by_reason
-            .get_or_create(&JobsLabels { namespace, reason })
-            .set(count);
-    }
+    let [jobs, services] = [(); 2].map(|()| Family::<ReasonLabels, Gauge>::default());
     let costs = Family::<CostLabels, Gauge<f64, AtomicU64>>::default();
     for job in objects.jobs.state() {
+        let reason = job_reason(&job).unwrap_or(UNVISITED);
+        let labels = ReasonLabels {
+            namespace: job.namespace().unwrap_or_default(),
+            reason: reason.to_owned(),
+            class: reasons::of_job(reason).as_str(),
+        };
+        jobs.get_or_create(&labels).inc();
         if let Some(spent) = job.status.as_ref().and_then(|status| status.cost.as_ref()) {
             let labels = CostLabels {
-                namespace: job.namespace().unwrap_or_default(),
-                job: job.name_any(),
+                namespace: labels.namespace,
+                service: service_of(&job),
                 currency: spent.currency.clone(),
             };
-            costs.get_or_create(&labels).set(spent.total.as_f64());
+            costs.get_or_create(&labels).inc_by(spent.total.as_f64());
         }
     }
     let [shards, replicas, ready] = [(); 3].map(|()| Family::<ServiceLabels, Gauge>::default());
     for service in objects.services.state() {
+        let reason = service_reason(&service).unwrap_or(UNVISITED);
+        let by_reason = ReasonLabels {
+            namespace: service.namespace().unwrap_or_default(),
+            reason: reason.to_owned(),
+            class: reasons::of_service(reason).as_str(),
+        };
+        services.get_or_create(&by_reason).inc();
         let labels = ServiceLabels {
             namespace: service.namespace().unwrap_or_default(),
             service: service.name_any(),
@@ -176,9 +184,11 @@ fn register_objects(registry: &mut Registry, objects: &Objects) {
             .set(serving.unwrap_or(0).into());
     }
     let help = "Jobs by the reason of their condition Succeeded";
-    registry.register("jobs", help, by_reason);
-    let help = "What the calls of a job cost so far, in its currency";
-    registry.register("job_cost", help, costs);
+    registry.register("jobs", help, jobs);
+    let help = "Services by the reason of their condition Ready";
+    registry.register("services", help, services);
+    let help = "What the calls of the jobs of a service cost so far, in its currency";
+    registry.register("service_cost", help, costs);
     let help = "Shards that no commit stands for yet, over the jobs of a service";
     registry.register("service_backlog_shards", help, shards);
     let help = "Pods of a service that should serve";
@@ -187,22 +197,19 @@ fn register_objects(registry: &mut Registry, objects: &Objects) {
     registry.register("service_ready_replicas", help, ready);
 }
 
-fn jobs_by_reason(jobs: &[Arc<BatchJob>]) -> BTreeMap<(String, String), i64> {
-    let mut counts = BTreeMap::new();
-    for job in jobs {
-        let reason = reason(job).unwrap_or(UNVISITED);
-        let namespace = job.namespace().unwrap_or_default();
-        *counts.entry((namespace, reason.to_owned())).or_default() += 1;
-    }
-    counts
+fn service_reason(service: &InferenceService) -> Option<&str> {
+    let ready = find(&service.status.as_ref()?.conditions, "Ready")?;
+    Some(&ready.reason)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kube::runtime::reflector::Store;
     use kube::runtime::reflector::store::Writer;
     use kube::runtime::watcher::Event;
-    use millrace_crds::InferenceService;
+    use millrace_crds::BatchJob;
     use millrace_crds::batch_job::Spent;
     use serde_json::json;
 
@@ -232,7 +239,13 @@ mod tests {
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "embed", "namespace": "tenant"},
             "spec": {"models": []},
-            "status": {"replicas": 3, "readyReplicas": 2},
+            "status": {
+                "replicas": 3, "readyReplicas": 2,
+                "conditions": [{
+                    "type": "Ready", "status": "True", "reason": "Serving", "message": "m",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }],
+            },
         }))
         .unwrap()
     }
@@ -251,10 +264,11 @@ mod tests {
     fn objects() -> Objects {
         let mut unvisited = job("new", "", 0);
         unvisited.status = None;
-        let mut paid = job("a", "Running", 4);
-        let cost = "1.25".parse().expect("an amount");
-        paid.status.as_mut().expect("a status").cost = Some(Spent::of(cost, 5, "USD"));
-        let jobs = [paid, job("b", "Running", 9)];
+        let mut jobs = [job("a", "Running", 4), job("b", "Running", 9)];
+        for job in &mut jobs {
+            let cost = "1.25".parse().expect("an amount");
+            job.status.as_mut().expect("a status").cost = Some(Spent::of(cost, 5, "USD"));
+        }
         let others = [job("c", "Completed", 9), unvisited];
         Objects {
             jobs: store(jobs.into_iter().chain(others).collect()),
@@ -302,16 +316,21 @@ mod tests {
                 2.0,
             ),
             (
-                r#"millrace_jobs{namespace="tenant",reason="Running"}"#.to_owned(),
+                r#"millrace_jobs{namespace="tenant",reason="Running",class="Moving"}"#.to_owned(),
                 2.0,
             ),
             (
-                r#"millrace_jobs{namespace="tenant",reason="Unvisited"}"#.to_owned(),
+                r#"millrace_jobs{namespace="tenant",reason="Unvisited",class="Moving"}"#.to_owned(),
                 1.0,
             ),
             (
-                r#"millrace_job_cost{namespace="tenant",job="a",currency="USD"}"#.to_owned(),
-                1.25,
+                r#"millrace_services{namespace="tenant",reason="Serving",class="Settled"}"#
+                    .to_owned(),
+                1.0,
+            ),
+            (
+                format!(r#"millrace_service_cost{{{service},currency="USD"}}"#),
+                2.5,
             ),
             (format!("millrace_service_backlog_shards{{{service}}}"), 5.0),
             (format!("millrace_service_replicas{{{service}}}"), 3.0),

@@ -1,12 +1,15 @@
 //! What all pods have in common: they pass Pod Security *restricted*, hold no API token, and find
 //! settings, credentials and manifests in the same places.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
+use millrace_crds::inference_service::{PodTemplate, Resources, Toleration};
 use serde_json::{Value, json};
 
 use crate::config::Options;
@@ -28,6 +31,64 @@ const BEGINNING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
 /// How long containers usually take to begin.
 const BEGINS_WITHIN: SignedDuration = SignedDuration::from_secs(3);
+
+/// Gives a pod what all pods around a service have in common: who they are, where they run and with what
+/// their images are pulled. The steps of a job would else wait for a node or an image that the service
+/// does not wait for.
+pub fn place(pod: &mut Value, template: &PodTemplate) {
+    let PodTemplate {
+        pod_labels: _,
+        pod_annotations: _,
+        service_account_name,
+        node_selector,
+        tolerations,
+        topology_spread_constraints: _,
+        resources: _,
+        worker_resources: _,
+        models_resources: _,
+        step_resources: _,
+        resource_claims: _,
+        volumes: _,
+        image_pull_secrets,
+        priority_class_name: _,
+        runtime_class_name: _,
+    } = template;
+    let tolerations: Vec<Value> = tolerations.iter().map(toleration).collect();
+    pod["serviceAccountName"] = json!(service_account_name);
+    pod["nodeSelector"] = json!(node_selector);
+    pod["tolerations"] = json!(tolerations);
+    pod["imagePullSecrets"] = json!(image_pull_secrets);
+}
+
+/// The metadata of such a pod. What the operator says itself counts before what the template says.
+pub fn pod_metadata(
+    template: &PodTemplate,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+) -> Value {
+    let with = |mut given: BTreeMap<String, String>, own| {
+        given.extend(own);
+        given
+    };
+    json!({
+        "labels": with(template.pod_labels.clone(), labels),
+        "annotations": with(template.pod_annotations.clone(), annotations),
+    })
+}
+
+/// The resources that are given, or else these.
+pub fn resources(given: &Resources, otherwise: Value) -> Value {
+    if given.is_empty() {
+        return otherwise;
+    }
+    json!(given)
+}
+
+fn toleration(toleration: &Toleration) -> Value {
+    let Toleration { key, value, effect } = toleration;
+    let operator = if value.is_some() { "Equal" } else { "Exists" };
+    json!({"key": key, "operator": operator, "value": value, "effect": effect})
+}
 
 /// Rights of a pod.
 pub fn pod_security() -> Value {

@@ -111,12 +111,16 @@ secretKeyRef: {name: {{ include "millrace.name" .root }}-operator, key: {{ get $
 {{- end }}
 
 {{/* An egress rule to the Redis of a component: its pods, or its port where it is someone else's. */}}
+{{/* With isElsewhere, for pods of other namespaces. */}}
 {{- define "millrace.redisEgress" -}}
 {{- $redis := (get .root.Values .component).redis }}
 {{- if include "millrace.isBundled" . -}}
 - to:
     - podSelector:
         matchLabels: {{- include "millrace.selector" . | nindent 10 }}
+      {{- if .isElsewhere }}
+      namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .root.Release.Namespace }}}}
+      {{- end }}
   ports: [{protocol: TCP, port: 6379}]
 {{- else if $redis.urlSecret.name -}}
 - ports: [{protocol: TCP, port: {{ $redis.urlSecret.port }}}]
@@ -131,6 +135,26 @@ secretKeyRef: {name: {{ include "millrace.name" .root }}-operator, key: {{ get $
     - {protocol: UDP, port: {{ . }}}
     - {protocol: TCP, port: {{ . }}}
     {{- end }}
+{{- end }}
+
+{{/* An egress rule to the collector of traces, by its port. */}}
+{{- define "millrace.otlpEgress" -}}
+{{- with .Values.operator.otlpEndpoint -}}
+- ports: [{protocol: TCP, port: {{ include "millrace.portOf" (dict "url" . "otherwise" (ternary 443 80 (hasPrefix "https" .))) }}}]
+{{- end }}
+{{- end }}
+
+{{/* What the pods of services and jobs reach, where the values say it: that, and what all of them need. */}}
+{{- define "millrace.podEgress" -}}
+{{- with .Values.networkPolicy.pods.egress }}
+{{ include "millrace.dnsEgress" $ }}
+{{ include "millrace.redisEgress" (dict "root" $ "component" "leases" "isElsewhere" true) }}
+{{- if $.Values.cache.enabled }}
+{{ include "millrace.redisEgress" (dict "root" $ "component" "cache" "isElsewhere" true) }}
+{{- end }}
+{{ include "millrace.otlpEgress" $ }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* The port that a URL names. */}}

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
+use kube::ResourceExt;
 
 use super::change::{Change, Wish, decide};
 use super::connect::ClusterArgs;
@@ -13,7 +14,7 @@ use crate::output;
 /// A job, and where it is.
 #[derive(Debug, Args)]
 pub struct JobArgs {
-    /// The job: its name, or batchjob/NAME.
+    /// The job: its name, batchjob/NAME, or @latest, the newest one.
     #[arg(value_parser = job_name)]
     name: String,
     #[command(flatten)]
@@ -29,7 +30,7 @@ pub async fn fulfil(wish: Wish, args: JobArgs) -> anyhow::Result<ExitCode> {
         Change::Already(said) => output::line(&said)?,
         Change::Refused(why) => bail!(why),
         Change::Patch { patch, said } => {
-            let patched = connection.patch(&name, &patch).await?;
+            let patched = connection.patch(&job.name_any(), &patch).await?;
             if !wish.is_met(&job, &patched) {
                 bail!(
                     "the API server dropped the field: its CRDs are older than this program; upgrade \

@@ -11,6 +11,7 @@ pub mod fulfil;
 pub mod gather;
 pub mod hints;
 pub mod jobs;
+pub mod redact;
 pub mod show;
 pub mod sources;
 pub mod summary;

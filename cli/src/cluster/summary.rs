@@ -148,7 +148,8 @@ fn shards_text(shards: ShardCounts) -> String {
     format!("{committed} of {total} committed, {failed} given up")
 }
 
-fn workers(
+/// Pods and how they are.
+pub fn workers(
     pods: &Result<Vec<k8s_openapi::api::core::v1::Pod>, String>,
     wide: bool,
     now: Timestamp,
@@ -234,7 +235,8 @@ fn conditions(job: &BatchJob, wide: bool, now: Timestamp) -> Vec<String> {
     table(&["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"], rows)
 }
 
-fn events_table(
+/// Events, the oldest first.
+pub fn events_table(
     found: &Result<Vec<k8s_openapi::api::core::v1::Event>, String>,
     wide: bool,
     now: Timestamp,

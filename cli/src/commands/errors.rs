@@ -20,8 +20,8 @@ const CODE_WIDTH: usize = 15;
 /// While the run goes on, the rows of committed shards are printed.
 #[derive(Debug, Args)]
 pub struct ErrorsArgs {
-    /// The job's output: a folder, a URI such as s3://bucket/folder, or batchjob/NAME, which is looked
-    /// up in the cluster.
+    /// The job's output: a folder, a URI such as s3://bucket/folder, or batchjob/NAME or @latest, which
+    /// are looked up in the cluster.
     #[arg(value_name = "OUTPUT")]
     location: String,
     /// Most lines to print.

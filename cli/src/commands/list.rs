@@ -4,14 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
-use kube::api::ListParams;
 use millrace_crds::{BatchJob, BatchJobStatus};
 use serde_json::json;
 
 use crate::cluster::connect::{ClusterArgs, Connection};
 use crate::cluster::end::{end, succeeded};
-use crate::cluster::jobs::output_of;
+use crate::cluster::jobs::{listed, output_of};
 use crate::cluster::show::{Format, age, bare, count, document, or_dash, span, table};
 use crate::output;
 use millrace_crds::names::service_of;
@@ -37,7 +35,7 @@ pub async fn run(args: ListArgs) -> anyhow::Result<ExitCode> {
         cluster,
     } = args;
     let connection = cluster.connect().await?;
-    let jobs = jobs(&connection, all_namespaces).await?;
+    let jobs = listed(&connection, all_namespaces).await?;
     let is_table = matches!(format, Format::Text | Format::Wide);
     if !is_table {
         let items: Vec<BatchJob> = jobs.into_iter().map(bare).collect();
@@ -53,20 +51,6 @@ pub async fn run(args: ListArgs) -> anyhow::Result<ExitCode> {
         output::line(&lines(&jobs, shape, Timestamp::now()).join("\n"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn jobs(connection: &Connection, all_namespaces: bool) -> anyhow::Result<Vec<BatchJob>> {
-    let (api, place) = if all_namespaces {
-        let api = Api::<BatchJob>::all(connection.client.clone());
-        (api, "in all namespaces".to_owned())
-    } else {
-        let place = format!("in namespace {}", connection.namespace);
-        (connection.jobs(), place)
-    };
-    let listed = api.list(&ListParams::default()).await;
-    let listed =
-        listed.map_err(|error| connection.explain(error, &format!("list jobs {place}")))?;
-    Ok(listed.items)
 }
 
 fn none(connection: &Connection, all_namespaces: bool) -> String {

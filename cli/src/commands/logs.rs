@@ -10,8 +10,8 @@ use clap::Args;
 use futures::AsyncBufReadExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
 use kube::api::LogParams;
+use kube::{Api, ResourceExt};
 use millrace_crds::BatchJob;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -41,7 +41,7 @@ const LINES_MAX: usize = 256;
 /// Of the service's pods, what they have said since the job was created.
 #[derive(Debug, Args)]
 pub struct LogsArgs {
-    /// The job: its name, or batchjob/NAME.
+    /// The job: its name, batchjob/NAME, or @latest, the newest one.
     #[arg(value_parser = job_name)]
     name: String,
     /// Go on until the job is over, with the pods that join on the way.
@@ -68,6 +68,7 @@ pub async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
     } = args;
     let connection = cluster.connect().await?;
     let job = connection.job(&name).await?;
+    let name = job.name_any();
     let since = job.metadata.creation_timestamp.as_ref().map(|it| it.0);
     let wanted = Wanted {
         step,

@@ -18,8 +18,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// While the run goes on, the rows of committed shards are printed.
 #[derive(Debug, Args)]
 pub struct ResultsArgs {
-    /// The job's output: a folder, a URI such as s3://bucket/folder, or batchjob/NAME, which is looked
-    /// up in the cluster.
+    /// The job's output: a folder, a URI such as s3://bucket/folder, or batchjob/NAME or @latest, which
+    /// are looked up in the cluster.
     #[arg(value_name = "OUTPUT")]
     output: String,
     /// Most lines to print.

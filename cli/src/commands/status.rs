@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 
 use crate::cluster::connect::ClusterArgs;
 use crate::cluster::end::end;
@@ -19,7 +20,7 @@ use crate::output;
 /// With --watch it follows the job to its end and exits as `submit --watch` does.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The job: its name, or batchjob/NAME.
+    /// The job: its name, batchjob/NAME, or @latest, the newest one.
     #[arg(value_parser = job_name)]
     name: String,
     /// Follow the job to its end: a bar on a terminal, lines in a pipe.
@@ -42,6 +43,7 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     } = args;
     let connection = cluster.connect().await?;
     let job = connection.job(&name).await?;
+    let name = job.name_any();
     let is_text = matches!(format, Format::Text | Format::Wide);
     if is_text && !(watch && end(&job).is_some()) {
         let seen = gather(&connection, job).await?;

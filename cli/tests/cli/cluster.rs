@@ -37,6 +37,9 @@ fn a_server_that_cannot_be_reached_is_named_with_the_way_to_another() {
         &["list"][..],
         &["status", "embed"],
         &["logs", "embed"],
+        &["status", "@latest"],
+        &["top"],
+        &["report", "embed"],
         &["suspend", "embed"],
         &["results", "batchjob/embed"],
     ] {

@@ -12,7 +12,7 @@ fn the_help_names_every_exit_code() {
     }
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "run",
     "lint",
     "results",
@@ -20,12 +20,14 @@ const COMMANDS: [&str; 14] = [
     "submit",
     "status",
     "list",
+    "top",
     "logs",
     "suspend",
     "resume",
     "cancel",
     "retry",
     "check",
+    "report",
     "completions",
 ];
 

@@ -8,10 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
 
-/// Where the pods of a service run and what they get.
+/// Where the pods of a service run and what they get. The pods that plan and finish its jobs have the
+/// same ServiceAccount, labels, annotations and pull secrets, and run on the same nodes.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodTemplate {
+    /// Further labels of the pods. Those that the operator sets itself stay as they are.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub pod_labels: BTreeMap<String, String>,
+    /// Further annotations of the pods.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub pod_annotations: BTreeMap<String, String>,
     /// ServiceAccount of the pods, for workload identity. No token of it is mounted.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
@@ -24,9 +33,25 @@ pub struct PodTemplate {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
+    /// How the pods of the service spread over zones and nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub topology_spread_constraints: Vec<TopologySpread>,
     /// Resources of the container that computes.
     #[serde(skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
+    /// Resources of the worker beside a server, in the place of 100m CPU and 128Mi reserved and 512Mi
+    /// at most.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub worker_resources: Resources,
+    /// Resources of the container that fetches models, in the place of 100m CPU and 64Mi reserved and
+    /// 512Mi at most.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub models_resources: Resources,
+    /// Resources of the pods that plan and finish jobs, in the place of 100m CPU and 128Mi reserved and
+    /// 512Mi at most.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub step_resources: Resources,
     /// Devices for the container that computes, by dynamic resource allocation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -67,6 +92,38 @@ pub struct Toleration {
     pub effect: Option<String>,
 }
 
+/// How evenly the pods of a service spread.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopologySpread {
+    /// Label of nodes by which they are told apart, such as `topology.kubernetes.io/zone`.
+    #[schemars(length(min = 1, max = 317))]
+    pub topology_key: String,
+    /// By how many pods two of these places may differ.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1_000))]
+    pub max_skew: u32,
+    /// What becomes of a pod for which that cannot be.
+    #[serde(default)]
+    pub when_unsatisfiable: WhenUnsatisfiable,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What becomes of a pod that cannot spread as it should.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+// Without one of its own, a field keeps its description in the CRD.
+#[schemars(description = "")]
+pub enum WhenUnsatisfiable {
+    /// It runs all the same.
+    #[default]
+    ScheduleAnyway,
+    /// It waits.
+    DoNotSchedule,
+}
+
 /// Resources of a container, as quantities by name.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -82,7 +139,8 @@ pub struct Resources {
 }
 
 impl Resources {
-    fn is_empty(&self) -> bool {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
         self.requests.is_empty() && self.limits.is_empty()
     }
 }

@@ -3,6 +3,7 @@
 mod results;
 mod rows;
 mod runtime;
+mod template;
 
 use millrace_crds::check::{check, check_update};
 use millrace_crds::manifest::Kind;

@@ -1,5 +1,7 @@
 //! The release of the chart itself: tested, upgraded in mid-job, taken away.
 
+use std::time::{Duration, Instant};
+
 use crate::cluster::{SYSTEM, turn};
 use crate::tenant::Tenant;
 
@@ -45,22 +47,34 @@ fn an_upgrade_in_mid_job_keeps_the_password_and_loses_no_row() {
     );
 }
 
+/// What every namespace has.
+const OF_A_NAMESPACE: [&str; 2] = ["configmap/kube-root-ca.crt", "serviceaccount/default"];
+
+/// How long the objects may take that go with others.
+const COLLECTED_WITHIN: Duration = Duration::from_secs(60);
+
 #[test]
 fn uninstalling_leaves_nothing_but_the_crds() {
     let Some(cluster) = turn() else { return };
     cluster.uninstall();
-    let kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,leases";
+    // Without a selector: what lacks the release's labels is left behind as well.
+    let kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,\
+                 poddisruptionbudgets,leases";
+    let left = || -> Vec<String> {
+        let listed = cluster.kubectl(&["-n", SYSTEM, "get", kinds, "-o", "name"]);
+        let names = listed.lines().filter(|name| !OF_A_NAMESPACE.contains(name));
+        names.map(str::to_owned).collect()
+    };
+    let begun = Instant::now();
+    while !left().is_empty() && begun.elapsed() < COLLECTED_WITHIN {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let left = left();
     let of_release = "app.kubernetes.io/instance=millrace";
-    let left = cluster.kubectl(&["-n", SYSTEM, "get", kinds, "-l", of_release, "-o", "name"]);
     let cluster_wide = "clusterroles,clusterrolebindings";
     let left_wide = cluster.kubectl(&["get", cluster_wide, "-l", of_release, "-o", "name"]);
     let crds = cluster.kubectl(&["get", "crds", "-o", "name"]);
     cluster.install();
-    // The pods of what was deleted may still be ending.
-    let left: Vec<&str> = left
-        .lines()
-        .filter(|name| !name.starts_with("pod/"))
-        .collect();
     assert!(
         left.is_empty() && left_wide.is_empty(),
         "{left:?} {left_wide}"

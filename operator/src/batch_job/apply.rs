@@ -59,24 +59,17 @@ pub async fn apply(
     if let Some(made) = make {
         let manifests = build::manifests(job, &made.checked.service, run);
         let config_map = build::config_map(job, &manifests, run);
-        let step = build::step(job, made, &ctx.options);
         // A step that is there counts as made, so what its pod mounts must be there before it.
         ctx.children
             .apply(&ctx.client, &namespace, config_map)
             .await
             .map_err(VisitError::Apply)?;
-        ctx.children
-            .apply(&ctx.client, &namespace, step)
-            .await
-            .map_err(VisitError::Apply)?;
+        apply_step(ctx, job, build::step(job, made, &ctx.options)).await?;
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
-        if let Some(notify) = notify::job(job, run, phase, &ctx.options) {
-            ctx.children
-                .apply(&ctx.client, &namespace, notify)
-                .await
-                .map_err(VisitError::Apply)?;
+        if let Some(notify) = notifier(ctx, job, seen, phase) {
+            apply_step(ctx, job, notify).await?;
         }
         ctx.close(&run_key(job, run)).await;
         close_account(ctx, job, seen, phase).await;
@@ -87,6 +80,29 @@ pub async fn apply(
         }
     }
     Ok(Applied)
+}
+
+/// Makes the Job of a step. What its pod may reach is settled before there is one.
+async fn apply_step(ctx: &Context, job: &BatchJob, step: Job) -> Result<(), VisitError> {
+    let namespace = job.namespace().unwrap_or_default();
+    let policy = build::network_policy(job, &ctx.options);
+    let made = async {
+        let (client, children) = (&ctx.client, &ctx.children);
+        children.apply(client, &namespace, policy).await?;
+        children.apply(client, &namespace, step).await
+    };
+    made.await.map_err(VisitError::Apply)?;
+    Ok(())
+}
+
+/// The Job that tells of an end that no step tells of, beside the pods of the job's service, if it has
+/// one.
+fn notifier(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Option<Job> {
+    let own = build::own_service(job);
+    let service = own.as_ref().or(seen.service.as_deref());
+    let template = service.map(|service| service.spec.template.clone());
+    let template = template.unwrap_or_default();
+    notify::job(job, seen.standing.run, phase, &template, &ctx.options)
 }
 
 /// Closes what the job has paid into, unless it may still go on.

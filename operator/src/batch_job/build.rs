@@ -1,11 +1,13 @@
 //! The objects of a job. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
 use kube::core::Resource;
+use millrace_crds::inference_service::PodTemplate;
 use millrace_crds::{API_VERSION, BatchJob, InferenceService};
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use serde_json::{Value, json};
@@ -13,7 +15,8 @@ use serde_json::{Value, json};
 use super::decide::MadeStep;
 use crate::apply::object;
 use crate::config::Options;
-use crate::names::{self, JOB_LABEL, labels, leases_secret, service_of};
+use crate::names::{self, JOB_LABEL, child, label_value, labels, leases_secret, service_of};
+use crate::pod_network::egress_rules;
 use crate::pods;
 
 /// Key of the manifests in their ConfigMap.
@@ -114,13 +117,17 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         volumes.push(json!({"name": "tmp", "emptyDir": {}}));
         mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
     }
+    let template = &checked.service.spec.template;
+    let usual = json!({
+        "requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"},
+    });
     let container = json!({
         "name": "step",
         "image": options.worker_image,
         "imagePullPolicy": options.image_pull_policy,
         "args": [step, "-f", format!("{}/{MANIFESTS_KEY}", pods::MANIFESTS)],
         "env": variables,
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": pods::resources(&template.step_resources, usual),
         "securityContext": pods::container_security(),
         "volumeMounts": mounts,
     });
@@ -130,18 +137,46 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         "metadata": metadata(job, &names::step(&name, step, *run), step),
         "spec": {
             "backoffLimit": STEP_TRIES,
-            "template": {
-                "metadata": {"labels": labels(step, JOB_LABEL, &name)},
-                "spec": {
-                    "restartPolicy": "Never",
-                    "automountServiceAccountToken": false,
-                    "enableServiceLinks": false,
-                    "serviceAccountName": checked.service.spec.template.service_account_name,
-                    "securityContext": pods::pod_security(),
-                    "containers": [container],
-                    "volumes": volumes,
-                },
-            },
+            "template": pod_template(job, step, template, &container, &volumes),
+        },
+    }))
+}
+
+/// What the pods of all steps have in common: they run once, beside the service that the template is of.
+pub fn pod_template(
+    job: &BatchJob,
+    step: &str,
+    template: &PodTemplate,
+    container: &Value,
+    volumes: &[Value],
+) -> Value {
+    let labels = labels(step, JOB_LABEL, &job.name_any());
+    let mut pod = json!({
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "securityContext": pods::pod_security(),
+        "containers": [container],
+        "volumes": volumes,
+    });
+    pods::place(&mut pod, template);
+    json!({
+        "metadata": pods::pod_metadata(template, labels, BTreeMap::new()),
+        "spec": pod,
+    })
+}
+
+/// What the pods of the steps reach over the network. Nobody has anything to ask of them.
+pub fn network_policy(job: &BatchJob, options: &Options) -> NetworkPolicy {
+    let name = job.name_any();
+    object(json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(job, &child(&name, "steps"), "steps"),
+        "spec": {
+            "podSelector": {"matchLabels": {JOB_LABEL: label_value(&name)}},
+            "policyTypes": ["Ingress", "Egress"],
+            "egress": egress_rules(options),
         },
     }))
 }
@@ -173,23 +208,94 @@ pub fn metadata(job: &BatchJob, name: &str, component: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::Parser;
 
-    #[test]
-    fn each_step_has_the_secrets_that_it_needs_and_no_others() {
-        let job: BatchJob = serde_json::from_value(json!({
+    use super::*;
+    use crate::batch_job::check::Checked;
+
+    fn job(more: Value) -> BatchJob {
+        let mut job = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
-            "metadata": {"name": "job", "namespace": "tenant"},
+            "metadata": {"name": "job", "namespace": "tenant", "uid": "u"},
             "spec": {
                 "serviceRef": {"name": "service"}, "input": {"uris": ["s3://bucket/in"]},
                 "credentials": {"name": "store"},
-                "output": {"uri": "s3://bucket/out", "postgres": {
-                    "secretRef": {"name": "db"}, "table": "texts",
-                }},
-                "notify": {"url": "https://example.com", "secretRef": {"name": "hook"}},
+                "output": {"uri": "s3://bucket/out"},
             },
-        }))
-        .unwrap();
+        });
+        for (key, value) in more.as_object().unwrap() {
+            job["spec"][key] = value.clone();
+        }
+        serde_json::from_value(job).unwrap()
+    }
+
+    fn options() -> Options {
+        Options::parse_from([
+            "operator",
+            "--worker-image=w",
+            "--server-image=s",
+            "--redis-url=redis://redis",
+        ])
+    }
+
+    #[test]
+    fn a_step_runs_where_its_service_does_and_with_the_same_pull_secrets() {
+        let service = json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "service", "namespace": "tenant"},
+            "spec": {"models": [], "template": {
+                "serviceAccountName": "reader",
+                "imagePullSecrets": [{"name": "registry"}],
+                "nodeSelector": {"pool": "gpu"},
+                "tolerations": [{"key": "gpu"}],
+                "podLabels": {"team": "search"},
+                "resources": {"limits": {"nvidia.com/gpu": "1"}},
+                "stepResources": {"limits": {"memory": "4Gi"}},
+            }},
+        });
+        let made = MadeStep {
+            step: "plan",
+            run: FIRST_RUN,
+            give_up: None,
+            checked: Checked {
+                service: serde_json::from_value(service).unwrap(),
+            },
+        };
+        let made = json!(step(&job(json!({})), &made, &options()));
+        let template = &made["spec"]["template"];
+        let pod = &template["spec"];
+        assert_eq!(pod["serviceAccountName"], "reader");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+        assert_eq!(pod["nodeSelector"], json!({"pool": "gpu"}));
+        assert_eq!(pod["tolerations"][0]["key"], "gpu");
+        let resources = json!({"limits": {"memory": "4Gi"}});
+        assert_eq!(pod["containers"][0]["resources"], resources, "and no GPU");
+        assert_eq!(template["metadata"]["labels"]["team"], "search");
+        assert_eq!(template["metadata"]["labels"][JOB_LABEL], "job");
+    }
+
+    #[test]
+    fn nobody_reaches_the_pods_of_steps_and_they_reach_what_workers_do() {
+        let job = job(json!({}));
+        let made = json!(network_policy(&job, &options()));
+        let spec = &made["spec"];
+        assert_eq!(spec.get("ingress"), None, "nobody is let in");
+        assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
+        assert_eq!(spec["egress"], egress_rules(&options()));
+        let selected = &spec["podSelector"]["matchLabels"];
+        let labels = json!(labels("notify", JOB_LABEL, "job"));
+        assert_eq!(selected[JOB_LABEL], labels[JOB_LABEL]);
+        assert_eq!(made["metadata"]["ownerReferences"][0]["name"], "job");
+    }
+
+    #[test]
+    fn each_step_has_the_secrets_that_it_needs_and_no_others() {
+        let job = job(json!({
+            "output": {"uri": "s3://bucket/out", "postgres": {
+                "secretRef": {"name": "db"}, "table": "texts",
+            }},
+            "notify": {"url": "https://example.com", "secretRef": {"name": "hook"}},
+        }));
         let of = |step| secrets(&job, step).into_iter().collect::<Vec<_>>();
         assert_eq!(of("plan"), ["db", "store"]);
         assert_eq!(of("finish"), ["db", "hook", "store"]);

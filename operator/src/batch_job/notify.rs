@@ -6,16 +6,17 @@
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use millrace_crds::BatchJob;
+use millrace_crds::inference_service::PodTemplate;
 use millrace_protocol::event::{Event, Over};
 use millrace_protocol::plan::RunNumber;
 use serde_json::json;
 
-use super::build::metadata;
+use super::build::{metadata, pod_template};
 use super::decide::Phase;
 use super::standing::GiveUp;
 use crate::apply::object;
 use crate::config::Options;
-use crate::names::{self, JOB_LABEL, labels};
+use crate::names;
 use crate::pods;
 
 /// How often the pod is tried again; each time it tries for a while by itself.
@@ -27,8 +28,15 @@ const DEADLINE_SECONDS: u32 = 600;
 /// Seconds for which the Job is kept, for whoever looks for its log.
 const KEPT_SECONDS: u32 = 3_600;
 
-/// The Job, if the phase is such an end and the job names somebody.
-pub fn job(job: &BatchJob, run: RunNumber, phase: &Phase, options: &Options) -> Option<Job> {
+/// The Job, if the phase is such an end and the job names somebody. Its pod runs beside those of the
+/// service that the template is of.
+pub fn job(
+    job: &BatchJob,
+    run: RunNumber,
+    phase: &Phase,
+    template: &PodTemplate,
+    options: &Options,
+) -> Option<Job> {
     let notify = job.spec.notify.as_ref()?;
     let event = serde_json::to_string(&event(job, run, phase)?).expect("an event is plain data");
     let mut variables = vec![
@@ -47,7 +55,6 @@ pub fn job(job: &BatchJob, run: RunNumber, phase: &Phase, options: &Options) -> 
         variables
             .extend(key.map(|key| json!({"name": "MILLRACE_NOTIFY_SECRET_KEY", "value": key})));
     }
-    let name = job.name_any();
     let container = json!({
         "name": "notify",
         "image": options.worker_image,
@@ -61,22 +68,12 @@ pub fn job(job: &BatchJob, run: RunNumber, phase: &Phase, options: &Options) -> 
     Some(object(json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(job, &names::step(&name, "notify", run), "notify"),
+        "metadata": metadata(job, &names::step(&job.name_any(), "notify", run), "notify"),
         "spec": {
             "backoffLimit": TRIES,
             "activeDeadlineSeconds": DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
-            "template": {
-                "metadata": {"labels": labels("notify", JOB_LABEL, &name)},
-                "spec": {
-                    "restartPolicy": "Never",
-                    "automountServiceAccountToken": false,
-                    "enableServiceLinks": false,
-                    "securityContext": pods::pod_security(),
-                    "containers": [container],
-                    "volumes": volumes,
-                },
-            },
+            "template": pod_template(job, "notify", template, &container, &volumes),
         },
     })))
 }
@@ -141,7 +138,8 @@ mod tests {
             "--server-image=s",
             "--redis-url=redis://redis",
         ]);
-        job(&named(), 3, phase, &options).map(|job| json!(job))
+        let template = serde_json::from_value(json!({"imagePullSecrets": [{"name": "registry"}]}));
+        job(&named(), 3, phase, &template.unwrap(), &options).map(|job| json!(job))
     }
 
     #[test]
@@ -166,6 +164,7 @@ mod tests {
         assert_eq!(places.len(), 1);
         assert_eq!(places[0]["mountPath"], format!("{}/hook", pods::SECRETS));
         assert_eq!(pod["automountServiceAccountToken"], false);
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
     }
 
     #[test]

@@ -68,9 +68,8 @@ pub async fn apply(
         children
             .apply(client, &namespace, build::disruption_budget(service))
             .await?;
-        children
-            .apply(client, &namespace, build::network_policy(service))
-            .await?;
+        let policy = build::network_policy(service, &ctx.options);
+        children.apply(client, &namespace, policy).await?;
         let replicas = match scale.mode {
             AutoscalingMode::Backlog => Some(scale.replicas),
             AutoscalingMode::External => None,

@@ -39,28 +39,25 @@ fn every_alert_says_what_is_wrong_and_what_to_do() {
 }
 
 #[test]
-fn the_reasons_that_alerts_name_are_reasons_of_jobs() {
-    let documentation = files::text("docs/cluster.md");
+fn alerts_go_by_classes_that_the_operator_gives_to_reasons() {
+    let source = files::text("operator/src/reasons.rs");
     let mut seen = 0;
     for alert in alerts() {
         let expression = alert["expr"].as_str().expect("an expression");
-        for matcher in expression.split("reason").skip(1) {
-            let Some(rest) = matcher
-                .strip_prefix("!~\"")
-                .or_else(|| matcher.strip_prefix("=~\""))
-            else {
-                continue;
-            };
-            for reason in rest.split('"').next().expect("a pattern").split('|') {
-                assert!(
-                    documentation.contains(&format!("`{reason}`")),
-                    "docs/cluster.md knows no {reason}"
-                );
-                seen += 1;
-            }
+        assert!(
+            !expression.contains("reason=") && !expression.contains("reason!"),
+            "{expression} is stale as soon as there is another reason"
+        );
+        for matcher in expression.split("class=\"").skip(1) {
+            let class = matcher.split('"').next().expect("a class");
+            assert!(
+                source.contains(&format!("=> \"{class}\"")),
+                "the operator knows no class {class}"
+            );
+            seen += 1;
         }
     }
-    assert!(seen > 3, "alerts name {seen} reasons");
+    assert!(seen > 2, "alerts name {seen} classes");
 }
 
 #[test]

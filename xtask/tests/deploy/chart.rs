@@ -9,7 +9,7 @@ use crate::files;
 use crate::programs::of_kubernetes;
 
 /// Everything that is off by default, on.
-const EVERYTHING: &[&str] = &[
+pub const EVERYTHING: &[&str] = &[
     "cache.enabled=true",
     "images.pullSecrets[0].name=registry",
     "leases.redis.storage=1Gi",
@@ -17,13 +17,19 @@ const EVERYTHING: &[&str] = &[
     "monitoring.dashboards.enabled=true",
     "monitoring.podMonitor.enabled=true",
     "monitoring.serviceMonitor.enabled=true",
+    "networkPolicy.pods.from[0].namespaceSelector.matchLabels.team=monitoring",
     "operator.extraEnv[0].name=MILLRACE_LOG",
     "operator.extraEnv[0].value=debug",
+    "operator.nodeSelector.pool=system",
     "operator.otlpEndpoint=http://collector.observability.svc:4318",
     "operator.podAnnotations.team=search",
     "operator.podLabels.team=search",
     "operator.priorityClassName=important",
     "operator.replicas=2",
+    "operator.tolerations[0].key=system",
+    "operator.topologySpreadConstraints[0].maxSkew=1",
+    "operator.topologySpreadConstraints[0].topologyKey=kubernetes.io/hostname",
+    "operator.topologySpreadConstraints[0].whenUnsatisfiable=ScheduleAnyway",
 ];
 
 /// Redis servers of one's own, by Secret and by URL.
@@ -54,8 +60,11 @@ fn helm(program: &Path, command: &str, set: &[&str]) -> Output {
     helm.args([command, "millrace"])
         .arg(files::path("charts/millrace"))
         .args(["--namespace", "system"]);
-    for value in set {
-        helm.args(["--set", value]);
+    for argument in set {
+        match argument.starts_with("--") {
+            true => helm.arg(argument),
+            false => helm.args(["--set", argument]),
+        };
     }
     helm.output().expect("helm runs")
 }
@@ -212,6 +221,10 @@ fn a_namespaced_install_has_the_same_rights_in_its_namespace_alone() {
     let watched = variable(&narrow, "MILLRACE_WATCH_NAMESPACE").expect("the operator is told");
     assert_eq!(watched["value"], "team");
     assert!(variable(&wide, "MILLRACE_WATCH_NAMESPACE").is_none());
+    let here = render(&helm, &[EVERYTHING, NAMESPACED].concat());
+    let monitor = named(&here, "PodMonitor", "millrace-inference").expect("a monitor");
+    let scraped = &monitor["spec"]["namespaceSelector"];
+    assert_eq!(scraped, &json!({"matchNames": ["team"]}));
     let policy = named(&narrow, "NetworkPolicy", "millrace-leases").expect("a policy");
     let from = policy["spec"]["ingress"][0]["from"]
         .as_array()
@@ -250,6 +263,29 @@ fn nobody_may_read_secrets() {
             "the operator cannot tell its pods where the leases are"
         );
     }
+}
+
+#[test]
+fn the_notes_name_commands_that_fit_the_release() {
+    let Some(program) = of_kubernetes("helm") else {
+        return;
+    };
+    let notes = |set: &[&str]| -> String {
+        let output = helm(&program, "install", &[&["--dry-run=client"], set].concat());
+        let printed = String::from_utf8(output.stdout).expect("Helm prints UTF-8");
+        let notes = printed.split_once("\nNOTES:\n").expect("notes").1;
+        notes.to_owned()
+    };
+    let usual = notes(&[]);
+    assert!(usual.contains("deployment/millrace-operator"), "{usual}");
+    assert!(usual.contains("watches all namespaces"), "{usual}");
+    assert!(usual.contains("`leases.redis.storage`"), "{usual}");
+    assert!(!usual.contains("networkPolicy.pods.from"), "{usual}");
+    let here = notes(NAMESPACED);
+    assert!(here.contains("kubectl -n team apply"), "{here}");
+    assert!(here.contains("crds.install is false"), "{here}");
+    let closed = notes(&["monitoring.podMonitor.enabled=true"]);
+    assert!(closed.contains("`networkPolicy.pods.from`"), "{closed}");
 }
 
 #[test]

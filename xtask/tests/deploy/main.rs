@@ -7,6 +7,7 @@ mod examples;
 mod files;
 mod health;
 mod metrics;
+mod operator;
 mod programs;
 mod redis;
 mod values;

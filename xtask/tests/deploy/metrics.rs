@@ -7,16 +7,17 @@ use serde_json::Value;
 use crate::files;
 
 /// What the operator counts and measures.
-const OPERATOR: [&str; 9] = [
-    "millrace_job_cost",
+const OPERATOR: [&str; 10] = [
     "millrace_jobs",
     "millrace_leases_available",
     "millrace_operator_leader",
     "millrace_operator_visit_duration_seconds",
     "millrace_operator_visits_total",
     "millrace_service_backlog_shards",
+    "millrace_service_cost",
     "millrace_service_ready_replicas",
     "millrace_service_replicas",
+    "millrace_services",
 ];
 
 /// What the worker counts.

@@ -3,6 +3,8 @@
 mod computes;
 mod config_map;
 mod deployment;
+#[cfg(test)]
+mod deployment_tests;
 mod model_cache;
 mod network;
 mod remote;

@@ -7,7 +7,9 @@ use kube::ResourceExt;
 use millrace_crds::InferenceService;
 use serde_json::json;
 
+use crate::config::Options;
 use crate::names::inference;
+use crate::pod_network::{egress_rules, ingress_peers};
 
 use super::{WORKER_PORT, metadata, object, selector, serving_port};
 
@@ -34,20 +36,53 @@ pub fn disruption_budget(service: &InferenceService) -> PodDisruptionBudget {
     }))
 }
 
-/// Requests may come from the namespace; nothing else may. What the pods reach out to (stores, the
-/// leases, names) is a matter of the cluster's own policies.
-pub fn network_policy(service: &InferenceService) -> NetworkPolicy {
+/// Requests may come from the namespace and from whom an administrator lets in, and the pods reach what
+/// all pods of this operator do.
+pub fn network_policy(service: &InferenceService, options: &Options) -> NetworkPolicy {
     object(json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(service, &inference(&service.name_any())),
         "spec": {
             "podSelector": {"matchLabels": selector(service)},
-            "policyTypes": ["Ingress"],
+            "policyTypes": ["Ingress", "Egress"],
             "ingress": [{
-                "from": [{"podSelector": {}}],
+                "from": ingress_peers(options),
                 "ports": [{"port": serving_port(service)}, {"port": WORKER_PORT}],
             }],
+            "egress": egress_rules(options),
         },
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn requests_come_from_the_namespace_and_from_whom_an_administrator_lets_in() {
+        let service = serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "service", "namespace": "tenant", "uid": "u"},
+            "spec": {"models": []},
+        }));
+        let monitoring = json!({"namespaceSelector": {"matchLabels": {"team": "monitoring"}}});
+        let options = Options::parse_from([
+            "operator",
+            "--worker-image=w",
+            "--server-image=s",
+            "--redis-url=redis://redis",
+            "--pod-ingress-from",
+            &json!([monitoring]).to_string(),
+        ]);
+        let spec = &json!(network_policy(&service.unwrap(), &options))["spec"];
+        let ingress = spec["ingress"].as_array().unwrap();
+        assert_eq!(ingress.len(), 1);
+        assert_eq!(ingress[0]["from"], json!([{"podSelector": {}}, monitoring]));
+        assert_eq!(ingress[0]["ports"], json!([{"port": 8080}, {"port": 8081}]));
+        assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
+        assert_eq!(spec["egress"], egress_rules(&options));
+    }
 }
