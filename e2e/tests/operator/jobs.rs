@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Stage {
     /// Who makes services and jobs.
     pub tenant: Tenant,
-    operator: Operator,
+    /// Its operator.
+    pub operator: Operator,
     /// The Redis of the leases.
     pub redis: RedisServer,
 }

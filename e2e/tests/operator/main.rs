@@ -13,6 +13,7 @@ mod election;
 mod jobs;
 mod operator;
 mod picture;
+mod progress;
 mod scenario;
 mod tenant;
 mod watched;

@@ -9,6 +9,7 @@ mod decide_tests;
 pub mod meter;
 mod notify;
 mod observe;
+pub mod progress;
 mod report;
 pub mod standing;
 pub mod trace;
