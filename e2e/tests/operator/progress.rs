@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -136,4 +138,30 @@ async fn a_tenant_is_told_how_far_its_own_jobs_are_and_of_no_others() {
         .map(|shard| tally_of(shard).rows.succeeded)
         .sum();
     assert_eq!(last["progress"]["rowsSucceeded"], succeeded, "{events}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_has_its_reader_while_it_runs_and_after_it_is_over() {
+    let Some(stage) = Stage::new("read").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    let over = tenant.wait_for_reason(JOB, "Completed");
+    stage.expect("the end of the job", over).await;
+    let reader = json!({"spec": {"reader": {"secretRef": {"name": "readers"}}}});
+    let (jobs, params) = (tenant.jobs(), PatchParams::default());
+    let patched = jobs.patch(JOB, &params, &Patch::Merge(reader)).await;
+    let uid = patched.unwrap().metadata.uid;
+    let deployments: Api<Deployment> = Api::namespaced(tenant.client.clone(), "read");
+    let name = format!("{JOB}-reader");
+    let is_there = |it: Option<&Deployment>| it.is_some();
+    let made = stage.expect("the reader", await_condition(deployments, &name, is_there));
+    let made = made.await.unwrap().unwrap();
+    assert_eq!(made.owner_references()[0].uid, uid.unwrap());
+    let taken_back = json!({"spec": {"reader": null}});
+    let refused = jobs.patch(JOB, &params, &Patch::Merge(taken_back)).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("reader cannot be taken back"), "{refused}");
 }

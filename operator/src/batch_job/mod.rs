@@ -10,6 +10,7 @@ pub mod meter;
 mod notify;
 mod observe;
 pub mod progress;
+mod reader;
 mod report;
 pub mod standing;
 pub mod trace;
@@ -37,6 +38,9 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
         applied => applied?,
     };
     report::report(&ctx, &job, &seen, &decision, applied).await?;
+    if !matches!(decision.phase, decide::Phase::Expired) {
+        reader::keep(&ctx, &job, seen.service.as_deref()).await?;
+    }
     Ok(match decision.again_in {
         Some(pause) => Action::requeue(pause),
         None => Action::await_change(),
