@@ -173,7 +173,7 @@ pub struct BatchJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notify: Option<Notify>,
 
-    /// Who may read the results over HTTP. It goes with the job's object, and not before.
+    /// Who may read the results over HTTP, as long as the job's object is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reader: Option<Reader>,
 

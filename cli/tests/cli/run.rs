@@ -302,7 +302,7 @@ fn a_run_is_not_served_to_other_machines_without_a_token() {
     let scene = Scene::with_job(JOB);
     let ended = scene.run(&["--serve", "0.0.0.0:0"]).expect_code(2);
     assert!(ended.stderr.contains("--serve-token-file"), "{ended:?}");
-    let empty = scene.folder().join("empty");
+    let empty = scene.folder.path().join("empty");
     std::fs::write(&empty, "").unwrap();
     let file = empty.to_str().unwrap();
     let ended = scene.run(&["--serve", "0.0.0.0:0", "--serve-token-file", file]);

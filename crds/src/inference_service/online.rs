@@ -34,6 +34,8 @@ impl Default for Cache {
 /// that serve: a pod that goes takes its counts along.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
 pub struct CacheStatus {
     /// Those that a tier of the cache knew.
     pub hits: u64,

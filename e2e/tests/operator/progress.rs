@@ -45,7 +45,12 @@ async fn token(client: &Client, namespace: &str) -> String {
     bindings.create(&params, &binding).await.unwrap();
     let request: TokenRequest = object(json!({"spec": {"audiences": []}}));
     let made = accounts.create_token_request("reader", &params, &request);
-    made.await.unwrap().status.expect("a token").token
+    made.await
+        .unwrap()
+        .status
+        .expect("an answer")
+        .token
+        .expect("a token")
 }
 
 /// What is answered, head and body.

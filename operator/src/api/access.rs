@@ -101,7 +101,7 @@ impl Access {
         }
         let review = TokenReview {
             spec: TokenReviewSpec {
-                token: Some(text.to_owned()),
+                token: text.to_owned(),
                 audiences: None,
             },
             ..TokenReview::default()
