@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,93 +14,132 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use clap::Args;
 use futures::Stream;
+use millrace_edge::{Listener, ServeOptions, Token, serve, wants_events};
 use millrace_protocol::plan::RunNumber;
+use millrace_protocol::progress::{JobProgress, Phase};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::run::RunEnd;
 use millrace_worker::work::progress::Progress;
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::display::{Rates, Shown};
+use crate::display::Rates;
 
 /// How often the news is new.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long whoever stays has to take the last news.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// Bounds of those who ask. Whoever stays has a connection of their own.
+const SERVE: ServeOptions = ServeOptions {
+    connections_max: 64,
+    header_deadline: Duration::from_secs(30),
+    write_deadline: Duration::from_secs(30),
+    // How long whoever stays has to take the last news.
+    drain_deadline: Duration::from_secs(2),
+};
 
-/// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-enum Phase {
-    /// It is planned, or its server is about to be ready.
-    Preparing,
-    /// Its rows are worked off.
-    Running,
-    /// Every shard is committed.
-    Succeeded,
-    /// It ended otherwise.
-    Failed,
-    /// It was interrupted, and the same command goes on.
-    Interrupted,
+/// Holds the token in the place of a file.
+const TOKEN_VARIABLE: &str = "MILLRACE_SERVE_TOKEN";
+
+/// Where a run tells how far it is.
+#[derive(Debug, Args)]
+pub struct BoardArgs {
+    /// Address at which to tell how far the run is, such as 127.0.0.1:8088, for as long as it lasts:
+    /// GET /api/v1/jobs/NAME/progress answers JSON, or server-sent events where these are accepted.
+    /// An address that other machines reach needs a token.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "dry_run")]
+    serve: Option<SocketAddr>,
+    /// File with a token that requests to the address of --serve must bring, as Authorization: Bearer
+    /// TOKEN. The environment variable MILLRACE_SERVE_TOKEN holds the token itself.
+    #[arg(long, env = "MILLRACE_SERVE_TOKEN_FILE", value_name = "PATH")]
+    serve_token_file: Option<PathBuf>,
 }
 
-impl Phase {
-    fn is_end(self) -> bool {
-        !matches!(self, Phase::Preparing | Phase::Running)
+/// Where a board listens, and whom it answers.
+pub struct BoardOptions {
+    address: SocketAddr,
+    /// What requests must bring, if anything.
+    token: Option<Token>,
+}
+
+impl BoardArgs {
+    /// The board that is asked for, if one is. Without a token it is for this machine alone.
+    pub fn options(self) -> anyhow::Result<Option<BoardOptions>> {
+        let Self {
+            serve,
+            serve_token_file,
+        } = self;
+        let Some(address) = serve else {
+            return Ok(None);
+        };
+        let token = match serve_token_file {
+            Some(path) => {
+                Some(Token::read(&path).with_context(|| {
+                    format!("--serve-token-file: no token in {}", path.display())
+                })?)
+            }
+            None => match std::env::var_os(TOKEN_VARIABLE) {
+                Some(token) => Some(Token::new(token.as_encoded_bytes()).context(TOKEN_VARIABLE)?),
+                None => None,
+            },
+        };
+        anyhow::ensure!(
+            token.is_some() || address.ip().is_loopback(),
+            "--serve: other machines reach {address}; name a file with a token by \
+             --serve-token-file, or set {TOKEN_VARIABLE}, or serve at 127.0.0.1"
+        );
+        Ok(Some(BoardOptions { address, token }))
     }
-}
-
-/// What is told of a job.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct News {
-    namespace: String,
-    name: String,
-    run: RunNumber,
-    phase: Phase,
-    output: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<Shown>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
 }
 
 /// Where the news of a job stands. The server behind it ends with it.
 pub struct Board {
-    news: Arc<watch::Sender<News>>,
-    server: JoinHandle<std::io::Result<()>>,
+    news: Arc<watch::Sender<JobProgress>>,
+    server: JoinHandle<bool>,
+}
+
+/// What requests are answered from.
+#[derive(Clone)]
+struct Shown {
+    news: Arc<watch::Sender<JobProgress>>,
+    token: Option<Token>,
 }
 
 impl Board {
-    /// Listens at `address`.
-    pub async fn open(address: SocketAddr, job: &CheckedJob) -> anyhow::Result<Self> {
+    /// Begins to listen.
+    pub async fn open(options: BoardOptions, job: &CheckedJob) -> anyhow::Result<Self> {
+        let BoardOptions { address, token } = options;
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("--serve: {address} cannot be had"))?;
         let path = format!("/api/v1/jobs/{}/progress", job.name);
         eprintln!("progress at http://{}{path}", listener.local_addr()?);
-        let (news, _) = watch::channel(News {
+        let (news, _) = watch::channel(JobProgress {
             namespace: job.namespace.clone(),
             name: job.name.clone(),
+            uid: None,
             run: job.run,
             phase: Phase::Preparing,
+            reason: None,
             output: job.output.uri.clone(),
             progress: None,
             message: None,
         });
         let news = Arc::new(news);
+        let shown = Shown {
+            news: Arc::clone(&news),
+            token,
+        };
         let routes = Router::new()
             .route("/api/v1/jobs/{name}/progress", get(progress))
-            .with_state(Arc::clone(&news));
+            .with_state(shown);
         let mut heard = news.subscribe();
         let over = async move {
             // An error is a board that is gone, which is an end too.
             heard.wait_for(|news| news.phase.is_end()).await.ok();
         };
-        let serving = axum::serve(listener, routes).with_graceful_shutdown(over);
-        let server = tokio::spawn(serving.into_future());
+        let server = tokio::spawn(serve(Listener::Tcp(listener), routes, SERVE, over));
         Ok(Self { news, server })
     }
 
@@ -107,11 +147,11 @@ impl Board {
     pub async fn follow(&self, run: RunNumber, progress: &Progress) -> Infallible {
         let mut rates = Rates::new(progress);
         loop {
-            let shown = rates.look(progress);
+            let counts = rates.look(progress);
             self.news.send_modify(|news| {
                 news.run = run;
                 news.phase = Phase::Running;
-                news.progress = Some(shown);
+                news.progress = Some(counts);
             });
             tokio::time::sleep(INTERVAL).await;
         }
@@ -124,8 +164,8 @@ impl Board {
             news.phase = match ended {
                 Ok(RunEnd::Finished(manifest) | RunEnd::GivenUp(_, manifest)) => {
                     let rows = manifest.totals.rows;
-                    if let Some(shown) = &mut news.progress {
-                        *shown = shown.finished(rows, manifest.failed_shards.len());
+                    if let Some(counts) = &mut news.progress {
+                        *counts = counts.finished(rows, manifest.failed_shards.len());
                     }
                     match manifest.complete {
                         true => Phase::Succeeded,
@@ -140,24 +180,27 @@ impl Board {
             };
         });
         // Whoever does not take the last news in time has left.
-        tokio::time::timeout(GOODBYE, server).await.ok();
+        server.await.ok();
     }
 }
 
 /// `GET /api/v1/jobs/{name}/progress`: JSON, or server-sent events for whoever accepts those.
 async fn progress(
-    State(news): State<Arc<watch::Sender<News>>>,
+    State(Shown { news, token }): State<Shown>,
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response {
+    if token.is_some_and(|token| !token.is_in(&headers)) {
+        let message = "bring the token of this run: Authorization: Bearer TOKEN";
+        let refused = refusal(StatusCode::UNAUTHORIZED, message);
+        return ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response();
+    }
     let now = news.borrow().clone();
     if now.name != name {
         let message = format!("this is the run of the job {:?}", now.name);
-        let error = serde_json::json!({"error": {"message": message}});
-        return (StatusCode::NOT_FOUND, Json(error)).into_response();
+        return refusal(StatusCode::NOT_FOUND, &message);
     }
-    let accepted = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
-    if accepted.is_some_and(|accepted| accepted.contains("text/event-stream")) {
+    if wants_events(&headers) {
         let events = events(news.subscribe());
         return Sse::new(events)
             .keep_alive(KeepAlive::default())
@@ -166,18 +209,21 @@ async fn progress(
     Json(now).into_response()
 }
 
+fn refusal(status: StatusCode, message: &str) -> Response {
+    let error = serde_json::json!({"error": {"message": message}});
+    (status, Json(error)).into_response()
+}
+
 /// The news now, and whenever there is some, up to the end.
-fn events(news: watch::Receiver<News>) -> impl Stream<Item = Result<Event, Infallible>> {
+fn events(news: watch::Receiver<JobProgress>) -> impl Stream<Item = Result<Event, Infallible>> {
     futures::stream::unfold(Some((news, true)), |state| async move {
         let (mut news, is_first) = state?;
         if !is_first {
             news.changed().await.ok()?;
         }
         let now = news.borrow_and_update().clone();
-        let is_end = now.phase.is_end();
-        let kind = if is_end { "end" } else { "progress" };
         let data = serde_json::to_string(&now).expect("news is plain data");
-        let event = Event::default().event(kind).data(data);
-        Some((Ok(event), (!is_end).then_some((news, false))))
+        let event = Event::default().event(now.phase.event()).data(data);
+        Some((Ok(event), (!now.phase.is_end()).then_some((news, false))))
     })
 }

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
-use millrace_protocol::tally::Rows;
+use millrace_protocol::progress::Counts;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::run::Prepared;
 use millrace_worker::work::progress::{Progress, ProgressSnapshot};
-use serde::Serialize;
 
 use crate::output;
 
@@ -40,20 +39,6 @@ enum Kind {
     Bar(ProgressBar),
     Lines,
     Json,
-}
-
-/// What is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Shown {
-    shards_committed: u32,
-    shards_total: u32,
-    rows_succeeded: u64,
-    rows_failed: u64,
-    rows_per_second: f64,
-    tokens_per_second: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    eta_seconds: Option<u64>,
 }
 
 impl Display {
@@ -99,7 +84,7 @@ impl Display {
         }
     }
 
-    fn draw(&self, shown: Shown) {
+    fn draw(&self, shown: Counts) {
         match &self.kind {
             Kind::Bar(bar) => {
                 bar.set_length(u64::from(shown.shards_total));
@@ -135,26 +120,13 @@ impl Rates {
     }
 
     /// Looks once more.
-    pub fn look(&mut self, progress: &Progress) -> Shown {
+    pub fn look(&mut self, progress: &Progress) -> Counts {
         let now = Instant::now();
         self.samples.push((now, progress.snapshot()));
         while self.samples.len() > 2 && now - self.samples[1].0 > RATE_WINDOW {
             self.samples.remove(0);
         }
         shown(&self.samples)
-    }
-}
-
-impl Shown {
-    /// What is shown of a run once its manifest says how it ended.
-    pub fn finished(self, rows: Rows, failed_shards: usize) -> Self {
-        Self {
-            shards_committed: self.shards_total.saturating_sub(failed_shards as u32),
-            rows_succeeded: rows.succeeded,
-            rows_failed: rows.failed,
-            eta_seconds: None,
-            ..self
-        }
     }
 }
 
@@ -165,14 +137,14 @@ fn bar() -> ProgressBar {
 }
 
 /// Rates between the first and the last sample, and the time left at that rate.
-fn shown(samples: &[(Instant, ProgressSnapshot)]) -> Shown {
+fn shown(samples: &[(Instant, ProgressSnapshot)]) -> Counts {
     let (first_at, first) = samples[0];
     let (last_at, last) = samples[samples.len() - 1];
     let seconds = (last_at - first_at).as_secs_f64().max(1e-3);
     let rows = last.answered.rows.total() - first.answered.rows.total();
     let tokens = last.answered.tokens - first.answered.tokens;
     let rows_per_second = rows as f64 / seconds;
-    Shown {
+    Counts {
         shards_committed: last.shards_committed,
         shards_total: last.shards_total,
         rows_succeeded: last.done.rows.succeeded,
@@ -196,7 +168,7 @@ fn eta_seconds(now: &ProgressSnapshot, rows_per_second: f64) -> Option<u64> {
     Some((rows_left / rows_per_second).ceil() as u64)
 }
 
-fn text(shown: &Shown) -> String {
+fn text(shown: &Counts) -> String {
     let rows = HumanCount(shown.rows_succeeded + shown.rows_failed);
     let eta = shown.eta_seconds.map_or(String::new(), |seconds| {
         format!(" · {} left", HumanDuration(Duration::from_secs(seconds)))
@@ -211,7 +183,7 @@ fn text(shown: &Shown) -> String {
 
 #[cfg(test)]
 mod tests {
-    use millrace_protocol::tally::Tally;
+    use millrace_protocol::tally::{Rows, Tally};
 
     use super::*;
 

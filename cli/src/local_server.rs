@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::Args;
 use millrace_crds::InferenceService;
 use millrace_leases::limits::MemoryLimiter;
 use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
@@ -20,14 +21,45 @@ use tempfile::TempDir;
 /// its exit code at the first one; the rest are accidents of a busy machine.
 const EARLY_DEATHS_MAX: u32 = 10;
 
+/// Which server answers the rows, as the command line says.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Binary of the inference-server; by default the one beside this program.
+    #[arg(long, env = "MILLRACE_INFERENCE_SERVER", value_name = "PATH")]
+    inference_server: Option<PathBuf>,
+    /// Server that answers the rows of a service with spec.runtime, such as http://127.0.0.1:8000.
+    /// It must run already.
+    #[arg(long, env = "MILLRACE_SERVER_URL", value_name = "URL")]
+    server_url: Option<ServerUrl>,
+    /// Folder in which answers are kept over runs, for spec.cache.ttlSeconds: texts that come again are
+    /// not computed again. One run at a time uses it.
+    #[arg(long, value_name = "FOLDER")]
+    cache_folder: Option<PathBuf>,
+    /// Most bytes in that folder; what was used least lately goes first [default: 1 GiB].
+    #[arg(long, value_name = "BYTES", requires = "cache_folder")]
+    cache_folder_max_bytes: Option<u64>,
+}
+
 /// Which server answers the rows of a local run.
 pub enum Origin {
     /// A child of this program.
-    Child(PathBuf),
+    Child {
+        /// Its binary.
+        program: PathBuf,
+        /// Where it keeps answers over runs, if it does.
+        cache: Option<CacheFolder>,
+    },
     /// One that somebody else started.
     Running(ServerUrl),
     /// None: an API elsewhere answers.
     Remote,
+}
+
+/// A folder of kept answers.
+pub struct CacheFolder {
+    path: PathBuf,
+    /// Most bytes in it, unless the server's own bound will do.
+    bytes_max: Option<u64>,
 }
 
 /// A running server. A child is stopped when this is dropped, and killed by the kernel if this
@@ -47,8 +79,8 @@ impl LocalServer {
     /// Starts the server for `service`, whose relative paths are taken from `base`, or takes the one
     /// that is there.
     pub fn start(origin: &Origin, service: &InferenceService, base: &Path) -> anyhow::Result<Self> {
-        let program = match origin {
-            Origin::Child(program) => program,
+        let (program, cache) = match origin {
+            Origin::Child { program, cache } => (program, cache),
             Origin::Running(url) => {
                 return Ok(Self {
                     address: ServerAddress::Url(url.clone()),
@@ -66,7 +98,10 @@ impl LocalServer {
         // Whoever can reach the socket can use the models, so the folder is ours alone.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700))?;
         let service_file = folder.path().join("service.json");
-        let service = serde_json::to_vec(&absolute_sources(service, base))?;
+        let mut service = absolute_sources(service, base);
+        // Whoever names a folder wants answers kept.
+        service.spec.cache.enabled |= cache.is_some();
+        let service = serde_json::to_vec(&service)?;
         std::fs::write(&service_file, service)?;
         let socket = folder.path().join("server.sock");
         let mut spec = CommandSpec::new(program);
@@ -76,6 +111,14 @@ impl LocalServer {
             "--uds".into(),
             socket.clone().into(),
         ];
+        if let Some(CacheFolder { path, bytes_max }) = cache {
+            spec.args.extend(["--cache-folder".into(), path.into()]);
+            if let Some(bytes) = bytes_max {
+                let bytes = bytes.to_string();
+                spec.args
+                    .extend(["--cache-folder-max-bytes".into(), bytes.into()]);
+            }
+        }
         // Only this process may reach the server, and it is the one that restarts it.
         spec.env_remove = vec!["MILLRACE_LISTEN".into(), "MILLRACE_SUPERVISE".into()];
         spec.early_deaths_max = EARLY_DEATHS_MAX;
@@ -140,7 +183,14 @@ fn absolute_sources(service: &InferenceService, base: &Path) -> InferenceService
 }
 
 /// Why no server can be had for the service in this way.
-pub fn misfit(service: &InferenceService, url: Option<&ServerUrl>) -> Option<&'static str> {
+pub fn misfit(service: &InferenceService, args: &ServerArgs) -> Option<&'static str> {
+    let url = args.server_url.as_ref();
+    if args.cache_folder.is_some() && service.spec.models.is_empty() {
+        return Some(
+            "--cache-folder: the rows of the service are answered by a server or an API of its own, \
+             whose answers are not kept; leave the option out",
+        );
+    }
     if service.spec.remote.is_some() && url.is_some() {
         return Some(
             "--server-url: the rows of the service are answered by an API elsewhere (spec.remote); \
@@ -161,15 +211,33 @@ pub fn misfit(service: &InferenceService, url: Option<&ServerUrl>) -> Option<&'s
 }
 
 /// The server that is named, or the one to start.
-pub fn origin(
-    service: &InferenceService,
-    url: Option<ServerUrl>,
-    named: Option<PathBuf>,
-) -> anyhow::Result<Origin> {
-    match url {
+pub fn origin(service: &InferenceService, args: ServerArgs) -> anyhow::Result<Origin> {
+    let ServerArgs {
+        inference_server,
+        server_url,
+        cache_folder,
+        cache_folder_max_bytes,
+    } = args;
+    match server_url {
         Some(url) => Ok(Origin::Running(url)),
         None if service.spec.remote.is_some() => Ok(Origin::Remote),
-        None => Ok(Origin::Child(program(named)?)),
+        None => Ok(Origin::Child {
+            program: program(inference_server)?,
+            cache: cache_folder.map(|path| CacheFolder {
+                path,
+                bytes_max: cache_folder_max_bytes,
+            }),
+        }),
+    }
+}
+
+impl ServerArgs {
+    /// The same, without answers of earlier runs: what is measured is what computing takes.
+    pub fn without_cache(self) -> Self {
+        Self {
+            cache_folder: None,
+            ..self
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod normalize;
 mod notify;
 mod output;
 mod prompt;
+mod reader;
 mod retry;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -29,6 +30,7 @@ pub use normalize::{Normalize, UnicodeForm, Whitespace};
 pub use notify::Notify;
 pub use output::{Output, OutputCompression, Postgres};
 pub use prompt::Prompt;
+pub use reader::Reader;
 pub use retry::Retry;
 
 /// Runs every row of a dataset through the models of an InferenceService. Every row ends as
@@ -77,6 +79,8 @@ pub use retry::Retry;
         .message("a step's join means nothing without input.chunking; remove it, or say how texts are cut"),
     validation = Rule::new("!oldSelf.cancel || self.cancel")
         .message("cancel cannot be taken back; create a new BatchJob with the same output, and it goes on"),
+    validation = Rule::new("!has(oldSelf.reader) || has(self.reader)")
+        .message("reader cannot be taken back; it goes with the BatchJob"),
     validation = Rule::new("self.rerunFailed >= oldSelf.rerunFailed")
         .message("rerunFailed can only be raised"),
     // What a pattern matches and where links lead is seen when the run is planned.
@@ -174,6 +178,10 @@ pub struct BatchJobSpec {
     /// Who is told when the job is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notify: Option<Notify>,
+
+    /// Who may read the results over HTTP, as long as the job's object is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reader: Option<Reader>,
 
     /// How many more times a shard is handed to a worker after its first delivery failed. After
     /// that the shard is given up, with the last error, and the job goes on without it.

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::SecretRef;
-pub use online::{Auth, Cache};
+pub use online::{Auth, Cache, CacheStatus};
 pub use pricing::Pricing;
 pub use remote::{Remote, RemoteApi, RemoteLimits};
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
@@ -219,6 +219,10 @@ pub struct InferenceServiceStatus {
     /// Tokens that one pod works off per second, as last seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
+    /// What the caches of the pods knew, where `spec.cache` is enabled; written when the rate has moved by
+    /// a hundredth or the counts have doubled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStatus>,
 }
 
 /// One model.

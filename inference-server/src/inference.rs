@@ -185,7 +185,7 @@ impl Inference {
             }
         }
         let lead = async {
-            let left = recall_shared(cache, leading).await;
+            let left = recall_slower(cache, leading).await;
             self.tokenize(&asked, left).await;
         };
         let follow = async {
@@ -286,10 +286,10 @@ fn answer_at_once(sender: &mpsc::Sender<Answer>, slot: usize, known: &Arc<Predic
         .expect("the channel has a place for each slot");
 }
 
-/// Answers what Redis knows; leaves the others.
-async fn recall_shared(cache: &Cache, leading: Vec<Reply>) -> Vec<Reply> {
+/// Answers what the disk and Redis know; leaves the others.
+async fn recall_slower(cache: &Cache, leading: Vec<Reply>) -> Vec<Reply> {
     let keys = leading.iter().filter_map(Reply::leads).map(Lead::key);
-    let found = cache.get_shared(&keys.collect::<Vec<_>>()).await;
+    let found = cache.get_slower(&keys.collect::<Vec<_>>()).await;
     let mut left = Vec::with_capacity(leading.len());
     for (reply, found) in leading.into_iter().zip(found) {
         match found {

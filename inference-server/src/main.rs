@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Parser;
 use millrace_crds::inference_service::Task;
 use millrace_inference_server::{
+    cache::disk::DiskOptions,
     options::Options,
     server::{Server, ServerConfig, ServerError},
     service_file,
@@ -96,6 +97,10 @@ fn config(options: &Options) -> anyhow::Result<ServerConfig> {
             .tokenize_threads
             .unwrap_or_else(|| options.threads()),
         cache_redis_url: options.cache_redis_url.clone(),
+        cache_disk: options.cache_folder.clone().map(|folder| DiskOptions {
+            folder,
+            bytes_max: options.cache_folder_max_bytes,
+        }),
         namespace: options.namespace.clone(),
         api_keys: options.api_keys.clone(),
         limits: limits.http(),

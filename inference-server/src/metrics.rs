@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use millrace_protocol::row::RowErrorCode;
+use millrace_protocol::{registry::CacheCounts, row::RowErrorCode};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -196,6 +196,19 @@ impl Metrics {
         self.cache_lookups
             .get_or_create(&LookupLabels { tier, outcome })
             .inc();
+    }
+
+    /// What the cache knew so far. The memory is asked for every answer, slower tiers for what it lacks.
+    pub fn cache_counts(&self) -> CacheCounts {
+        let count = |tier, outcome| {
+            let labels = LookupLabels { tier, outcome };
+            self.cache_lookups.get_or_create(&labels).get()
+        };
+        let slower = count("disk", "hit") + count("redis", "hit");
+        CacheCounts {
+            hits: count("memory", "hit") + slower,
+            misses: count("memory", "miss").saturating_sub(slower),
+        }
     }
 
     /// All metrics in OpenMetrics' text format.

@@ -53,6 +53,19 @@ pub struct Options {
     )]
     pub cache_redis_url: Option<String>,
 
+    /// Folder of this server alone in which it keeps answers over restarts, where spec.cache is enabled.
+    #[arg(long, env = "MILLRACE_CACHE_FOLDER", value_name = "FOLDER")]
+    pub cache_folder: Option<PathBuf>,
+
+    /// Most bytes in that folder; what was used least lately goes first.
+    #[arg(
+        long,
+        env = "MILLRACE_CACHE_FOLDER_MAX_BYTES",
+        value_name = "BYTES",
+        default_value_t = 1 << 30
+    )]
+    pub cache_folder_max_bytes: u64,
+
     /// Folder with one file for each API key, named like its client, where the service has
     /// spec.auth. Read again every few seconds.
     #[arg(long, env = "MILLRACE_API_KEYS", value_name = "FOLDER")]

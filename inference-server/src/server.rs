@@ -7,6 +7,7 @@
 use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_crds::inference_service::{Auth, Batching, Cache as CacheSpec, InferenceServiceSpec};
+use millrace_edge::{Listener, ServeOptions, serve};
 use millrace_leases::LeaseError;
 use millrace_models::{
     backend::{BackendError, PackedBatch},
@@ -21,13 +22,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     batcher::Limits,
-    cache::{Cache, CacheOptions},
+    cache::{
+        Cache, CacheOptions,
+        disk::{Disk, DiskError, DiskOptions},
+    },
     engine::Engine,
     http::{
         app::{App, HttpLimits},
         keys::{ApiKeys, KeysError},
         router,
-        serve::{Listener, serve},
     },
     inference::Inference,
     metrics::Metrics,
@@ -51,6 +54,8 @@ pub struct ServerConfig {
     pub limits: HttpLimits,
     /// Redis that shares kept answers with other servers, where the service keeps any.
     pub cache_redis_url: Option<String>,
+    /// Folder that keeps answers over restarts, where the service keeps any.
+    pub cache_disk: Option<DiskOptions>,
     /// Namespace of the service: namespaces share no answers.
     pub namespace: String,
     /// Folder with the API keys of those who may ask over TCP, where the service wants keys.
@@ -102,6 +107,9 @@ pub enum ServerError {
         "the URL of the cache's Redis cannot be used: set --cache-redis-url to redis://host:port"
     )]
     Cache(#[source] LeaseError),
+    /// The folder of the cache is none.
+    #[error("the folder of the cache cannot be used: set --cache-folder to another one")]
+    CacheFolder(#[from] DiskError),
     /// Threads cannot be started.
     #[error("the engine threads cannot be started")]
     Threads(#[source] std::io::Error),
@@ -141,7 +149,10 @@ impl ServerError {
     /// devices say may be another thing the next time.
     pub fn is_permanent(&self) -> bool {
         match self {
-            ServerError::NoListener | ServerError::NoApiKeys | ServerError::Cache(_) => true,
+            ServerError::NoListener
+            | ServerError::NoApiKeys
+            | ServerError::Cache(_)
+            | ServerError::CacheFolder(_) => true,
             ServerError::Load { source, .. } => source.is_permanent(),
             ServerError::Warmup { source, .. } => source.is_permanent(),
             ServerError::Listen { .. }
@@ -194,14 +205,18 @@ impl Server {
                 .clone()
                 .filter(|_| matches!(listener, Listener::Tcp(_)));
             let router = router(app.clone(), keys);
-            let limits = config.limits.clone();
-            listeners.spawn(serve(
-                listener,
-                router,
-                limits,
-                stopped.clone(),
-                config.drain_deadline,
-            ));
+            let options = ServeOptions {
+                connections_max: config.limits.connections_max,
+                header_deadline: config.limits.header_deadline,
+                write_deadline: config.limits.write_deadline,
+                drain_deadline: config.drain_deadline,
+            };
+            let mut stopped = stopped.clone();
+            let stopped = async move {
+                // A dropped sender means that nobody is left to serve for.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            listeners.spawn(serve(listener, router, options, stopped));
         }
         Ok(Self {
             app,
@@ -226,7 +241,7 @@ impl Server {
             models = loading => models?,
             () = &mut shutdown => return self.drain(None).await,
         };
-        let mut working = self.start_working(models)?;
+        let mut working = self.start_working(models).await?;
         tracing::info!(
             uds = ?self.config.uds, address = ?self.address, "ready"
         );
@@ -245,10 +260,10 @@ impl Server {
         }
     }
 
-    fn start_working(&self, models: Vec<Model>) -> Result<Working, ServerError> {
+    async fn start_working(&self, models: Vec<Model>) -> Result<Working, ServerError> {
         let models = Arc::new(models);
         let metrics = self.app.metrics.clone();
-        let cache = self.cache(&metrics)?;
+        let cache = self.cache(&metrics).await?;
         let limits = batch_limits(&models, &self.config.spec.batching);
         let engines = models
             .iter()
@@ -268,13 +283,17 @@ impl Server {
             models,
             handle,
             tokenize_threads,
-            cache,
+            cache.clone(),
             metrics,
         ));
-        Ok(Working { queue, engine })
+        Ok(Working {
+            queue,
+            engine,
+            cache,
+        })
     }
 
-    fn cache(&self, metrics: &Arc<Metrics>) -> Result<Option<Arc<Cache>>, ServerError> {
+    async fn cache(&self, metrics: &Arc<Metrics>) -> Result<Option<Arc<Cache>>, ServerError> {
         let CacheSpec {
             enabled,
             ttl_seconds,
@@ -283,10 +302,16 @@ impl Server {
         if !enabled {
             return Ok(None);
         }
+        let ttl = Duration::from_secs(ttl_seconds.into());
+        let disk = match &self.config.cache_disk {
+            Some(disk) => Disk::open(disk.clone(), ttl, metrics.clone()).await?,
+            None => None,
+        };
         let options = CacheOptions {
-            ttl: Duration::from_secs(ttl_seconds.into()),
+            ttl,
             bytes_max: max_bytes,
             redis_url: self.config.cache_redis_url.clone(),
+            disk,
             namespace: self.config.namespace.clone(),
         };
         let cache = Cache::new(options, metrics.clone());
@@ -306,7 +331,15 @@ impl Server {
         if !in_time {
             return Err(ServerError::DrainDeadline(self.config.drain_deadline));
         }
-        if let Some(Working { queue, engine }) = working {
+        if let Some(Working {
+            queue,
+            engine,
+            cache,
+        }) = working
+        {
+            if let Some(cache) = cache {
+                cache.flush().await;
+            }
             queue.await.map_err(|_| ServerError::Ended("the queue"))?;
             let joined = tokio::task::spawn_blocking(|| engine.join()).await;
             joined.map_err(|_| ServerError::Ended("the engine"))?;
@@ -334,6 +367,7 @@ fn api_keys(config: &ServerConfig) -> Result<Option<Arc<ApiKeys>>, ServerError> 
 struct Working {
     queue: JoinHandle<()>,
     engine: Engine,
+    cache: Option<Arc<Cache>>,
 }
 
 fn batch_limits(models: &[Model], batching: &Batching) -> Limits {

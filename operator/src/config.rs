@@ -84,6 +84,11 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: String,
 
+    /// Address at which whoever may get a BatchJob is told how far it is, such as 0.0.0.0:8082; nobody is by
+    /// default.
+    #[arg(long, env = "MILLRACE_API_LISTEN")]
+    pub api_listen: Option<String>,
+
     /// The variables of this process by which its pods trace to the same collector.
     #[arg(skip = millrace_telemetry::handed_on())]
     pub telemetry: Vec<(String, String)>,

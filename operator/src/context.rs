@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
+use millrace_crds::BatchJob;
 use millrace_leases::limits::Accounts;
 use millrace_leases::{
     JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
@@ -28,6 +29,9 @@ const SECRET_STAYS: Duration = Duration::from_secs(300);
 
 /// Shortest time between two writes of a status of which only counts moved.
 const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a reader that was looked at counts as there.
+const READER_STAYS: Duration = Duration::from_secs(60);
 
 /// What every visit needs.
 pub struct Context {
@@ -57,6 +61,8 @@ pub struct Context {
     counts_written: Mutex<HashMap<String, Instant>>,
     /// What was written into Secrets lately, and when.
     secrets: Mutex<HashMap<ObjectRef<Secret>, (Secret, Instant)>>,
+    /// The generations of jobs whose readers were looked at lately, by the jobs' ids, and when.
+    readers: Mutex<HashMap<String, (Option<i64>, Instant)>>,
     /// All objects of both kinds, as last seen, once this process leads.
     pub objects: OnceLock<Objects>,
 }
@@ -84,6 +90,7 @@ impl Context {
             counts_written: Mutex::default(),
             children: Children::default(),
             secrets: Mutex::default(),
+            readers: Mutex::default(),
             objects: OnceLock::new(),
             visits: VisitMetrics::default(),
             client,
@@ -214,6 +221,21 @@ impl Context {
         let mut written = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
         written.insert(reference, (secret, Instant::now()));
         Ok(())
+    }
+
+    /// Whether it is time to look at the reader of a job: a visit comes every second.
+    pub fn is_reader_due(&self, job: &BatchJob) -> bool {
+        let mut looked = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.retain(|_, (_, at)| at.elapsed() < READER_STAYS);
+        let before = looked.get(job.metadata.uid.as_deref().unwrap_or_default());
+        before.is_none_or(|(generation, _)| *generation != job.metadata.generation)
+    }
+
+    /// Notes that the reader of a job is as it should be.
+    pub fn note_reader(&self, job: &BatchJob) {
+        let mut looked = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let uid = job.metadata.uid.clone().unwrap_or_default();
+        looked.insert(uid, (job.metadata.generation, Instant::now()));
     }
 
     /// Whether the Redis of the leases answers. Asks for what nothing was ever written to.

@@ -41,6 +41,14 @@ impl Shown {
             standing_by: Arc::default(),
         }
     }
+
+    /// All objects, as seen by a process that leads or stands by; nothing where it has not yet seen all
+    /// of them and does not soon.
+    pub async fn objects(&self) -> Option<&Objects> {
+        let objects = self.ctx.objects.get().or(self.standing_by.get())?;
+        let synced = tokio::time::timeout(PATIENCE, objects.synced()).await;
+        synced.is_ok().then_some(objects)
+    }
 }
 
 /// Answers for as long as the process lives.
@@ -77,13 +85,7 @@ async fn backlog(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Response {
     let refuse = |status, error: String| (status, Json(json!({"error": error}))).into_response();
-    let objects = shown.ctx.objects.get().or(shown.standing_by.get());
-    let synced = async {
-        let objects = objects?;
-        objects.synced().await;
-        Some(objects)
-    };
-    let Ok(Some(objects)) = tokio::time::timeout(PATIENCE, synced).await else {
+    let Some(objects) = shown.objects().await else {
         let error = "this process has just begun, and knows no services yet".to_owned();
         return refuse(StatusCode::SERVICE_UNAVAILABLE, error);
     };

@@ -4,6 +4,7 @@
 //! report by termination message and by the counters of the lease store. Each kind is a folder
 //! whose files are the steps of one visit: observe → check → decide → apply → report.
 
+pub mod api;
 pub mod apply;
 pub mod batch_job;
 pub mod conditions;

@@ -19,6 +19,7 @@ use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
+use millrace_operator::api::{self, ApiLimits};
 use millrace_operator::config::Options;
 use millrace_operator::context::Context;
 use millrace_operator::election::Election;
@@ -30,6 +31,7 @@ use millrace_operator::visit::{VisitError, after_error, watched};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
 use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -51,13 +53,59 @@ async fn run(options: Options) -> anyhow::Result<()> {
         .context("the API server cannot be found")?;
     let term = Term::default();
     let within_term = term.client(config.clone())?;
-    let client = Client::try_from(config)?;
+    let stand = Stand {
+        client: Client::try_from(config)?,
+        term,
+    };
     let shown = Shown::new(Arc::new(Context::new(within_term, options.clone())?));
     let listener = tokio::net::TcpListener::bind(&options.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", options.listen))?;
     let answering = tokio::spawn(http::listen(listener, shown.clone()));
     let stop = on_signal()?;
+    let api = match &options.api_listen {
+        Some(address) => Some(serve_api(address, shown.clone(), stop.clone()).await?),
+        None => None,
+    };
+    let ended = lead(options, stand, shown, answering, stop.clone()).await;
+    if let Some(api) = api {
+        // Whoever stays to be told how far a job is hears that it is over here.
+        stop.cancel();
+        api.await?;
+    }
+    ended
+}
+
+/// Begins to tell whoever may look how far jobs are, until `stop` is cancelled.
+async fn serve_api(
+    address: &str,
+    shown: Shown,
+    stop: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be listened on"))?;
+    let limits = ApiLimits::default();
+    Ok(tokio::spawn(api::listen(listener, shown, limits, stop)))
+}
+
+/// What this process stands for election with.
+struct Stand {
+    /// A client that may write at any time.
+    client: Client,
+    /// For how long this process leads.
+    term: Term,
+}
+
+/// Stands for election, and reconciles while this process leads, until `stop` is cancelled.
+async fn lead(
+    options: Options,
+    stand: Stand,
+    shown: Shown,
+    answering: JoinHandle<std::io::Result<()>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let Stand { client, term } = stand;
     tokio::select! {
         checked = crd_check::wait(&client) => checked?,
         () = stop.cancelled() => return Ok(()),

@@ -49,6 +49,17 @@ impl Objects {
         self.services.get(&ObjectRef::new(name).within(namespace))
     }
 
+    /// A job.
+    pub fn job(&self, namespace: &str, name: &str) -> Option<Arc<BatchJob>> {
+        self.jobs.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// The job of this id.
+    pub fn job_of_uid(&self, uid: &str) -> Option<Arc<BatchJob>> {
+        self.jobs
+            .find(|job| job.metadata.uid.as_deref() == Some(uid))
+    }
+
     /// The jobs of a service, whether or not it is there.
     pub fn jobs_of(&self, namespace: &str, service: &str) -> Vec<Arc<BatchJob>> {
         let mut jobs = self.jobs.state();

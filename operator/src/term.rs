@@ -10,6 +10,12 @@ use kube::{Client, Config};
 use tower::BoxError;
 use tower::filter::FilterLayer;
 
+/// Groups of the API in which there are reviews alone.
+const REVIEWS: [&str; 2] = [
+    "/apis/authentication.k8s.io/",
+    "/apis/authorization.k8s.io/",
+];
+
 /// A term, shared by the election, which extends it, and by a client, which keeps to it.
 #[derive(Debug, Clone, Default)]
 pub struct Term {
@@ -31,7 +37,7 @@ impl Term {
     pub fn client(&self, config: Config) -> Result<Client, kube::Error> {
         let term = self.clone();
         let within = move |request: Request<Body>| -> Result<Request<Body>, BoxError> {
-            if term.allows(request.method(), Instant::now()) {
+            if !writes(&request) || term.lasts(Instant::now()) {
                 Ok(request)
             } else {
                 Err(OutOfTerm.into())
@@ -42,10 +48,18 @@ impl Term {
             .build())
     }
 
-    fn allows(&self, method: &Method, now: Instant) -> bool {
+    fn lasts(&self, now: Instant) -> bool {
         let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        *method == Method::GET || until.is_some_and(|until| now < until)
+        until.is_some_and(|until| now < until)
     }
+}
+
+/// Whether a request changes anything. Reviews of whoever asks for something do not, although each is
+/// created.
+fn writes<B>(request: &Request<B>) -> bool {
+    let path = request.uri().path();
+    let mut reviews = REVIEWS.iter();
+    request.method() != Method::GET && !reviews.any(|group| path.starts_with(group))
 }
 
 #[cfg(test)]
@@ -58,12 +72,28 @@ mod tests {
     fn nothing_is_written_before_a_term_and_after_it() {
         let term = Term::default();
         let now = Instant::now();
-        assert!(term.allows(&Method::GET, now));
-        assert!(!term.allows(&Method::PATCH, now));
         let second = Duration::from_secs(1);
+        assert!(!term.lasts(now));
         term.extend(now + second);
-        assert!(term.allows(&Method::PATCH, now));
-        assert!(!term.allows(&Method::DELETE, now + second));
-        assert!(term.allows(&Method::GET, now + second));
+        assert!(term.lasts(now));
+        assert!(!term.lasts(now + second));
+    }
+
+    #[test]
+    fn reviews_and_whatever_is_read_are_no_writes() {
+        let check = |method: Method, uri: &str, expected: bool| {
+            let request = Request::builder().method(method).uri(uri);
+            assert_eq!(writes(&request.body(()).unwrap()), expected, "{uri}");
+        };
+        let pods = "http://server/api/v1/namespaces/tenant/pods";
+        check(Method::GET, pods, false);
+        check(Method::DELETE, pods, true);
+        check(
+            Method::POST,
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            false,
+        );
+        let status = "/apis/millrace.dev/v1alpha1/namespaces/tenant/batchjobs/embed/status";
+        check(Method::PATCH, status, true);
     }
 }

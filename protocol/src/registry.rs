@@ -25,4 +25,16 @@ pub struct WorkerReport {
     /// Tokens per second that went through its server lately, while it held shards; absent before
     /// there is anything to measure.
     pub tokens_per_second: Option<f64>,
+    /// What its server's cache knew so far; absent where nobody could ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheCounts>,
+}
+
+/// Answers that a server was asked for since it began, where it keeps any: one for each text and model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheCounts {
+    /// Those that a tier of the cache knew.
+    pub hits: u64,
+    /// Those that none knew.
+    pub misses: u64,
 }

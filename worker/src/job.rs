@@ -211,13 +211,14 @@ pub fn check(
         sharding,
         retry,
         rerun_failed,
-        // Who works on the job, how long and with whose rights is decided outside of the run.
+        // Who works on the job, how long and with whose rights, and who reads it, is decided outside.
         suspend: _,
         cancel: _,
         active_deadline_seconds: _,
         ttl_seconds_after_finished: _,
         priority: _,
         credentials: _,
+        reader: _,
         backoff_limit_per_index,
         max_failed_rows: _,
         incremental,

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod postgres;
 pub mod prompt;
 pub mod read;
+pub mod reader;
 mod records;
 pub mod run;
 pub mod secrets;

@@ -58,6 +58,8 @@ enum Step {
     Notify(Notify),
     /// Works off shards of whatever jobs a service has, until SIGTERM comes.
     Serve(Serve),
+    /// Serves the result lines of an output over HTTP to whoever brings a token, until SIGTERM comes.
+    Read(Read),
     /// Fetches a service's models into a folder and verifies them.
     Models(Models),
     /// Asks whether the Redis of the leases can be reached.
@@ -160,6 +162,27 @@ struct Serve {
     leases: Leases,
 }
 
+/// What serving results takes.
+#[derive(Debug, Args)]
+struct Read {
+    /// The output, as in the job's status.output.
+    #[arg(long, env = "MILLRACE_OUTPUT")]
+    output: String,
+    /// Name of the job, by which requests name its results.
+    #[arg(long, env = "MILLRACE_JOB")]
+    job: String,
+    /// File with the token that requests must bring.
+    #[arg(long, env = "MILLRACE_READ_TOKEN_FILE")]
+    token_file: PathBuf,
+    /// Folder of a mounted Secret with the credentials of the output, one file per `AWS_…` variable. Without
+    /// it the environment counts.
+    #[arg(long, env = "MILLRACE_CREDENTIALS")]
+    credentials: Option<PathBuf>,
+    /// Address for /api/v1/jobs/JOB/results and /health.
+    #[arg(long, env = "MILLRACE_READ_LISTEN", default_value = "0.0.0.0:8083")]
+    listen: String,
+}
+
 /// What fetching models takes.
 #[derive(Debug, Args)]
 struct Models {
@@ -193,6 +216,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         } => steps::finish(job, give_up, give_up_reason).await.map(Some),
         Step::Notify(notify) => steps::notify(notify).await.map(|()| None),
         Step::Serve(serve) => steps::serve(serve).await.map(|()| None),
+        Step::Read(read) => steps::read(read).await.map(|()| None),
         Step::Models(models) => steps::models(models).await.map(|()| None),
         Step::Check(leases) => steps::check(leases).await.map(|()| None),
     };

@@ -8,6 +8,7 @@ use anyhow::Context;
 use futures::TryStreamExt;
 use millrace_crds::SecretKeyRef;
 use millrace_crds::manifest::{self, Manifest};
+use millrace_edge::Token;
 use millrace_leases::limits::RedisLimiter;
 use millrace_leases::{JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions};
 use millrace_protocol::manifest::LivePart;
@@ -19,6 +20,7 @@ use millrace_worker::job::CheckedJob;
 use millrace_worker::notify::Means;
 use millrace_worker::plan::forecast;
 use millrace_worker::postgres::Sink;
+use millrace_worker::reader::{self, ReaderOptions};
 use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::secrets::Secrets;
 use millrace_worker::serve::{self, Door, ServeOptions};
@@ -29,7 +31,7 @@ use millrace_worker::work::client::remote::Access;
 use millrace_worker::work::progress::Progress;
 use millrace_worker::{manifests, models, notify, output};
 
-use crate::{Job, Leases, Models, Notify, Serve, Server};
+use crate::{Job, Leases, Models, Notify, Read, Serve, Server};
 
 /// Row errors in a report.
 const SAMPLE_ERRORS_MAX: usize = 20;
@@ -323,6 +325,30 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         () = terminated.cancelled() => Ok(()),
         ended = answering => Ok(ended??),
     }
+}
+
+/// Serves the results of a job until told to stop.
+pub async fn read(read: Read) -> anyhow::Result<()> {
+    let Read {
+        output,
+        job,
+        token_file,
+        credentials,
+        listen,
+    } = read;
+    let stop = on_signal()?;
+    let options = ReaderOptions {
+        output: stores(credentials.as_deref())?.open(&output)?,
+        job,
+        token: Token::read(&token_file)
+            .with_context(|| format!("--token-file: no token in {}", token_file.display()))?,
+    };
+    let listener = tokio::net::TcpListener::bind(&listen)
+        .await
+        .with_context(|| format!("{listen} cannot be listened on"))?;
+    tracing::info!(address = %listener.local_addr()?, output, "results can be read");
+    reader::listen(listener, options, stop).await;
+    Ok(())
 }
 
 /// Fetches the models of a service.

@@ -1,7 +1,6 @@
 //! `millrace run`: works a job off on this machine.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,16 +21,15 @@ use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::secrets::Secrets;
 use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::trace;
-use millrace_worker::work::client::ServerUrl;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::board::Board;
+use crate::board::{Board, BoardArgs};
 use crate::display::{Display, OutputMode};
 use crate::exit;
 use crate::local_models;
-use crate::local_server::{self, LocalServer, Origin};
+use crate::local_server::{self, LocalServer, Origin, ServerArgs};
 use crate::report::{self, End};
 
 /// In one process nobody else can take a lease, so it only has to outlive a pause of the machine.
@@ -51,21 +49,13 @@ pub struct RunArgs {
     /// How to report: bar and text, or JSON lines and the final status.
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputMode,
-    /// Binary of the inference-server; by default the one beside this program.
-    #[arg(long, env = "MILLRACE_INFERENCE_SERVER", value_name = "PATH")]
-    inference_server: Option<PathBuf>,
-    /// Server that answers the rows of a service with spec.runtime, such as http://127.0.0.1:8000.
-    /// It must run already.
-    #[arg(long, env = "MILLRACE_SERVER_URL", value_name = "URL")]
-    server_url: Option<ServerUrl>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Ask an API elsewhere row by row, one call after the other.
     #[arg(long)]
     no_batch: bool,
-    /// Address at which to tell how far the run is, such as 127.0.0.1:8088, for as long as it lasts:
-    /// GET /api/v1/jobs/NAME/progress answers JSON, or server-sent events where these are accepted.
-    /// Whoever reaches the address may ask.
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "dry_run")]
-    serve: Option<SocketAddr>,
+    #[command(flatten)]
+    board: BoardArgs,
 }
 
 /// Runs the command.
@@ -74,11 +64,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         file,
         dry_run,
         output,
-        inference_server,
-        server_url,
+        server,
         no_batch,
-        serve,
+        board,
     } = args;
+    let board = match board.options() {
+        Ok(board) => board,
+        Err(error) => return Ok(exit::bad_manifest(error.as_ref())),
+    };
     let mut loaded = match manifests::load(&file) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(exit::bad_manifest(&error)),
@@ -91,11 +84,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         remote.ask_one_by_one();
     }
     let stores = Stores::from_env(LinkLocal::Allowed);
-    let misfit = local_server::misfit(&loaded.service, server_url.as_ref());
+    let misfit = local_server::misfit(&loaded.service, &server);
     if dry_run {
         let server = match misfit {
             Some(misfit) => Err(anyhow::Error::msg(misfit)),
-            None => local_server::origin(&loaded.service, server_url, inference_server),
+            None => local_server::origin(&loaded.service, server.without_cache()),
         };
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;
     }
@@ -126,15 +119,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         return Ok(exit::BAD_MANIFEST.into());
     }
     memory::give_back_large_blocks();
-    let origin = local_server::origin(&loaded.service, server_url, inference_server)?;
+    let origin = local_server::origin(&loaded.service, server)?;
     let means = Means {
         secrets: Secrets::Environment,
         link_local: LinkLocal::Allowed,
     };
     means.check(&loaded.job)?;
     let started = Instant::now();
-    let board = match serve {
-        Some(address) => Some(Board::open(address, &loaded.job).await?),
+    let board = match board {
+        Some(options) => Some(Board::open(options, &loaded.job).await?),
         None => None,
     };
     let shows = Shows {

@@ -235,11 +235,12 @@ fn an_interrupted_run_says_how_to_go_on_and_does() {
     );
 }
 
-/// What a running command answers at its board.
-fn ask(address: &str, path: &str, accepted: &str) -> String {
+/// What a running command answers at its board to whoever brings a token.
+fn ask(address: &str, path: &str, accepted: &str, token: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accepted}\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accepted}\r\n\
+         Authorization: Bearer {token}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).unwrap();
     let mut said = String::new();
@@ -253,6 +254,7 @@ fn a_run_tells_how_far_it_is_to_whoever_asks_and_to_whoever_stays() {
         Scene::with_job(&JOB.replace("uri: out", "uri: out}\n  sharding: {targetBytes: 1024"));
     let mut child = scene
         .command(&["--serve", "127.0.0.1:0"])
+        .env("MILLRACE_SERVE_TOKEN", "s3cret")
         .env("MILLRACE_FAKE_BACKEND", "micros-per-token=3000")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -265,15 +267,17 @@ fn a_run_tells_how_far_it_is_to_whoever_asks_and_to_whoever_stays() {
     let (address, path) = url.split_at(url.find('/').unwrap());
     assert_eq!(path, "/api/v1/jobs/reviews/progress");
 
-    let now = ask(address, path, "*/*");
+    let refused = ask(address, path, "*/*", "guess");
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    let now = ask(address, path, "*/*", "s3cret");
     let body = now.split_once("\r\n\r\n").unwrap().1;
     let now: Value = serde_json::from_str(body).unwrap();
     assert_eq!((&now["name"], &now["run"]), (&"reviews".into(), &1.into()));
-    let other = ask(address, "/api/v1/jobs/other/progress", "*/*");
+    let other = ask(address, "/api/v1/jobs/other/progress", "*/*", "s3cret");
     assert!(other.starts_with("HTTP/1.1 404"), "{other}");
 
     // This one stays until the end.
-    let events = ask(address, path, "text/event-stream");
+    let events = ask(address, path, "text/event-stream", "s3cret");
     let news: Vec<Value> = events
         .lines()
         .filter_map(|line| line.split_once("data: "))
@@ -291,4 +295,17 @@ fn a_run_tells_how_far_it_is_to_whoever_asks_and_to_whoever_stays() {
     let committed = |news: &Value| news["progress"]["shardsCommitted"].as_u64().unwrap_or(0);
     assert!(news.is_sorted_by_key(committed), "{news:?}");
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_run_is_not_served_to_other_machines_without_a_token() {
+    let scene = Scene::with_job(JOB);
+    let ended = scene.run(&["--serve", "0.0.0.0:0"]).expect_code(2);
+    assert!(ended.stderr.contains("--serve-token-file"), "{ended:?}");
+    let empty = scene.folder.path().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let file = empty.to_str().unwrap();
+    let ended = scene.run(&["--serve", "0.0.0.0:0", "--serve-token-file", file]);
+    let ended = ended.expect_code(2);
+    assert!(ended.stderr.contains("1 to 4096 bytes"), "{ended:?}");
 }

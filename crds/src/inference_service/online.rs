@@ -30,6 +30,21 @@ impl Default for Cache {
     }
 }
 
+/// Answers that the caches of a service's pods were asked for, one for each text and model, over the pods
+/// that serve: a pod that goes takes its counts along.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+// Without one of its own, an optional field keeps its description in the CRD.
+#[schemars(description = "")]
+pub struct CacheStatus {
+    /// Those that a tier of the cache knew.
+    pub hits: u64,
+    /// Those that none knew.
+    pub misses: u64,
+    /// The part of hits in both, from 0 to 1.
+    pub hit_rate: f64,
+}
+
 /// Who may send requests over the network. Jobs need no keys.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

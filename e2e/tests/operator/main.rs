@@ -16,6 +16,7 @@ mod garbage;
 mod jobs;
 mod operator;
 mod picture;
+mod progress;
 mod scenario;
 mod stops;
 mod tenant;

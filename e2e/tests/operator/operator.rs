@@ -31,8 +31,10 @@ pub struct Options<'a> {
 pub struct Operator {
     /// What it writes passes here.
     pub proxy: Arc<ApiProxy>,
-    /// Where it answers.
+    /// Where it is asked for backlogs.
     address: SocketAddr,
+    /// Where it is asked how far jobs are.
+    pub api: SocketAddr,
     process: Process,
     program: Program,
 }
@@ -55,8 +57,8 @@ impl Operator {
         let proxy = Arc::new(ApiProxy::start(client, point).await);
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("kubeconfig"), proxy.kubeconfig()).unwrap();
-        let address = free_address();
-        let listen = address.to_string();
+        let (address, api) = (free_address(), free_address());
+        let (listen, api_listen) = (address.to_string(), api.to_string());
         let settings = [
             ("watch-namespace", namespace),
             ("namespace", namespace),
@@ -65,6 +67,7 @@ impl Operator {
             ("worker-image", "worker"),
             ("server-image", "server"),
             ("listen", &listen),
+            ("api-listen", &api_listen),
         ];
         let arguments = settings.map(|(name, value)| format!("--{name}={value}"));
         let program = Program {
@@ -76,6 +79,7 @@ impl Operator {
         Self {
             proxy,
             address,
+            api,
             process,
             program,
         }

@@ -381,7 +381,10 @@ impl Players {
         if status.ready_replicas.unwrap_or(0) == 0 {
             return Ok(());
         }
-        let service = service_of(deployment).ok_or("the pods serve no service")?;
+        // A reader of results serves none.
+        let Some(service) = service_of(deployment) else {
+            return Ok(());
+        };
         if !self.registries.contains_key(&service) {
             let registry = JobRegistry::new(&self.redis, &self.namespace, &service)?;
             self.registries.insert(service.clone(), registry);

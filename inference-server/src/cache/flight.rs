@@ -64,10 +64,13 @@ impl Lead {
         if let Some(shared) = &self.cache.shared {
             shared.put(self.key, answer);
         }
+        if let Some(disk) = &self.cache.disk {
+            disk.put(self.key, answer);
+        }
         self.found(answer);
     }
 
-    /// Gives an answer that Redis knew to this process and to whoever waits.
+    /// Gives an answer that a slower tier knew to this process and to whoever waits.
     pub fn found(self, answer: &Arc<Prediction>) {
         // Before the flight ends, so that nobody finds neither.
         self.cache.memory.insert(self.key, answer.clone());

@@ -16,6 +16,12 @@ impl Key {
     pub fn to_hex(self) -> String {
         HEXLOWER.encode(&self.0)
     }
+
+    /// The key that is written like this.
+    pub(super) fn from_hex(text: &str) -> Option<Self> {
+        let bytes = HEXLOWER.decode(text.as_bytes()).ok()?;
+        Some(Self(bytes.try_into().ok()?))
+    }
 }
 
 /// The keys of all slots of a question.

@@ -1,9 +1,10 @@
-//! Answers that were given before, in front of tokenising: in this process, then in Redis.
+//! Answers that were given before, in front of tokenising: in this process, then on disk, then in Redis.
 //!
 //! An answer belongs to what decides it and to nothing else ([`Key`]), so pods, jobs and online
 //! requests share them. Identical texts that are asked about at the same time are computed once.
 //! Nothing here is needed: whatever a tier does not know is computed.
 
+pub mod disk;
 mod flight;
 mod key;
 mod shared;
@@ -13,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use millrace_leases::LeaseError;
 use millrace_protocol::wire::Prediction;
 
-use self::{flight::Flights, shared::Shared};
+use self::{disk::Disk, flight::Flights, shared::Shared};
 pub use self::{
     flight::{Lead, Role},
     key::{Key, Keys},
@@ -24,7 +25,6 @@ use crate::{batcher::Priority, metrics::Metrics};
 const ENTRY_BYTES: usize = 256;
 
 /// How answers are kept.
-#[derive(Clone)]
 pub struct CacheOptions {
     /// How long an answer is kept.
     pub ttl: Duration,
@@ -32,6 +32,8 @@ pub struct CacheOptions {
     pub bytes_max: u64,
     /// Redis to share answers with other processes; not printable, since it may hold a password.
     pub redis_url: Option<String>,
+    /// Answers on disk, which outlive the process.
+    pub disk: Option<Disk>,
     /// Whose answers they are: namespaces share none.
     pub namespace: String,
 }
@@ -39,6 +41,7 @@ pub struct CacheOptions {
 /// Answers that were given before.
 pub struct Cache {
     memory: moka::sync::Cache<Key, Arc<Prediction>>,
+    disk: Option<Disk>,
     shared: Option<Shared>,
     flights: Flights,
     metrics: Arc<Metrics>,
@@ -51,6 +54,7 @@ impl Cache {
             ttl,
             bytes_max,
             redis_url,
+            disk,
             namespace,
         } = options;
         let memory = moka::sync::Cache::builder()
@@ -65,6 +69,7 @@ impl Cache {
             .transpose()?;
         Ok(Arc::new(Self {
             memory,
+            disk,
             shared,
             flights: Flights::default(),
             metrics,
@@ -78,11 +83,28 @@ impl Cache {
         known
     }
 
-    /// What Redis knows of each key; nothing where there is none or where it does not answer soon.
-    pub async fn get_shared(&self, keys: &[Key]) -> Vec<Option<Arc<Prediction>>> {
-        match &self.shared {
-            Some(shared) => shared.get(keys).await,
+    /// What the slower tiers know of each key: the disk, and of the others Redis; nothing where there is
+    /// none or where it does not answer soon.
+    pub async fn get_slower(&self, keys: &[Key]) -> Vec<Option<Arc<Prediction>>> {
+        let mut found = match &self.disk {
+            Some(disk) => disk.get(keys).await,
             None => vec![None; keys.len()],
+        };
+        if let Some(shared) = &self.shared {
+            let mut open: Vec<_> = keys.iter().zip(&mut found).collect();
+            open.retain(|(_, found)| found.is_none());
+            let asked: Vec<Key> = open.iter().map(|(key, _)| **key).collect();
+            for ((_, found), answer) in open.into_iter().zip(shared.get(&asked).await) {
+                *found = answer;
+            }
+        }
+        found
+    }
+
+    /// Waits until the disk has what it was given.
+    pub async fn flush(&self) {
+        if let Some(disk) = &self.disk {
+            disk.flush().await;
         }
     }
 
@@ -128,6 +150,7 @@ mod tests {
             ttl,
             bytes_max,
             redis_url: None,
+            disk: None,
             namespace: "default".into(),
         };
         Cache::new(options, Arc::new(Metrics::new())).unwrap()

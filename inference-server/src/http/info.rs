@@ -10,6 +10,7 @@ use axum::{
 use http::header::CONTENT_TYPE;
 use millrace_crds::inference_service::Task;
 use millrace_models::model::Model;
+use millrace_protocol::registry::CacheCounts;
 use millrace_telemetry::OPEN_METRICS;
 use serde::Serialize;
 
@@ -42,6 +43,7 @@ struct Info {
     max_client_batch_size: usize,
     max_concurrent_requests: usize,
     auto_truncate: bool,
+    cache: CacheCounts,
 }
 
 #[derive(Serialize)]
@@ -77,6 +79,7 @@ pub async fn info(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
         max_client_batch_size: app.limits.client_batch_items_max,
         max_concurrent_requests: app.limits.concurrent_requests_max,
         auto_truncate: app.limits.auto_truncate,
+        cache: app.metrics.cache_counts(),
     };
     Ok(Json(info).into_response())
 }

@@ -20,7 +20,8 @@ use governor::{
     DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
 };
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::HeaderMap;
+use millrace_edge::bearer;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -141,11 +142,7 @@ pub async fn require(State(keys): State<Arc<ApiKeys>>, request: Request, next: N
 
 /// The key of `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 fn presented(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
-    });
-    bearer.or_else(|| Some(headers.get("x-api-key")?.as_bytes()))
+    bearer(headers).or_else(|| Some(headers.get("x-api-key")?.as_bytes()))
 }
 
 /// The name of a key. Looks at all of them, each in constant time.

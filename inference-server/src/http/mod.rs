@@ -10,8 +10,6 @@ pub mod keys;
 mod online;
 mod openai;
 mod rows;
-pub mod serve;
-mod write_deadline;
 
 use std::{sync::Arc, time::Instant};
 

@@ -4,6 +4,7 @@ use std::{path::Path, time::Duration};
 
 use millrace_crds::inference_service::Cache;
 use millrace_e2e::redis_server::RedisServer;
+use millrace_inference_server::cache::disk::DiskOptions;
 use millrace_protocol::wire::ModelReply;
 use serde_json::{Value, json};
 
@@ -176,4 +177,28 @@ async fn a_redis_that_stalls_or_is_away_costs_a_moment_and_no_answer() {
     }
     let took = started.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_starts_again_knows_what_the_disk_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let on_disk = || Setup {
+        cache_disk: Some(DiskOptions {
+            folder: folder.path().to_owned(),
+            bytes_max: 1 << 20,
+        }),
+        ..keeping()
+    };
+    let mut one = on_disk().start().await;
+    let first = rows(&one.socket(), &["classify"], &["grain"]).await;
+    one.begin_shutdown();
+    (&mut one.running).await.unwrap().unwrap();
+    let other = on_disk().start().await;
+    let tokens = other.metric("millrace_tokens_total").await;
+    let second = rows(&other.socket(), &["classify"], &["grain", "water"]).await;
+    assert_eq!(second.rows[0], first.rows[0]);
+    assert_eq!(other.metric("millrace_tokens_total").await, tokens + 1.0);
+    assert_eq!(lookups(&other, "disk", "hit").await, 1);
+    let info: Value = get(&other.socket(), "/info").await.json();
+    assert_eq!(info["cache"], json!({"hits": 1, "misses": 1}));
 }

@@ -8,6 +8,7 @@ use std::{
 use http::Method;
 use millrace_crds::inference_service::{Auth, Cache, InferenceServiceSpec};
 use millrace_inference_server::{
+    cache::disk::DiskOptions,
     http::app::HttpLimits,
     server::{Server, ServerConfig, ServerError},
 };
@@ -46,6 +47,7 @@ pub struct Setup {
     pub drain_delay: Duration,
     pub cache: Cache,
     pub cache_redis_url: Option<String>,
+    pub cache_disk: Option<DiskOptions>,
     pub auth: Option<Auth>,
 }
 
@@ -61,6 +63,7 @@ impl Default for Setup {
             drain_delay: Duration::ZERO,
             cache: Cache::default(),
             cache_redis_url: None,
+            cache_disk: None,
             auth: None,
         }
     }
@@ -104,6 +107,7 @@ impl Setup {
             tokenize_threads: 2,
             api_keys: Some(keys),
             cache_redis_url: self.cache_redis_url,
+            cache_disk: self.cache_disk,
             namespace: "default".into(),
             limits: self.limits,
             drain_delay: self.drain_delay,

@@ -51,6 +51,7 @@ pub fn manifests(job: &BatchJob, service: &InferenceService, run: RunNumber) -> 
     spec.active_deadline_seconds = None;
     spec.ttl_seconds_after_finished = None;
     spec.priority = 0;
+    spec.reader = None;
     let job = json!({
         "apiVersion": API_VERSION,
         "kind": "BatchJob",

@@ -9,6 +9,8 @@ mod decide_tests;
 pub mod meter;
 mod notify;
 mod observe;
+pub mod progress;
+mod reader;
 mod report;
 pub mod standing;
 pub mod trace;
@@ -36,6 +38,9 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
         applied => applied?,
     };
     let later = report::report(&ctx, &job, &seen, &decision, applied).await?;
+    if !matches!(decision.phase, decide::Phase::Expired) {
+        reader::keep(&ctx, &job, seen.service.as_deref()).await?;
+    }
     Ok(match later.into_iter().chain(decision.again_in).min() {
         Some(pause) => Action::requeue(pause),
         None => Action::await_change(),

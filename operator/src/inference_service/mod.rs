@@ -1,5 +1,6 @@
 //! One visit to an InferenceService: observe → check → decide → apply → report.
 
+mod answers;
 mod apply;
 mod build;
 mod check;
@@ -21,6 +22,9 @@ const STARTING: Duration = Duration::from_secs(5);
 
 /// How often a service is visited whose jobs are at work.
 const AT_WORK: Duration = Duration::from_secs(2);
+
+/// How often the workers of a service that keeps answers are asked how many were known.
+const ANSWERING: Duration = Duration::from_secs(60);
 
 /// Visits a service.
 pub async fn visit(
@@ -47,6 +51,13 @@ pub async fn visit(
         pause if !seen.is_at_work => pause,
         Some(pause) => Some(pause.min(AT_WORK)),
         None => Some(AT_WORK),
+    };
+    // Requests come and go without an event.
+    let is_answering = service.spec.cache.enabled && seen.has_workers();
+    let again_in = match again_in {
+        pause if !is_answering => pause,
+        Some(pause) => Some(pause.min(ANSWERING)),
+        None => Some(ANSWERING),
     };
     Ok(match again_in {
         Some(pause) => Action::requeue(pause),

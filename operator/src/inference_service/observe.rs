@@ -44,6 +44,11 @@ pub struct Work {
 }
 
 impl Seen {
+    /// Whether any worker spoke lately.
+    pub fn has_workers(&self) -> bool {
+        (self.workers.as_ref()).is_some_and(|workers| !workers.is_empty())
+    }
+
     /// Shards that no commit stands for yet, over all jobs.
     pub fn backlog_shards(&self) -> u64 {
         self.work.iter().map(|work| work.shards).sum()

@@ -7,6 +7,7 @@ use kube::runtime::events::EventType;
 use millrace_crds::inference_service::AutoscalingMode;
 use millrace_crds::{InferenceService, InferenceServiceStatus};
 
+use super::answers;
 use super::apply::Applied;
 use super::check::Refused;
 use super::observe::Seen;
@@ -94,6 +95,9 @@ fn status(
         idle_since: scale.idle_since.clone(),
         cold_start_seconds: scale.cold_start_seconds,
         tokens_per_second: scale.tokens_per_second,
+        cache: (service.spec.cache.enabled)
+            .then(|| answers::known(before.cache, seen.workers.as_deref().unwrap_or_default()))
+            .flatten(),
     }
 }
 

@@ -224,6 +224,7 @@ mod tests {
             shards_in_hand,
             idle_seconds,
             tokens_per_second: Some(100.0),
+            cache: None,
         };
         (pod.to_owned(), report)
     }

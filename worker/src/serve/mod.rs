@@ -4,6 +4,7 @@
 //! It learns of jobs from the registry alone and holds no right to ask an API server. What the
 //! registry forgets it gives back; what it cannot reach it keeps working on.
 
+mod answers;
 mod http;
 mod jobs;
 mod open;
@@ -18,6 +19,7 @@ use millrace_telemetry::chain;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::answers::Answers;
 pub use self::http::{Door, listen};
 use self::jobs::Jobs;
 use self::rate::Rate;
@@ -61,6 +63,7 @@ pub async fn serve(options: &ServeOptions) {
     let mut looked: Option<Instant> = None;
     let mut busy = Instant::now();
     let mut rate = Rate::default();
+    let mut answers = Answers::of(&options.server);
     while !options.stop.is_cancelled() {
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
             if !in_hand.is_empty() {
@@ -75,6 +78,7 @@ pub async fn serve(options: &ServeOptions) {
                 shards_in_hand: in_hand.len() as u32,
                 idle_seconds: busy.elapsed().as_secs() as u32,
                 tokens_per_second: rate.per_second(),
+                cache: answers.look(Instant::now()).await,
             };
             match look(options, &report).await {
                 Ok(registered) => jobs.update(registered, options),

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use millrace_protocol::registry::CacheCounts;
 use millrace_protocol::row::RowError;
 use millrace_protocol::wire::{
     CHUNKS_PATH, ChunksReply, ChunksRequest, ROWS_CONTENT_TYPE, ROWS_PATH, RowsReply, RowsRequest,
@@ -107,6 +108,8 @@ pub struct ModelInfo {
 #[derive(Debug, Deserialize)]
 struct Info {
     models: Vec<ModelInfo>,
+    #[serde(default)]
+    cache: CacheCounts,
 }
 
 /// Where a server listens.
@@ -263,15 +266,23 @@ impl Own {
     }
 
     async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+        Ok(self.info().await?.models)
+    }
+
+    /// What the server's cache knew so far.
+    pub async fn cache(&self) -> Result<CacheCounts, ClientError> {
+        Ok(self.info().await?.cache)
+    }
+
+    async fn info(&self) -> Result<Info, ClientError> {
         let (status, _, body) = self.send(Method::GET, "/info", Vec::new()).await?;
         if status != StatusCode::OK {
             return Err(refused(status, &body));
         }
-        let info: Info = serde_json::from_slice(&body).map_err(|error| ClientError::Refused {
+        serde_json::from_slice(&body).map_err(|error| ClientError::Refused {
             status: status.as_u16(),
             message: format!("/info is not what this worker expects: {error}"),
-        })?;
-        Ok(info.models)
+        })
     }
 
     async fn send(

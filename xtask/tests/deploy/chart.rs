@@ -43,6 +43,9 @@ pub const EXTERNAL: &[&str] = &[
 /// One namespace, and nothing else in the cluster.
 const NAMESPACED: &[&str] = &["watchNamespace=team", "crds.install=false"];
 
+/// The operator's API, which needs a right over the whole cluster.
+const API: &str = "api.enabled=true";
+
 /// Sets that must hold what every install must.
 fn sets() -> Vec<Vec<&'static str>> {
     let both = |a: &[&'static str], b: &[&'static str]| [a, b].concat();
@@ -51,6 +54,8 @@ fn sets() -> Vec<Vec<&'static str>> {
         EVERYTHING.to_vec(),
         EXTERNAL.to_vec(),
         both(EVERYTHING, NAMESPACED),
+        vec![API],
+        both(&[API], NAMESPACED),
         vec!["networkPolicy.enabled=false", "rbac.aggregateToUsers=false"],
     ]
 }
@@ -360,6 +365,46 @@ fn a_pod_reaches_only_what_it_needs() {
         policy["spec"].get("ingress").is_none(),
         "an empty list would let everybody in"
     );
+}
+
+#[test]
+fn the_api_is_there_with_its_rights_and_its_way_in_only_where_it_is_asked_for() {
+    let Some(helm) = of_kubernetes("helm") else {
+        return;
+    };
+    let open = |objects: &[Value]| -> Vec<i64> {
+        let policy = named(objects, "NetworkPolicy", "millrace-operator").expect("a policy");
+        let rules = policy["spec"]["ingress"].as_array().into_iter().flatten();
+        let ports = rules.map(|it| it["ports"][0]["port"].as_i64().expect("a number"));
+        ports.collect()
+    };
+    const RIGHT: &str = "millrace-system-api";
+    let usual = render(&helm, &[]);
+    assert!(named(&usual, "Service", "millrace-api").is_none());
+    assert!(named(&usual, "ClusterRoleBinding", RIGHT).is_none());
+    assert!(variable(&usual, "MILLRACE_API_LISTEN").is_none());
+    assert_eq!(open(&usual), [8080]);
+    for set in [&[API][..], &[&[API], NAMESPACED].concat()] {
+        let objects = render(&helm, set);
+        let service = named(&objects, "Service", "millrace-api").expect("a Service");
+        let target = &service["spec"]["ports"][0]["targetPort"];
+        let operator = named(&objects, "Deployment", "millrace-operator").expect("an operator");
+        let ports = &operator["spec"]["template"]["spec"]["containers"][0]["ports"];
+        assert!(
+            ports
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|it| it["name"] == *target)
+        );
+        let listen = variable(&objects, "MILLRACE_API_LISTEN").expect("an address");
+        assert_eq!(listen["value"], "0.0.0.0:8082");
+        let right = named(&objects, "ClusterRoleBinding", RIGHT).expect("the right to ask");
+        assert_eq!(right["roleRef"]["name"], "system:auth-delegator");
+        assert_eq!(open(&objects), [8080, 8082]);
+    }
+    let closed = render(&helm, &[API, "networkPolicy.api.from=null"]);
+    assert_eq!(open(&closed), [8080]);
 }
 
 #[test]

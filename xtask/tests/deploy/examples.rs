@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use millrace_crds::manifest::{Kind, Manifest, read_path, read_str};
+use serde_json::Value;
 
 use crate::files;
 use crate::programs::of_kubernetes;
@@ -92,5 +93,38 @@ fn flux_and_argo_cd_learn_the_health_of_both_kinds_from_their_folders() {
     for kind in ["BatchJob", "InferenceService"] {
         let key = format!("resource.customizations.health.millrace.dev_{kind}: |");
         assert!(argo.contains(&key), "{argo}");
+    }
+}
+
+#[test]
+fn the_reader_of_the_example_is_restricted_and_takes_what_the_worker_takes() {
+    let text = files::text("examples/reader/reader.yaml");
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
+    let of_kind = |kind: &str| {
+        let found = objects.iter().find(|it| it["kind"] == kind);
+        found.unwrap_or_else(|| panic!("no {kind}"))
+    };
+    let template = &of_kind("Deployment")["spec"]["template"];
+    let (labels, pod) = (&template["metadata"]["labels"], &template["spec"]);
+    for selector in [
+        &of_kind("Deployment")["spec"]["selector"]["matchLabels"],
+        &of_kind("Service")["spec"]["selector"],
+        &of_kind("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+    ] {
+        assert_eq!(selector, labels);
+    }
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    let container = &pod["containers"][0];
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+    assert_eq!(
+        container["securityContext"]["allowPrivilegeEscalation"],
+        false
+    );
+    assert_eq!(container["args"], serde_json::json!(["read"]));
+    let taken = files::text("worker/src/main.rs");
+    for variable in container["env"].as_array().expect("variables") {
+        let name = variable["name"].as_str().expect("a name");
+        assert!(taken.contains(&format!("env = \"{name}\"")), "{name}");
     }
 }

@@ -3,7 +3,7 @@
 //! Connections are accepted only while there is a permit for one more, headers, bodies and writes
 //! have deadlines, and a drain lets every connection finish the request it is serving.
 
-use std::{io, path::Path, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, io, path::Path, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -15,10 +15,23 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{Semaphore, watch},
+    sync::Semaphore,
 };
 
-use crate::http::{app::HttpLimits, write_deadline::WriteDeadline};
+use crate::write_deadline::WriteDeadline;
+
+/// The bounds of a server's connections.
+#[derive(Debug, Clone, Copy)]
+pub struct ServeOptions {
+    /// Most connections at a time; further ones wait to be accepted.
+    pub connections_max: usize,
+    /// Time for the headers of a request, and the longest a connection stays idle.
+    pub header_deadline: Duration,
+    /// Longest that a client may leave what is written to it unread.
+    pub write_deadline: Duration,
+    /// Longest that connections may take to end once the server is to stop.
+    pub drain_deadline: Duration,
+}
 
 /// Where the server listens.
 pub enum Listener {
@@ -84,21 +97,17 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// Serves `router` on `listener` until `stop` turns true, then lets every connection finish its
-/// request, for at most `drain_deadline`. Says whether all did.
+/// Serves `router` on `listener` until `stop` is over, then lets every connection finish its request,
+/// for at most the drain deadline. Says whether all did.
 pub async fn serve(
     listener: Listener,
     router: Router,
-    limits: HttpLimits,
-    mut stop: watch::Receiver<bool>,
-    drain_deadline: Duration,
+    options: ServeOptions,
+    stop: impl Future<Output = ()>,
 ) -> bool {
     let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(limits.connections_max));
-    let mut stopped = pin!(async move {
-        // A dropped sender means that nobody is left to serve for.
-        let _ = stop.wait_for(|stop| *stop).await;
-    });
+    let connections = Arc::new(Semaphore::new(options.connections_max));
+    let mut stopped = pin!(stop);
     loop {
         let accepted = async {
             let permit = connections.clone().acquire_owned().await;
@@ -109,8 +118,8 @@ pub async fn serve(
             () = &mut stopped => break,
         };
         match stream {
-            Ok(Stream::Tcp(stream)) => spawn(stream, &router, &limits, &graceful, permit),
-            Ok(Stream::Unix(stream)) => spawn(stream, &router, &limits, &graceful, permit),
+            Ok(Stream::Tcp(stream)) => spawn(stream, &router, &options, &graceful, permit),
+            Ok(Stream::Unix(stream)) => spawn(stream, &router, &options, &graceful, permit),
             Err(error) => {
                 // Mostly too many open files: they become fewer only with time.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -119,7 +128,7 @@ pub async fn serve(
         }
     }
     drop(listener);
-    tokio::time::timeout(drain_deadline, graceful.shutdown())
+    tokio::time::timeout(options.drain_deadline, graceful.shutdown())
         .await
         .is_ok()
 }
@@ -127,7 +136,7 @@ pub async fn serve(
 fn spawn<S>(
     stream: S,
     router: &Router,
-    limits: &HttpLimits,
+    options: &ServeOptions,
     graceful: &GracefulShutdown,
     permit: impl Send + 'static,
 ) where
@@ -136,9 +145,9 @@ fn spawn<S>(
     let connection = http1::Builder::new()
         // Without a timer hyper's header deadline does nothing.
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_deadline)
+        .header_read_timeout(options.header_deadline)
         .serve_connection(
-            TokioIo::new(WriteDeadline::new(stream, limits.write_deadline)),
+            TokioIo::new(WriteDeadline::new(stream, options.write_deadline)),
             TowerToHyperService::new(router.clone()),
         );
     let connection = graceful.watch(connection);
