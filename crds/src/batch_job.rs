@@ -1,6 +1,7 @@
 //! `BatchJob`: a dataset, the models to run over it, and where the results go.
 
 mod budget;
+mod dedup;
 mod failed_rows;
 mod filter;
 mod incremental;
@@ -19,6 +20,7 @@ use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
 pub use budget::{Budget, Estimate, Spent};
+pub use dedup::{Dedup, Near, NearMethod};
 pub use failed_rows::FailedRowsMax;
 pub use filter::Filter;
 pub use incremental::Incremental;
@@ -67,6 +69,8 @@ pub use retry::Retry;
         .message("output cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.incremental) == has(oldSelf.incremental) && (!has(self.incremental) || self.incremental == oldSelf.incremental)")
         .message("incremental cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("has(self.dedup) == has(oldSelf.dedup) && (!has(self.dedup) || self.dedup == oldSelf.dedup)")
+        .message("dedup cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("!has(self.incremental) || self.incremental.from != self.output.uri")
         .message("incremental.from is the job's own output; name an earlier one, and write to another folder"),
     validation = Rule::new("!oldSelf.cancel || self.cancel")
@@ -126,6 +130,11 @@ pub struct BatchJobSpec {
     /// there are asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
+
+    /// Rows that are not asked because an earlier row of the job has the answer. Each gets a result of
+    /// its own, a copy that names the other row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedup: Option<Dedup>,
 
     /// What the job may spend. Only for services with `remote.pricing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

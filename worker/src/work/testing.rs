@@ -231,6 +231,7 @@ impl Scene {
             answerer: Answerer::Server(Box::new(submitter)),
             models: Default::default(),
             progress: Arc::new(Progress::default()),
+            copies: Default::default(),
         };
         Self {
             folder,
