@@ -154,7 +154,9 @@ fn summary(
     }
     if let Some(Dedup { duplicates, .. }) = &manifest.dedup {
         let copied = HumanCount(*duplicates);
-        lines.push(format!("  copied   {copied} from other rows, as duplicates"));
+        lines.push(format!(
+            "  copied   {copied} from other rows, as duplicates"
+        ));
     }
     lines.push(format!("  tokens   {}", HumanCount(tokens)));
     lines.extend(spent(manifest).map(|spent| format!("  cost     {}", spent_text(&spent))));

@@ -42,7 +42,8 @@ impl Scene {
 
     /// Writes rows with these texts; their ids are their numbers.
     fn write(&self, texts: &[String]) {
-        let line = |(row, text): (usize, &String)| json!({"id": row, "text": text}).to_string() + "\n";
+        let line =
+            |(row, text): (usize, &String)| json!({"id": row, "text": text}).to_string() + "\n";
         let lines: String = texts.iter().enumerate().map(line).collect();
         std::fs::write(self.folder.path().join("all.jsonl"), lines).unwrap();
     }
@@ -124,7 +125,11 @@ fn reply(request: &RowsRequest, is_well: bool) -> RowsReply {
 /// bad.
 fn texts() -> Vec<String> {
     let text = |content: usize| {
-        let word = if content.is_multiple_of(10) { "bad" } else { "good" };
+        let word = if content.is_multiple_of(10) {
+            "bad"
+        } else {
+            "good"
+        };
         format!("{word} {content} {}", "x".repeat(content % 40))
     };
     let content = |row: usize| match row % 4 {
@@ -249,7 +254,10 @@ async fn two_planners_agree_and_the_lists_of_one_of_them_go() {
     let (one, other) = (one.unwrap().plan, other.unwrap().plan);
     assert_eq!(one, other);
     scene.drive(&job).await;
-    let lists = scene.folder.path().join("out/_millrace/runs/0001/duplicates");
+    let lists = scene
+        .folder
+        .path()
+        .join("out/_millrace/runs/0001/duplicates");
     let planner = one.dedup.expect("the job says dedup").planner;
     for list in std::fs::read_dir(lists).unwrap() {
         let name = list.unwrap().file_name().into_string().unwrap();
@@ -287,7 +295,9 @@ async fn duplicates_are_counted_apart_from_what_is_carried_over() {
     scene.is_well.store(true, Ordering::Relaxed);
     let mut texts = texts();
     scene.write(&texts);
-    scene.drive(&scene.job(json!({"output": {"uri": "first"}}))).await;
+    scene
+        .drive(&scene.job(json!({"output": {"uri": "first"}})))
+        .await;
     assert_eq!(scene.asked().len(), 90);
     for row in [0, 3, 50] {
         texts[row] = "new".to_owned();

@@ -9,8 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millrace_crds::batch_job::{Dedup,
-    self, BatchJobSpec, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
+use millrace_crds::batch_job::{
+    self, BatchJobSpec, Dedup, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
 };
 use millrace_crds::inference_service::{Pricing, Runtime};
 use millrace_crds::{BatchJob, InferenceService};

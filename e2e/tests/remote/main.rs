@@ -2,6 +2,7 @@
 //! says of limits, of time, and of what was paid.
 
 mod cost;
+mod dedup;
 mod examples;
 mod faults;
 mod limits;

@@ -122,13 +122,7 @@ pub async fn finish(
     if failed.is_empty() {
         receipts::discard_all(output, plan.run, None).await;
         // A worker that was thought dead may still commit a shard that was given up.
-        sweep::sweep(
-            output,
-            job.output.uri.starts_with("file://"),
-            plan,
-            &live,
-        )
-        .await?;
+        sweep::sweep(output, job.output.uri.starts_with("file://"), plan, &live).await?;
     }
     let earlier = match plan.run {
         FIRST_RUN => None,

@@ -28,7 +28,8 @@ pub(crate) async fn find(
 ) -> Result<(), PlanError> {
     // What was copied is no answer of its own, and an error among it may be older than the row's.
     let asked = || live.iter().filter(|part| !part.range.is_of_duplicates());
-    let results = asked().filter_map(|part| part.commit.part.clone().zip(part.commit.ledger.clone()));
+    let results =
+        asked().filter_map(|part| part.commit.part.clone().zip(part.commit.ledger.clone()));
     let errors = asked().filter_map(|part| {
         let commit = &part.commit;
         commit.errors.clone().zip(commit.error_ledger.clone())
@@ -49,8 +50,10 @@ pub(crate) async fn find(
     let (found, _) = compare(answers, rows, files).await?;
     let planner = format!("{:016x}", rand::random::<u64>());
     let list = |shard| layout::carried(plan.run, &planner, shard);
-    let rows: BTreeMap<ShardIndex, u64> =
-        lists::write(output, found, list).await?.into_iter().collect();
+    let rows: BTreeMap<ShardIndex, u64> = lists::write(output, found, list)
+        .await?
+        .into_iter()
+        .collect();
     let answers = Answers { planner, parts };
     let copies = serde_json::to_vec(&Copies { answers, rows }).expect("copies are plain data");
     let path = output.below(&layout::copies(plan.run));

@@ -136,11 +136,7 @@ mod tests {
             row.similarity = Some(0.9);
             (shard, row)
         };
-        let expected = [
-            like_one(at(0, 9, 2)),
-            at(1, 3, 1),
-            like_one(at(1, 5, 2)),
-        ];
+        let expected = [like_one(at(0, 9, 2)), at(1, 3, 1), like_one(at(1, 5, 2))];
         assert_eq!(found, expected);
         assert_eq!(count, Ok(3));
     }

@@ -20,7 +20,7 @@ use self::exact::{NEAR_BYTES, ROW_BYTES, duplicates, row_bytes};
 use self::near::NearRows;
 use self::signature::{Signature, Words};
 use super::PlanError;
-use super::incremental::rows::Reader;
+use super::incremental::rows::{Contents, Reader};
 use super::incremental::spill::Spill;
 use super::incremental::{file_of, files_for, lists};
 use super::preflight::guess_rows;
@@ -116,7 +116,7 @@ async fn read(
         (Some(_), false) => Some(Words::OfFields),
     };
     let sign = move |asked: &str| words.and_then(|words| Signature::of(asked, words));
-    let take = |shard, contents| {
+    let take = |shard, contents: Contents<Option<Signature>>| {
         for (content, place, signature) in contents {
             let row = DuplicateRow {
                 place,

@@ -66,7 +66,7 @@ impl NearRows {
         self.signed.write_all(content)?;
         self.signed.write_all(&signature.to_bytes())?;
         for band in signature.bands(self.hashes_per_band) {
-            let file = band as u128 * u128::from(self.files) >> 64;
+            let file = (u128::from(band) * u128::from(self.files)) >> 64;
             self.bands.put(file as usize, &pair(band, self.rows))?;
         }
         self.rows += 1;
@@ -88,11 +88,15 @@ impl NearRows {
             threshold,
         } = self;
         let signed = SignedFile {
-            file: signed.into_inner().map_err(io::IntoInnerError::into_error)?,
+            file: signed
+                .into_inner()
+                .map_err(io::IntoInnerError::into_error)?,
         };
         let mut similar = Spill::new(files)?;
         for bands in bands.into_files()? {
-            let mut bands = bands.map(|it| Ok(unpaired(&it?))).collect::<io::Result<Vec<_>>>()?;
+            let mut bands = bands
+                .map(|it| Ok(unpaired(&it?)))
+                .collect::<io::Result<Vec<_>>>()?;
             bands.sort_unstable();
             for of_band in bands.chunk_by(|(one, _), (other, _)| one == other) {
                 pairs(&signed, threshold, of_band, |later, earlier| {
@@ -101,7 +105,7 @@ impl NearRows {
                 })?;
             }
         }
-        let mut standing = Standing::new(rows)?;
+        let standing = Standing::new(rows)?;
         let mut near = Spill::new(files)?;
         for similar in similar.into_files()? {
             let mut similar = similar
@@ -156,7 +160,8 @@ struct SignedFile {
 impl SignedFile {
     fn read(&self, row: RowNumber) -> io::Result<Signed> {
         let mut bytes = [0; SIGNED_BYTES];
-        self.file.read_exact_at(&mut bytes, row * SIGNED_BYTES as u64)?;
+        self.file
+            .read_exact_at(&mut bytes, row * SIGNED_BYTES as u64)?;
         let (content, signature) = bytes.split_first_chunk().expect("it is longer than that");
         let signature = signature.try_into().expect("a signature is what follows");
         Ok(Signed {
@@ -189,7 +194,7 @@ impl Standing {
     /// Decides about a row from the earlier ones that it is like, all of which are decided about: the
     /// first of those that stand for them stands for this row as well, if it is like it.
     fn decide(
-        &mut self,
+        &self,
         signed: &SignedFile,
         threshold: f64,
         of_row: &[(RowNumber, RowNumber)],
@@ -206,7 +211,8 @@ impl Standing {
             if similarity < threshold {
                 continue;
             }
-            self.file.write_all_at(&(first + 1).to_le_bytes(), row * 8)?;
+            self.file
+                .write_all_at(&(first + 1).to_le_bytes(), row * 8)?;
             let is_equal = content == this.content;
             return Ok((!is_equal).then_some(NearContent {
                 content: this.content,

@@ -39,11 +39,12 @@ impl Signature {
         if whole == 0 {
             return None;
         }
+        let functions: [u64; HASHES] = std::array::from_fn(|index| spread(index as u64));
         let mut smallest = [u64::MAX; HASHES];
         for shingle in hashes.windows(whole) {
             let shingle = shingle.iter().fold(0, |before, word| spread(before ^ word));
-            for (smallest, function) in smallest.iter_mut().zip(0_u64..) {
-                *smallest = spread(shingle ^ spread(function)).min(*smallest);
+            for (smallest, function) in smallest.iter_mut().zip(functions) {
+                *smallest = spread(shingle ^ function).min(*smallest);
             }
         }
         // The first bits of the smallest of many hashes are zeros.
@@ -197,10 +198,7 @@ mod tests {
     #[test]
     fn words_are_compared_whatever_their_case_and_what_stands_between_them() {
         let of = |text| Signature::of(text, Words::OfText);
-        assert_eq!(
-            of("The mill, by the River!"),
-            of("the MILL by\nthe river")
-        );
+        assert_eq!(of("The mill, by the River!"), of("the MILL by\nthe river"));
         assert_eq!(of("yes"), of("Yes."));
         assert_ne!(of("yes"), of("no"));
         assert_eq!(of("?! ..."), None);

@@ -25,7 +25,10 @@ pub(in crate::plan) struct Counts {
     pub(in crate::plan) gone: u64,
 }
 
-pub(in crate::plan) fn answer_bytes(entry: &[u8; LedgerEntry::BYTES], part: u32) -> [u8; ANSWER_BYTES] {
+pub(in crate::plan) fn answer_bytes(
+    entry: &[u8; LedgerEntry::BYTES],
+    part: u32,
+) -> [u8; ANSWER_BYTES] {
     let mut bytes = [0; ANSWER_BYTES];
     bytes[..LedgerEntry::BYTES].copy_from_slice(entry);
     bytes[LedgerEntry::BYTES..].copy_from_slice(&part.to_le_bytes());

@@ -45,8 +45,8 @@ pub(in crate::plan) async fn write<const N: usize>(
                 counts.push((shard, 0));
             }
             let list = list.get_or_insert_with(|| PartWriter::new(output, path(shard)));
-            let records = of_shard.iter().flat_map(|row| row[SHARD_BYTES..].to_vec());
-            list.write(records.collect::<Vec<u8>>().into()).await?;
+            let records: Vec<&[u8]> = of_shard.iter().map(|row| &row[SHARD_BYTES..]).collect();
+            list.write(records.concat().into()).await?;
             if let Some((_, count)) = counts.last_mut() {
                 *count += of_shard.len() as u64;
             }

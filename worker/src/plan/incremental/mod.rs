@@ -154,7 +154,7 @@ async fn spill_rows(
     files: usize,
 ) -> Result<Spill<ROW_BYTES>, PlanError> {
     let mut spill = Spill::new(files).map_err(PlanError::Spill)?;
-    let take = |shard, rows: Contents| {
+    let take = |shard, rows: Contents<()>| {
         for (content, place, ()) in rows {
             let row = CarriedRow {
                 place,

@@ -109,11 +109,7 @@ impl<T: Send + 'static> Reader<T> {
 
     async fn begin(&self, plan: &Plan, shard: &Shard) -> Result<Reading<T>, PlanError> {
         let (sender, rows) = mpsc::channel(2);
-        let (reading, shard, input) = (
-            self.reading.clone(),
-            *shard,
-            plan.input_of(shard).clone(),
-        );
+        let (reading, shard, input) = (self.reading.clone(), *shard, plan.input_of(shard).clone());
         let duplicates = DuplicateRows::open(&reading.output, plan, &shard).await;
         let duplicates = duplicates.map_err(|error| match error {
             RecordsError::NotFound(path) => PlanError::NoList(path),
