@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use millrace_e2e::process::until;
+use millrace_e2e::process::{Process, until};
+use millrace_e2e::redis_server::RedisServer;
 use millrace_stand_in::{Faults, StandInOptions};
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, SceneOptions};
+use crate::workers::step;
 
 /// Rows, a quarter of which have the content of an earlier one, far away.
 const ROWS: usize = 400;
@@ -56,13 +58,19 @@ fn manifest(scene: &Scene) -> Value {
 /// names the first row with its content.
 fn lines(scene: &Scene) -> HashMap<usize, Value> {
     let mut lines = HashMap::new();
-    for line in scene.lines("parts").into_iter().chain(scene.lines("errors")) {
+    for line in scene
+        .lines("parts")
+        .into_iter()
+        .chain(scene.lines("errors"))
+    {
         let row: usize = line["id"].as_str().unwrap().parse().unwrap();
         assert!(lines.insert(row, line).is_none(), "{row} is there twice");
     }
     assert_eq!(lines.len(), ROWS);
     for row in (3..ROWS).step_by(4) {
-        let first = (0..row).find(|first| content(*first) == content(row)).unwrap();
+        let first = (0..row)
+            .find(|first| content(*first) == content(row))
+            .unwrap();
         let (line, of) = (&lines[&row], &lines[&first]["position"]);
         assert_eq!(&line["duplicateOf"], of, "{line}");
     }
@@ -153,4 +161,30 @@ fn duplicates_of_failed_rows_fail_alike_and_are_run_again_with_them() {
     assert_eq!(scene.record().calls.len() - calls, contents.count());
     assert_eq!(lines(&scene).len(), ROWS);
     assert_eq!(manifest(&scene)["totals"]["rows"]["failed"], failed);
+}
+
+#[test]
+fn workers_copy_when_finish_has_seen_that_all_others_have_ended() {
+    let scene = scene(json!({}), StandInOptions::default());
+    let redis = RedisServer::start();
+    let all_work = || {
+        let logs = ["one.log", "two.log"];
+        let mut workers = logs.map(|log| step(&scene, &redis, "work", log));
+        workers.iter_mut().for_each(Process::succeed);
+    };
+    step(&scene, &redis, "plan", "plan.log").succeed();
+    all_work();
+    assert_eq!(scene.record().calls.len(), CONTENTS);
+    assert_eq!(scene.lines("parts").len(), CONTENTS);
+    // Shards are open, and were queued.
+    let finish = || step(&scene, &redis, "finish", "finish.log").wait().code();
+    assert_eq!(finish(), Some(4));
+    // A lease store that forgets them all is told of them once more.
+    let _: String = redis.command(&["FLUSHALL"]);
+    step(&scene, &redis, "plan", "plan.log").succeed();
+    assert_eq!(finish(), Some(4));
+    all_work();
+    assert_eq!(finish(), Some(0));
+    assert_answered(&scene);
+    assert_eq!(scene.record().calls.len(), CONTENTS);
 }

@@ -13,7 +13,8 @@ const TIME_FACTOR: f64 = 20.0;
 /// Rows of the transcript job, whose every five make a call.
 const CHUNKS: usize = 8_834;
 
-fn step(scene: &Scene, redis: &RedisServer, step: &str, log: &str) -> Process {
+/// Starts a step of `millrace-worker`.
+pub fn step(scene: &Scene, redis: &RedisServer, step: &str, log: &str) -> Process {
     let mut command = scene.command("millrace-worker");
     command.arg(step).arg("-f").arg(scene.path("job.yaml"));
     command.args(["--redis", &redis.url(), "--lease-ttl-ms", "10000"]);

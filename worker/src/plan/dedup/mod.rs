@@ -137,7 +137,7 @@ async fn read(
 fn find_read(read: Read) -> io::Result<Found> {
     let Read { rows, near, files } = read;
     let near: Spill<NEAR_BYTES> = match near {
-        Some(near) => near.resolve(|content| file_of(content, files), files)?,
+        Some(near) => near.resolve(|content| file_of(content, files))?,
         None => Spill::new(files)?,
     };
     let mut found = Spill::new(files)?;

@@ -15,7 +15,7 @@ use millrace_protocol::ledger::ContentHash;
 
 use super::exact::{NEAR_BYTES, NearContent};
 use super::signature::{Signature, hashes_per_band};
-use crate::plan::incremental::spill::Spill;
+use crate::plan::incremental::spill::{Records, Spill};
 
 /// A row's content and its signature.
 const SIGNED_BYTES: usize = 16 + Signature::BYTES;
@@ -33,7 +33,7 @@ pub(super) struct NearRows {
     signed: BufWriter<File>,
     rows: RowNumber,
     bands: Spill<PAIR_BYTES>,
-    files: u64,
+    files: usize,
     hashes_per_band: usize,
     threshold: f64,
 }
@@ -55,7 +55,7 @@ impl NearRows {
             signed: BufWriter::new(tempfile::tempfile()?),
             rows: 0,
             bands: Spill::new(files)?,
-            files: files as u64,
+            files,
             hashes_per_band,
             threshold: *threshold,
         })
@@ -66,7 +66,7 @@ impl NearRows {
         self.signed.write_all(content)?;
         self.signed.write_all(&signature.to_bytes())?;
         for band in signature.bands(self.hashes_per_band) {
-            let file = (u128::from(band) * u128::from(self.files)) >> 64;
+            let file = (u128::from(band) * self.files as u128) >> 64;
             self.bands.put(file as usize, &pair(band, self.rows))?;
         }
         self.rows += 1;
@@ -77,13 +77,12 @@ impl NearRows {
     pub(super) fn resolve(
         self,
         file_of: impl Fn(&ContentHash) -> usize,
-        files: usize,
     ) -> io::Result<Spill<NEAR_BYTES>> {
         let Self {
             signed,
             rows,
             bands,
-            files: _,
+            files,
             hashes_per_band: _,
             threshold,
         } = self;
@@ -94,11 +93,7 @@ impl NearRows {
         };
         let mut similar = Spill::new(files)?;
         for bands in bands.into_files()? {
-            let mut bands = bands
-                .map(|it| Ok(unpaired(&it?)))
-                .collect::<io::Result<Vec<_>>>()?;
-            bands.sort_unstable();
-            for of_band in bands.chunk_by(|(one, _), (other, _)| one == other) {
+            for of_band in sorted(bands)?.chunk_by(|(one, _), (other, _)| one == other) {
                 pairs(&signed, threshold, of_band, |later, earlier| {
                     let file = u128::from(later) * files as u128 / u128::from(rows);
                     similar.put(file as usize, &pair(later, earlier))
@@ -108,12 +103,7 @@ impl NearRows {
         let standing = Standing::new(rows)?;
         let mut near = Spill::new(files)?;
         for similar in similar.into_files()? {
-            let mut similar = similar
-                .map(|it| Ok(unpaired(&it?)))
-                .collect::<io::Result<Vec<_>>>()?;
-            similar.sort_unstable();
-            similar.dedup();
-            for of_row in similar.chunk_by(|(one, _), (other, _)| one == other) {
+            for of_row in sorted(similar)?.chunk_by(|(one, _), (other, _)| one == other) {
                 if let Some(found) = standing.decide(&signed, threshold, of_row)? {
                     near.put(file_of(&found.content), &found.to_bytes())?;
                 }
@@ -121,6 +111,14 @@ impl NearRows {
         }
         Ok(near)
     }
+}
+
+/// The pairs of a file in their order.
+fn sorted(pairs: Records<PAIR_BYTES>) -> io::Result<Vec<(u64, u64)>> {
+    let pairs = pairs.map(|pair| Ok(unpaired(&pair?)));
+    let mut pairs = pairs.collect::<io::Result<Vec<_>>>()?;
+    pairs.sort_unstable();
+    Ok(pairs)
 }
 
 /// Hands out pairs of similar rows, the later one first, among rows with a band in common: for each row
@@ -259,7 +257,7 @@ mod tests {
             texts.iter().position(is_wanted).unwrap()
         };
         let mut found = Vec::new();
-        for file in rows.resolve(file_of, files).unwrap().into_files().unwrap() {
+        for file in rows.resolve(file_of).unwrap().into_files().unwrap() {
             for near in file {
                 let NearContent {
                     content,
