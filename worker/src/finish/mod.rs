@@ -99,11 +99,15 @@ pub async fn finish(
     let committed = commits::list(output, plan.run).await?;
     let paid_besides = receipts::paid(output, plan.run, &committed).await?;
     let (live, mut failed, missing) = cover(plan, committed, given_up);
+    let earlier = match plan.run {
+        FIRST_RUN => None,
+        _ => read_manifest(output).await?,
+    };
     match give_up {
         None if !missing.is_empty() => {
             let missing = next_of(plan, missing);
             if plan.shards[missing[0] as usize].is_of_duplicates() {
-                let live = all_live(output, plan.run, live).await?;
+                let live = over_earlier(earlier, plan.run, live);
                 let found = copies::find(output, plan, &live, &missing).await;
                 found.map_err(Box::new)?;
             }
@@ -124,10 +128,6 @@ pub async fn finish(
         // A worker that was thought dead may still commit a shard that was given up.
         sweep::sweep(output, job.output.uri.starts_with("file://"), plan, &live).await?;
     }
-    let earlier = match plan.run {
-        FIRST_RUN => None,
-        _ => read_manifest(output).await?,
-    };
     let difference = match &plan.carried {
         Some(carried) => Some(difference(&carried.difference, &live)),
         None => earlier.as_ref().and_then(|it| it.difference.clone()),
@@ -174,19 +174,6 @@ fn next_of(plan: &Plan, missing: Vec<ShardIndex>) -> Vec<ShardIndex> {
     let is_last = |shard: &ShardIndex| plan.shards[*shard as usize].is_of_duplicates();
     let (last, first): (Vec<_>, Vec<_>) = missing.into_iter().partition(is_last);
     if first.is_empty() { last } else { first }
-}
-
-/// The live parts of all runs so far, of which `live` are those of `run`.
-async fn all_live(
-    output: &Location,
-    run: RunNumber,
-    live: Vec<LivePart>,
-) -> Result<Vec<LivePart>, FinishError> {
-    let earlier = match run {
-        FIRST_RUN => None,
-        _ => read_manifest(output).await?,
-    };
-    Ok(over_earlier(earlier, run, live))
 }
 
 /// What became of what was planned: a worker that stands beside other models than those that gave the
