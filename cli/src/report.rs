@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::manifest::{LivePart, Manifest};
-use millrace_protocol::plan::Difference;
+use millrace_protocol::plan::{Dedup, Difference};
 use millrace_protocol::tally::{Rows, Tally};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::Loaded;
@@ -150,6 +150,12 @@ fn summary(
         lines.push(format!(
             "  carried  {unchanged} unchanged from {from}; {fresh} new or changed, {} gone",
             HumanCount(*gone)
+        ));
+    }
+    if let Some(Dedup { duplicates, .. }) = &manifest.dedup {
+        let copied = HumanCount(*duplicates);
+        lines.push(format!(
+            "  copied   {copied} from other rows, as duplicates"
         ));
     }
     lines.push(format!("  tokens   {}", HumanCount(tokens)));

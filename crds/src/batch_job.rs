@@ -2,6 +2,7 @@
 
 mod budget;
 mod chunking;
+mod dedup;
 mod failed_rows;
 mod filter;
 mod incremental;
@@ -23,6 +24,7 @@ use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
 pub use budget::{Budget, Estimate, Spent};
 pub use chunking::{ChunkJoin, ChunkUnit, Chunking};
+pub use dedup::{Dedup, Near, NearMethod};
 pub use failed_rows::FailedRowsMax;
 pub use filter::Filter;
 pub use incremental::Incremental;
@@ -73,6 +75,8 @@ pub use retry::Retry;
         .message("output cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.incremental) == has(oldSelf.incremental) && (!has(self.incremental) || self.incremental == oldSelf.incremental)")
         .message("incremental cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("has(self.dedup) == has(oldSelf.dedup) && (!has(self.dedup) || self.dedup == oldSelf.dedup)")
+        .message("dedup cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("!has(self.incremental) || self.incremental.from != self.output.uri")
         .message("incremental.from is the job's own output; name an earlier one, and write to another folder"),
     validation = Rule::new("has(self.input.chunking) || !has(self.steps) || self.steps.all(s, !has(s.join))")
@@ -136,6 +140,11 @@ pub struct BatchJobSpec {
     /// there are asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
+
+    /// Rows that are not asked because an earlier row of the job has the answer. Each gets a result of
+    /// its own, a copy that names the other row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedup: Option<Dedup>,
 
     /// What the job may spend. Only for services with `remote.pricing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

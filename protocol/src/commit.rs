@@ -23,11 +23,17 @@ pub struct Commit {
     pub errors: Option<String>,
     /// Path of the ledger below the output; absent when no row succeeded.
     pub ledger: Option<String>,
+    /// Path of the same of the error file, for a job with `dedup`; absent when no row failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_ledger: Option<String>,
     /// How the rows ended.
     pub rows: Rows,
     /// Rows among them whose answers were carried over from an earlier output.
     #[serde(default)]
     pub carried: u64,
+    /// Rows among them that are duplicates, whose results were copied from other rows of the job.
+    #[serde(default)]
+    pub duplicates: u64,
     /// Tokens that went through the models.
     pub tokens: u64,
     /// What its calls of a paid API cost.

@@ -73,6 +73,11 @@ pub fn ledger(run: RunNumber, shard: ShardIndex, attempt: &str) -> String {
     format!("{}/{shard:05}-{attempt}", ledgers(run))
 }
 
+/// `_millrace/runs/0001/ledger/00012-<attempt>-errors`
+pub fn error_ledger(run: RunNumber, shard: ShardIndex, attempt: &str) -> String {
+    format!("{}-errors", ledger(run, shard, attempt))
+}
+
 /// `_millrace/runs/0001/carried`
 pub fn carried_lists(run: RunNumber) -> String {
     format!("{RUNS}/{run:04}/carried")
@@ -81,6 +86,21 @@ pub fn carried_lists(run: RunNumber) -> String {
 /// `_millrace/runs/0001/carried/<planner>-00012`
 pub fn carried(run: RunNumber, planner: &str, shard: ShardIndex) -> String {
     format!("{}/{planner}-{shard:05}", carried_lists(run))
+}
+
+/// `_millrace/runs/0001/duplicates`
+pub fn duplicates_lists(run: RunNumber) -> String {
+    format!("{RUNS}/{run:04}/duplicates")
+}
+
+/// `_millrace/runs/0001/duplicates/<planner>-00012`
+pub fn duplicates(run: RunNumber, planner: &str, shard: ShardIndex) -> String {
+    format!("{}/{planner}-{shard:05}", duplicates_lists(run))
+}
+
+/// `_millrace/runs/0001/copies.json`: where the answers stand that duplicates get.
+pub fn copies(run: RunNumber) -> String {
+    format!("{RUNS}/{run:04}/copies.json")
 }
 
 /// The merged results, if the job asks for them: `results.jsonl[.zst]`

@@ -41,6 +41,18 @@ pub struct CarriedRow {
     pub line: LineAt,
 }
 
+/// A row of a job that is a duplicate of an earlier one, in the list of its shard. A list is sorted by
+/// place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DuplicateRow {
+    /// Where the row stands in the shard's file.
+    pub place: Place,
+    /// The content of the row that it is a duplicate of.
+    pub content: ContentHash,
+    /// How similar both are, from 0 to 1; `None` where their contents are equal.
+    pub similarity: Option<f32>,
+}
+
 impl LineAt {
     const BYTES: usize = 20;
 
@@ -96,14 +108,8 @@ impl CarriedRow {
 
     /// As it is stored.
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
-        let (group, row) = match self.place {
-            // No file has as many row groups.
-            Place::Offset { offset } => (u64::MAX, offset),
-            Place::Group { row_group, row } => (u64::from(row_group), row),
-        };
         let mut bytes = [0; Self::BYTES];
-        bytes[..8].copy_from_slice(&group.to_le_bytes());
-        bytes[8..16].copy_from_slice(&row.to_le_bytes());
+        write_place(self.place, &mut bytes);
         bytes[16..20].copy_from_slice(&self.part.to_le_bytes());
         self.line.write(&mut bytes[20..]);
         bytes
@@ -111,16 +117,59 @@ impl CarriedRow {
 
     /// Reads a row.
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
-        let (group, row) = (u64_at(bytes, 0), u64_at(bytes, 8));
-        let place = match u32::try_from(group) {
-            Ok(row_group) => Place::Group { row_group, row },
-            Err(_) => Place::Offset { offset: row },
-        };
         Self {
-            place,
+            place: place_of(bytes),
             part: u32_at(bytes, 16),
             line: LineAt::read(&bytes[20..]),
         }
+    }
+}
+
+impl DuplicateRow {
+    /// Length of a row.
+    pub const BYTES: usize = 36;
+
+    /// As it is stored.
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        write_place(self.place, &mut bytes);
+        bytes[16..32].copy_from_slice(&self.content);
+        // Rows that have nothing in common are no duplicates, so that 0 is free.
+        let similarity = self.similarity.unwrap_or(0.0);
+        bytes[32..].copy_from_slice(&similarity.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a row.
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let mut content = [0; 16];
+        content.copy_from_slice(&bytes[16..32]);
+        let similarity = f32::from_bits(u32_at(bytes, 32));
+        Self {
+            place: place_of(bytes),
+            content,
+            similarity: (similarity > 0.0).then_some(similarity),
+        }
+    }
+}
+
+/// Writes the place that rows of lists begin with.
+fn write_place(place: Place, to: &mut [u8]) {
+    let (group, row) = match place {
+        // No file has as many row groups.
+        Place::Offset { offset } => (u64::MAX, offset),
+        Place::Group { row_group, row } => (u64::from(row_group), row),
+    };
+    to[..8].copy_from_slice(&group.to_le_bytes());
+    to[8..16].copy_from_slice(&row.to_le_bytes());
+}
+
+/// The place of a row of any list, with which it begins.
+pub fn place_of(row: &[u8]) -> Place {
+    let (group, row) = (u64_at(row, 0), u64_at(row, 8));
+    match u32::try_from(group) {
+        Ok(row_group) => Place::Group { row_group, row },
+        Err(_) => Place::Offset { offset: row },
     }
 }
 
@@ -164,6 +213,15 @@ mod tests {
                 line,
             };
             assert_eq!(CarriedRow::from_bytes(&row.to_bytes()), row);
+            for similarity in [None, Some(0.9)] {
+                let row = DuplicateRow {
+                    place,
+                    content: [7; 16],
+                    similarity,
+                };
+                assert_eq!(DuplicateRow::from_bytes(&row.to_bytes()), row);
+                assert_eq!(place_of(&row.to_bytes()), place);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commit::Commit,
-    plan::{Difference, InputFile, RunNumber, Shard, ShardIndex},
+    plan::{Dedup, Difference, InputFile, RunNumber, Shard, ShardIndex},
     tally::Tally,
 };
 
@@ -39,6 +39,9 @@ pub struct Manifest {
     /// How the rows compare with those of the earlier output, if the job is incremental.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difference: Option<Difference>,
+    /// The duplicates whose results were copied from other rows, if the job says `dedup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedup: Option<Dedup>,
     /// The merged results below the output, if the job asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<String>,
@@ -66,6 +69,7 @@ impl LivePart {
     /// The part without its errors: a later run has the last word on those rows.
     pub fn without_errors(mut self) -> Self {
         self.commit.errors = None;
+        self.commit.error_ledger = None;
         self.commit.rows.failed = 0;
         self
     }

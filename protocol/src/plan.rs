@@ -35,6 +35,9 @@ pub struct Plan {
     /// What is carried over from it, if its answers hold for the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<Carried>,
+    /// Which rows are duplicates, if the job says `dedup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedup: Option<Dedup>,
 }
 
 /// What an incremental run carries over.
@@ -44,14 +47,41 @@ pub struct Carried {
     /// How the rows of both compare.
     #[serde(flatten)]
     pub difference: Difference,
-    /// Random id of the planner; names its lists.
-    pub planner: String,
-    /// Paths of the earlier parts below the earlier output, which lists name by their index.
-    pub parts: Vec<String>,
-    /// Whether these parts are compressed.
-    pub zstd: bool,
+    /// Where the earlier answers stand.
+    #[serde(flatten)]
+    pub answers: Answers,
     /// Digests of the models that made them, by name: what other models said is not carried over.
     pub models: BTreeMap<String, String>,
+}
+
+/// Where answers stand that rows get without being asked. For each shard a list names its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answers {
+    /// Random id of the planner; names its lists.
+    pub planner: String,
+    /// Paths of the files that hold the lines, which lists name by their index.
+    pub parts: Vec<String>,
+}
+
+/// `copies.json`: what duplicates get, once the rows that they are like have ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Copies {
+    /// Where what they get stands.
+    pub answers: Answers,
+    /// How many rows the list of each shard names, for those that have one.
+    pub rows: BTreeMap<ShardIndex, u64>,
+}
+
+/// Rows of a job that are not asked because an earlier row has the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dedup {
+    /// How many.
+    pub duplicates: u64,
+    /// Random id of the planner; names its lists.
+    pub planner: String,
 }
 
 /// How the rows of an incremental run compare with those of an earlier output, by content.
@@ -127,6 +157,21 @@ pub struct Shard {
     /// Rows that are carried over from an earlier output; where there are any, a list names them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub carried: u64,
+    /// Which of its rows are the shard's, where a list names duplicates among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicates: Option<Duplicates>,
+}
+
+/// How a shard takes the duplicates in its range. Both name the list of these by the shard of the first
+/// run that had the whole range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Duplicates {
+    /// They are left to another shard.
+    Without(ShardIndex),
+    /// They alone are its rows, once all other shards are done: what became of the rows that they
+    /// are like is copied.
+    Only(ShardIndex),
 }
 
 fn is_zero(rows: &u64) -> bool {
@@ -150,7 +195,13 @@ impl Shard {
             range,
             failed_in: None,
             carried: 0,
+            duplicates: None,
         }
+    }
+
+    /// Whether it copies what became of rows of other shards, and so comes after them.
+    pub fn is_of_duplicates(&self) -> bool {
+        matches!(self.duplicates, Some(Duplicates::Only(_)))
     }
 
     /// What shards of all runs are sorted by: their place in the input.

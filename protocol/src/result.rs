@@ -7,6 +7,7 @@ use crate::row::{Position, RowError};
 
 /// One line of a part: a row that succeeded in every step.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ResultLine {
     /// Value of the id field, if the job names one.
     pub id: Option<String>,
@@ -14,13 +15,28 @@ pub struct ResultLine {
     pub position: Position,
     /// One entry per step, in the order of the job's steps.
     pub result: Box<RawValue>,
+    /// The row that was asked in its place, if it is a duplicate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate_of: Option<DuplicateOf>,
     /// The joined input fields, if the job joins any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Box<RawValue>>,
 }
 
+/// The row whose result or error a duplicate has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DuplicateOf {
+    /// Where it stands in the input.
+    #[serde(flatten)]
+    pub position: Position,
+    /// How similar both are, from 0 to 1; absent where what is asked about both is equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub similarity: Option<f32>,
+}
+
 /// One line of an error file: a row that failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ErrorLine {
     /// Value of the id field where it could be read.
     pub id: Option<String>,
@@ -28,4 +44,7 @@ pub struct ErrorLine {
     pub position: Position,
     /// Why it failed.
     pub error: RowError,
+    /// The row that was asked in its place, if it is a duplicate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate_of: Option<DuplicateOf>,
 }

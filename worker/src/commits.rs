@@ -60,7 +60,8 @@ pub async fn list_where(
     Ok(commits)
 }
 
-/// Tells a lease store everything that plan and commits know. Idempotent.
+/// Tells a lease store everything that plan and commits know. Idempotent. Shards of duplicates are queued
+/// by finish alone, which knows when the others have ended.
 pub async fn fill(
     leases: &dyn LeaseStore,
     plan: &Plan,
@@ -84,11 +85,17 @@ pub async fn fill_anew(
     leases.reopen(&open(plan, committed)).await
 }
 
-/// The shards without a commit.
+/// Queues shards that finish misses.
+pub async fn queue(leases: &dyn LeaseStore, missing: &[ShardIndex]) -> Result<(), LeaseError> {
+    leases.push(missing).await?;
+    leases.reopen(missing).await
+}
+
+/// The shards without a commit, but for those of duplicates.
 fn open(plan: &Plan, committed: &[Commit]) -> Vec<ShardIndex> {
     let mut done = committed.iter().map(|commit| commit.shard).peekable();
-    let shards = 0..plan.shards.len() as ShardIndex;
-    shards
-        .filter(|shard| done.next_if_eq(shard).is_none())
-        .collect()
+    let shards = (0..).zip(&plan.shards);
+    let open = shards.filter(|(shard, _)| done.next_if_eq(shard).is_none());
+    let open = open.filter(|(_, shard)| !shard.is_of_duplicates());
+    open.map(|(shard, _)| shard).collect()
 }

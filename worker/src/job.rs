@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_crds::batch_job::{
-    self, BatchJobSpec, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
+    self, BatchJobSpec, Dedup, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
 };
 use millrace_crds::inference_service::{Pricing, Runtime};
 use millrace_crds::{BatchJob, InferenceService};
@@ -73,6 +73,8 @@ pub struct CheckedJob {
     pub answers_sha256: String,
     /// Absolute URI of the earlier output whose answers are carried over, if there is one.
     pub incremental_from: Option<String>,
+    /// Which rows are not asked because an earlier one has the answer, if the job says so.
+    pub dedup: Option<Dedup>,
 }
 
 impl CheckedJob {
@@ -222,6 +224,7 @@ pub fn check(
         backoff_limit_per_index,
         max_failed_rows: _,
         incremental,
+        dedup,
         budget,
         notify,
     } = &job.spec;
@@ -287,9 +290,10 @@ pub fn check(
         name: job.metadata.name.clone().unwrap_or_default(),
         uid: job.metadata.uid.clone(),
         run: FIRST_RUN + rerun_failed,
-        spec_sha256: spec_sha256(&answers_sha256, input, &checked_input.uris, output),
+        spec_sha256: spec_sha256(&answers_sha256, &job.spec, &checked_input.uris),
         answers_sha256,
         incremental_from: (incremental.as_ref()).map(|earlier| folder(&earlier.from, base)),
+        dedup: dedup.clone(),
         steps,
         runtime: service.spec.runtime.clone(),
         remote: remote::remote(service),
@@ -412,12 +416,7 @@ fn sha256(decisive: &impl Serialize) -> String {
 
 /// Hashes what decides what a result line says. Where the output lies, how the input is cut and
 /// how often rows are tried do not: a run goes on when they change.
-fn spec_sha256(
-    answers_sha256: &str,
-    input: &batch_job::Input,
-    uris: &[String],
-    output: &batch_job::Output,
-) -> String {
+fn spec_sha256(answers_sha256: &str, spec: &BatchJobSpec, uris: &[String]) -> String {
     let batch_job::Input {
         uris: _,
         inline,
@@ -429,14 +428,14 @@ fn spec_sha256(
         filter,
         chunking,
         max_row_bytes,
-    } = input;
+    } = &spec.input;
     let batch_job::Output {
         uri: _,
         compression: parts,
         join,
         merge: _,
         postgres: _,
-    } = output;
+    } = &spec.output;
     #[derive(Serialize)]
     struct Decisive<'a> {
         answers_sha256: &'a str,
@@ -454,6 +453,9 @@ fn spec_sha256(
         max_row_bytes: u32,
         output_compression: OutputCompression,
         join: &'a [String],
+        // Outputs of jobs without it are found as before.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dedup: Option<&'a Dedup>,
     }
     sha256(&Decisive {
         answers_sha256,
@@ -469,6 +471,7 @@ fn spec_sha256(
         max_row_bytes: *max_row_bytes,
         output_compression: *parts,
         join,
+        dedup: spec.dedup.as_ref(),
     })
 }
 

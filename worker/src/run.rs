@@ -229,6 +229,7 @@ pub async fn worker(
         answerer,
         models,
         progress: progress.clone(),
+        copies: Default::default(),
     };
     Ok(Worker::new(Arc::new(context), leases.clone(), *lease_ttl))
 }
@@ -380,12 +381,14 @@ pub async fn drive(
                 });
             }
             Finish::Incomplete(missing) => {
-                tracing::warn!(
-                    shards = missing.len(),
-                    "commits are missing: queueing them again"
-                );
+                let shards = missing.len();
+                if prepared.plan.shards[missing[0] as usize].is_of_duplicates() {
+                    tracing::info!(shards, "every other row has ended: copying for duplicates");
+                } else {
+                    tracing::warn!(shards, "commits are missing: queueing them again");
+                }
                 prepared.committed = commits::list(&prepared.output, prepared.plan.run).await?;
-                options.leases.reopen(&missing).await?;
+                commits::queue(options.leases.as_ref(), &missing).await?;
                 missing_before = missing;
             }
         }
@@ -430,6 +433,9 @@ async fn given_up(leases: &dyn LeaseStore) -> Result<Vec<DeadLetter>, LeaseError
     }
 }
 
+#[cfg(test)]
+#[path = "dedup_tests.rs"]
+mod dedup_tests;
 #[cfg(test)]
 #[path = "incremental_tests.rs"]
 mod incremental_tests;

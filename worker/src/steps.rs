@@ -229,9 +229,9 @@ pub async fn finish(
         Finish::Incomplete(missing) => {
             let committed = commits::list(&prepared.output, prepared.plan.run).await?;
             commits::fill(leases.as_ref(), &prepared.plan, &committed).await?;
-            leases.reopen(&missing).await?;
+            commits::queue(leases.as_ref(), &missing).await?;
             let shards = missing.len() as u32;
-            tracing::warn!(shards, "the run is incomplete: shards queued again");
+            tracing::warn!(shards, "the run is incomplete: shards are queued");
             Ok(Report::Incomplete { shards })
         }
     }

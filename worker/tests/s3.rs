@@ -106,6 +106,7 @@ fn job(keys: &[&str]) -> CheckedJob {
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
         incremental_from: None,
+        dedup: None,
     }
 }
 

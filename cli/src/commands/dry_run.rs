@@ -40,6 +40,9 @@ struct DryRun {
     plan_seconds: f64,
     preflight_seconds: f64,
     preflight: Preflight,
+    /// Rows that are not asked, since an earlier row has the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied_rows: Option<u64>,
     /// What the calls of an API will take and cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     forecast: Option<Forecast>,
@@ -65,7 +68,9 @@ pub async fn dry_run(
     let started = Instant::now();
     let preflight = plan::preflight(stores, job, &plan, counter).await?;
     let read = started.elapsed();
-    let forecast = plan::forecast(stores, job, &plan, Some(preflight.rows)).await?;
+    let copied_rows = plan::count_duplicates(stores, job, &plan).await?;
+    let asked_rows = preflight.rows - copied_rows.unwrap_or(0).min(preflight.rows);
+    let forecast = plan::forecast(stores, job, &plan, Some(asked_rows)).await?;
     let rows_per_second = match server {
         // Whoever wants to see what a job is about to do does not want to pay for it.
         Ok(Origin::Remote) => None,
@@ -77,8 +82,9 @@ pub async fn dry_run(
         shards: plan.shards.len(),
         plan_seconds: planned.as_secs_f64(),
         preflight_seconds: read.as_secs_f64(),
-        estimated_seconds: rows_per_second.map(|rate| (preflight.rows as f64 / rate).ceil() as u64),
+        estimated_seconds: rows_per_second.map(|rate| (asked_rows as f64 / rate).ceil() as u64),
         preflight,
+        copied_rows,
         forecast,
         rows_per_second,
     };
@@ -275,6 +281,9 @@ fn summary(name: &str, found: &DryRun) -> String {
         "duplicates",
         format!("{about}{} rows", HumanCount(duplicates.rows)),
     );
+    if let Some(copied) = found.copied_rows {
+        line("copied", format!("{} rows", HumanCount(copied)));
+    }
     if let (Some(rate), Some(seconds)) = (found.rows_per_second, found.estimated_seconds) {
         let time = HumanDuration(Duration::from_secs(seconds));
         line(

@@ -70,6 +70,7 @@ fn text(line: &ErrorLine) -> String {
         id,
         position,
         error,
+        duplicate_of,
     } = line;
     let code = error.code.as_str();
     let id = id
@@ -79,8 +80,11 @@ fn text(line: &ErrorLine) -> String {
         .step
         .as_ref()
         .map_or(String::new(), |step| format!("step {step}: "));
+    let like = duplicate_of
+        .as_ref()
+        .map_or(String::new(), |like| format!(" (as {})", like.position));
     format!(
-        "{code:CODE_WIDTH$}  {position}{id}  {step}{}",
+        "{code:CODE_WIDTH$}  {position}{id}{like}  {step}{}",
         error.message
     )
 }

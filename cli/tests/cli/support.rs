@@ -124,6 +124,7 @@ impl OutputFolder {
             answers_sha256: "00".to_owned(),
             incremental_from: None,
             carried: None,
+            dedup: None,
             inputs: vec![input],
             shards: (0..shards).map(shard).collect(),
         };
@@ -154,7 +155,9 @@ impl OutputFolder {
             part: file(results, layout::part(1, shard, "a", zstd), zstd),
             errors: file(errors, layout::errors(1, shard, "a"), false),
             ledger: None,
+            error_ledger: None,
             carried: 0,
+            duplicates: 0,
             rows: Rows {
                 succeeded: results.len() as u64,
                 failed: errors.len() as u64,
@@ -202,6 +205,7 @@ impl OutputFolder {
             answers_sha256: "00".to_owned(),
             currency: None,
             difference: None,
+            dedup: None,
             complete: true,
             totals: parts.iter().map(|part| part.commit.tally()).sum(),
             inputs: self.plan.inputs.clone(),

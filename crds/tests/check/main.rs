@@ -121,6 +121,11 @@ fn numbers_out_of_range_are_refused_with_the_bound() {
         let object = with(job(), "/spec/retry", json!({"maxAttempts": attempts}));
         refused(&object, "spec.retry.maxAttempts: ");
     }
+    let near = json!({"near": {"threshold": 0.4}});
+    refused(
+        &with(job(), "/spec/dedup", near),
+        "spec.dedup.near.threshold: 0.4 is too small; the least is 0.5",
+    );
     let object = with(job(), "/spec/backoffLimitPerIndex", json!(-1));
     refused(
         &object,
@@ -371,6 +376,7 @@ fn what_decides_the_results_cannot_be_changed() {
             json!([{"name": "a", "model": "minilm"}]),
             "steps",
         ),
+        ("/spec/dedup", json!({}), "dedup"),
     ] {
         let problems = check_update(Kind::BatchJob, &job(), &with(job(), pointer, value));
         let problems = problems.unwrap_err();

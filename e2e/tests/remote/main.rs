@@ -3,6 +3,7 @@
 
 mod chunks;
 mod cost;
+mod dedup;
 mod examples;
 mod faults;
 mod limits;

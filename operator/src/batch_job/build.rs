@@ -113,8 +113,9 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         let folder = format!("{}/{}", pods::SECRETS, secret.name);
         variables.push(json!({"name": "MILLRACE_CREDENTIALS", "value": folder}));
     }
-    if *step == "plan" && job.spec.incremental.is_some() {
-        // Where rows are compared with those of the earlier output.
+    let compares = *step == "plan" && job.spec.incremental.is_some();
+    if compares || job.spec.dedup.is_some() {
+        // Where rows are compared with those of the earlier output, or with each other.
         volumes.push(json!({"name": "tmp", "emptyDir": {}}));
         mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
     }

@@ -150,8 +150,10 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
         (Phase::GivenUp(_, None) | Phase::Failed { .. }, _) => status.completion_time = Some(now),
         (_, Some(leases)) if leases.known => {
             let total = leases.open + leases.leased + leases.done + leases.dead;
+            // Shards of duplicates are planned, and queued when all others have ended.
+            let planned = status.shards.map_or(0, |shards| shards.total);
             let shards = ShardCounts {
-                total: total as u32,
+                total: planned.max(total as u32),
                 committed: leases.done as u32,
                 failed: leases.dead as u32,
             };

@@ -13,12 +13,15 @@ use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel};
-use millrace_protocol::plan::{Difference, FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun};
+use millrace_protocol::plan::{
+    Dedup, Difference, FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun,
+};
 use millrace_protocol::tally::Tally;
 use serde::Deserialize;
 
 use crate::commits::{self, CommitsError};
 use crate::job::CheckedJob;
+use crate::plan::{PlanError, copies};
 use crate::postgres::{PostgresError, Sink};
 use crate::store::{self, Location, StoreError};
 use crate::work::call::receipts;
@@ -42,6 +45,9 @@ pub enum FinishError {
         /// The file below the output.
         path: String,
     },
+    /// What duplicates get could not be found out.
+    #[error("it could not be found out what duplicates get")]
+    Copies(#[from] Box<PlanError>),
     /// The results could not be loaded into the table that the job names.
     #[error(
         "the results could not be loaded; they are in the output, and a job with the same output goes on"
@@ -62,7 +68,8 @@ pub enum FinishError {
 pub enum Finish {
     /// The manifest is written; it names failed shards if there are any.
     Finished(Box<Manifest>),
-    /// These shards are neither committed nor given up: they must be queued again.
+    /// These shards are neither committed nor given up: they must be queued again. Shards of duplicates
+    /// are among them only once no other is, with what their rows get.
     Incomplete(Vec<ShardIndex>),
 }
 
@@ -92,8 +99,20 @@ pub async fn finish(
     let committed = commits::list(output, plan.run).await?;
     let paid_besides = receipts::paid(output, plan.run, &committed).await?;
     let (live, mut failed, missing) = cover(plan, committed, given_up);
+    let earlier = match plan.run {
+        FIRST_RUN => None,
+        _ => read_manifest(output).await?,
+    };
     match give_up {
-        None if !missing.is_empty() => return Ok(Finish::Incomplete(missing)),
+        None if !missing.is_empty() => {
+            let missing = next_of(plan, missing);
+            if plan.shards[missing[0] as usize].is_of_duplicates() {
+                let live = over_earlier(earlier, plan.run, live);
+                let found = copies::find(output, plan, &live, &missing).await;
+                found.map_err(Box::new)?;
+            }
+            return Ok(Finish::Incomplete(missing));
+        }
         None => {}
         Some(reason) => {
             failed.extend(missing.into_iter().map(|shard| FailedShard {
@@ -107,26 +126,13 @@ pub async fn finish(
     if failed.is_empty() {
         receipts::discard_all(output, plan.run, None).await;
         // A worker that was thought dead may still commit a shard that was given up.
-        sweep::sweep(
-            output,
-            job.output.uri.starts_with("file://"),
-            plan.run,
-            &live,
-        )
-        .await?;
+        sweep::sweep(output, job.output.uri.starts_with("file://"), plan, &live).await?;
     }
-    let earlier = match plan.run {
-        FIRST_RUN => None,
-        _ => read_manifest(output).await?,
-    };
     let difference = match &plan.carried {
         Some(carried) => Some(difference(&carried.difference, &live)),
         None => earlier.as_ref().and_then(|it| it.difference.clone()),
     };
-    let live = match plan.run {
-        FIRST_RUN => live,
-        run => over_earlier(earlier, run, live),
-    };
+    let live = over_earlier(earlier, plan.run, live);
     let merged = if job.output.merge && failed.is_empty() {
         Some(merge::merge(output, &live, job.output.zstd).await?)
     } else {
@@ -135,6 +141,10 @@ pub async fn finish(
     if let Some(sink) = sink {
         sink.load(output, &live).await?;
     }
+    let dedup = plan.dedup.as_ref().map(|planned| Dedup {
+        duplicates: live.iter().map(|part| part.commit.duplicates).sum(),
+        ..planned.clone()
+    });
     let mut totals: Tally = live.iter().map(|part| part.commit.tally()).sum();
     totals.cost += paid_besides;
     let manifest = Manifest {
@@ -148,6 +158,7 @@ pub async fn finish(
         inputs: plan.inputs.clone(),
         models: models(&live),
         difference,
+        dedup,
         parts: live,
         failed_shards: failed,
         merged,
@@ -156,6 +167,13 @@ pub async fn finish(
     };
     write(output, &manifest).await?;
     Ok(Finish::Finished(Box::new(manifest)))
+}
+
+/// Those of the `missing` shards that are next: duplicates come after all others.
+fn next_of(plan: &Plan, missing: Vec<ShardIndex>) -> Vec<ShardIndex> {
+    let is_last = |shard: &ShardIndex| plan.shards[*shard as usize].is_of_duplicates();
+    let (last, first): (Vec<_>, Vec<_>) = missing.into_iter().partition(is_last);
+    if first.is_empty() { last } else { first }
 }
 
 /// What became of what was planned: a worker that stands beside other models than those that gave the
@@ -303,6 +321,7 @@ mod tests {
             answers_sha256: "answers".to_owned(),
             incremental_from: None,
             carried: None,
+            dedup: None,
             inputs: Vec::new(),
             shards: (0..shards).map(shard).collect(),
         }
@@ -316,7 +335,9 @@ mod tests {
             part: None,
             errors: None,
             ledger: None,
+            error_ledger: None,
             carried: 0,
+            duplicates: 0,
             rows: Rows {
                 succeeded: 2,
                 failed: 1,

@@ -6,24 +6,33 @@ use std::collections::HashSet;
 use futures::TryStreamExt;
 use millrace_protocol::layout;
 use millrace_protocol::manifest::LivePart;
-use millrace_protocol::plan::RunNumber;
+use millrace_protocol::plan::Plan;
 use object_store::ObjectStore;
 
 use super::FinishError;
 use crate::store::{Location, StoreError};
 use crate::work::part::discard;
 
-/// Removes parts, error files and ledgers of `run` that no live commit names, and the lists of what
-/// its shards were to carry over. `is_local` says that the output lies on a local disk.
+/// Removes parts, error files and ledgers of the plan's run that no live commit names, and the lists of
+/// what its shards were to copy. `is_local` says that the output lies on a local disk. The lists of
+/// duplicates stay, since a run of failed rows builds on them; those of planners that lost go.
 pub async fn sweep(
     output: &Location,
     is_local: bool,
-    run: RunNumber,
+    plan: &Plan,
     live: &[LivePart],
 ) -> Result<(), FinishError> {
+    let run = plan.run;
+    let dedup = plan.dedup.as_ref();
+    let of_planner = dedup.map(|dedup| format!("{}-", dedup.planner));
+    let is_list = |name: &str| of_planner.as_ref().is_some_and(|it| name.starts_with(it));
     let named: HashSet<&str> = live
         .iter()
-        .flat_map(|part| [&part.commit.part, &part.commit.errors, &part.commit.ledger])
+        .flat_map(|part| {
+            let commit = &part.commit;
+            let ledgers = [&commit.ledger, &commit.error_ledger];
+            [&commit.part, &commit.errors].into_iter().chain(ledgers)
+        })
         .flatten()
         .map(String::as_str)
         .collect();
@@ -33,6 +42,7 @@ pub async fn sweep(
         ("errors".to_owned(), &of_run),
         (layout::ledgers(run), ""),
         (layout::carried_lists(run), ""),
+        (layout::duplicates_lists(run), ""),
     ] {
         let path = output.below(&folder);
         let failed = |source| StoreError::at(&path, source);
@@ -42,13 +52,17 @@ pub async fn sweep(
                 continue;
             };
             let relative_path = format!("{folder}/{name}");
-            if name.starts_with(prefix) && !named.contains(relative_path.as_str()) {
+            let stays = named.contains(relative_path.as_str()) || is_list(name);
+            if name.starts_with(prefix) && !stays {
                 discard(output, &relative_path).await;
             }
         }
         if is_local {
             remove_staged(&std::path::Path::new("/").join(path.as_ref()), prefix).await;
         }
+    }
+    if dedup.is_some() {
+        discard(output, &layout::copies(run)).await;
     }
     Ok(())
 }

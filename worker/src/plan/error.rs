@@ -118,6 +118,9 @@ pub enum PlanError {
     /// An output that an incremental job names was changed.
     #[error("spec.incremental.from: {0} is missing: the output was changed by hand")]
     NoLedger(String),
+    /// The list of the duplicates of a shard is gone.
+    #[error("{0} is missing, which names duplicates: the output was changed by hand")]
+    NoList(String),
     /// The temporary files of a comparison failed.
     #[error("rows cannot be compared with earlier ones: a temporary file failed")]
     Spill(#[source] std::io::Error),

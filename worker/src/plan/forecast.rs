@@ -48,11 +48,15 @@ pub async fn forecast(
     if texts.is_empty() {
         return Ok(None);
     }
-    // What is carried over is not asked.
+    // What is carried over is not asked. Duplicates are left out of what was compared.
     let fresh = plan.carried.as_ref().map(|it| it.difference.fresh);
     let rows = match fresh.or(rows) {
         Some(rows) => rows,
-        None => guess_rows(stores, job, plan).await?.max(texts.len() as u64),
+        None => {
+            let copied = plan.dedup.as_ref().map_or(0, |dedup| dedup.duplicates);
+            let guessed = guess_rows(stores, job, plan).await?.max(texts.len() as u64);
+            guessed.saturating_sub(copied)
+        }
     };
     let rows_sampled = texts.len() as u64;
     let asked = match &job.input.chunking {
@@ -68,10 +72,12 @@ pub async fn forecast(
 
 /// The first rows of some shards that lie evenly over the plan.
 async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<String>, ReadError> {
-    let stride = plan.shards.len().div_ceil(SHARDS_MAX).max(1);
+    let shards = plan.shards.iter();
+    let asked = shards.filter(|shard| !shard.is_of_duplicates());
+    let stride = asked.clone().count().div_ceil(SHARDS_MAX).max(1);
     let (fields, row_bytes_max) = (&job.input.fields, job.input.row_bytes_max);
     let mut texts = Vec::new();
-    for shard in plan.shards.iter().step_by(stride) {
+    for shard in asked.step_by(stride) {
         let input = plan.input_of(shard);
         let mut rows = read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
         let rows = rows.next_batch(ROWS_MAX, BYTES_MAX).await?;

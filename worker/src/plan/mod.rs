@@ -1,10 +1,12 @@
 //! Plans a run: lists the inputs, pins them, cuts them into shards and writes `plan.json`.
 //!
-//! Planning never writes more than the plan and a probe, and never keeps anything the size of the
-//! data. Whoever plans second reads the plan that is there.
+//! Planning never writes more than the plan, lists of rows that are not asked and a probe, and never
+//! keeps anything the size of the data. Whoever plans second reads the plan that is there.
 
+pub(crate) mod copies;
 mod csv;
 mod cut;
+mod dedup;
 mod error;
 mod estimate;
 mod forecast;
@@ -31,6 +33,7 @@ use crate::{
 #[cfg(test)]
 pub(crate) use csv::cuts_of as csv_cuts_of;
 pub use cut::{CutOptions, SHARDS_MAX, cut};
+pub use dedup::count as count_duplicates;
 pub use error::PlanError;
 pub use forecast::forecast;
 pub use list::list_inputs;
@@ -56,6 +59,9 @@ pub async fn plan(
         run => rerun::draft(job, run, earlier)?,
     };
     store::probe_create_only(&output.store, &output.path).await?;
+    if let (FIRST_RUN, Some(wanted)) = (job.run, &job.dedup) {
+        dedup::leave_out(stores, job, wanted, &mut plan).await?;
+    }
     if let (FIRST_RUN, Some(from)) = (job.run, &job.incremental_from) {
         incremental::carry(stores, job, from, &mut plan).await?;
     }
@@ -92,6 +98,7 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
         answers_sha256: job.answers_sha256.clone(),
         incremental_from: job.incremental_from.clone(),
         carried: None,
+        dedup: None,
         inputs,
         shards,
     })

@@ -62,6 +62,8 @@ fn written(job: &CheckedJob) -> Vec<String> {
         layout::errors(run, shard, attempt),
         layout::ledger(run, shard, attempt),
         layout::carried(run, attempt, shard),
+        layout::duplicates(run, attempt, shard),
+        layout::copies(run),
         layout::merged(job.output.zstd),
         layout::MANIFEST.to_owned(),
     ]

@@ -34,7 +34,8 @@ pub(super) fn draft(
     });
     let given_up = given_up.filter(|range| range.failed_in.is_none());
     let mut shards: Vec<Shard> = failed_rows.chain(given_up).collect();
-    shards.sort_by_key(Shard::place);
+    // Duplicates get what the others end as.
+    shards.sort_by_key(|shard| (shard.is_of_duplicates(), shard.place()));
     Ok(Plan {
         version: Plan::VERSION,
         run,
@@ -42,6 +43,7 @@ pub(super) fn draft(
         answers_sha256: job.answers_sha256.clone(),
         incremental_from: None,
         carried: None,
+        dedup: earlier.dedup.clone(),
         inputs: earlier.inputs.clone(),
         shards,
     })

@@ -1,25 +1,24 @@
-//! The rows of a shard whose answers stand in an earlier output: an incremental run copies these and
-//! asks about the others.
+//! The rows of a shard whose answers stand somewhere: an incremental run copies them from an earlier
+//! output, and duplicates get them from the rows that they are like. All others are asked.
 
-use std::collections::VecDeque;
 use std::io::Read;
 use std::ops::Range;
 
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use millrace_protocol::layout;
 use millrace_protocol::ledger::CarriedRow;
-use millrace_protocol::plan::{Carried, Plan, ShardIndex};
-use millrace_protocol::row::ReadRow;
+use millrace_protocol::plan::{Answers, Carried, Copies, Shard, ShardIndex};
+use millrace_protocol::row::{Position, RowError};
 use object_store::ObjectStoreExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::ShardContext;
+use super::list::RowList;
 use crate::job;
-use crate::records::{self, RecordsError};
-use crate::store::{Location, StoreError};
+use crate::records::RecordsError;
+use crate::store::{self, Location, StoreError};
 
 /// Bytes between two lines that are read as well rather than asked for apart.
 const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -57,85 +56,86 @@ impl CarriedError {
     }
 }
 
-/// The rows of a shard that are carried over, in the shard's order.
-pub struct CarriedRows {
-    list: BoxStream<'static, Result<Vec<[u8; CarriedRow::BYTES]>, StoreError>>,
-    read: VecDeque<CarriedRow>,
+impl From<RecordsError> for CarriedError {
+    fn from(error: RecordsError) -> Self {
+        match error {
+            RecordsError::NotFound(path) => Self::Gone(path),
+            RecordsError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
-impl CarriedRows {
-    /// Opens the list of a shard; `None` where nothing is carried over, or where other models stand
-    /// ready now than those that gave the answers.
-    pub async fn open(ctx: &ShardContext, index: ShardIndex) -> Result<Option<Self>, CarriedError> {
-        let Plan { carried, .. } = &ctx.plan;
-        let shard = &ctx.plan.shards[index as usize];
-        let Some(carried) = carried.as_ref().filter(|_| shard.carried > 0) else {
-            return Ok(None);
+/// The list of a shard's rows that are not asked because their answers stand somewhere.
+pub type CarriedRows = RowList<{ CarriedRow::BYTES }>;
+
+/// Opens the list of a shard; `None` where all its rows are asked.
+pub async fn open_list(
+    ctx: &ShardContext,
+    index: ShardIndex,
+) -> Result<Option<CarriedRows>, CarriedError> {
+    let run = ctx.plan.run;
+    let shard = &ctx.plan.shards[index as usize];
+    let planner = if shard.is_of_duplicates() {
+        let Copies { answers, rows } = copies(ctx).await?;
+        rows.contains_key(&index).then_some(&answers.planner)
+    } else {
+        carried(ctx, shard).map(|carried| &carried.answers.planner)
+    };
+    let Some(planner) = planner else {
+        return Ok(None);
+    };
+    let list = layout::carried(run, planner, index);
+    Ok(Some(RowList::open(&ctx.output, &list).await?))
+}
+
+/// What is carried over from an earlier output into a shard; `None` where other models stand ready now
+/// than those that gave the answers.
+fn carried<'a>(ctx: &'a ShardContext, shard: &Shard) -> Option<&'a Carried> {
+    let carried = ctx.plan.carried.as_ref().filter(|_| shard.carried > 0)?;
+    let asked = job::models(&ctx.job.steps);
+    let is_same = |model: &String| carried.models.get(model) == ctx.models.get(model);
+    if asked.iter().all(is_same) {
+        return Some(carried);
+    }
+    tracing::warn!("other models made the earlier output: every row of the shard is asked anew");
+    None
+}
+
+/// What finish found out for duplicates before their shards were queued.
+async fn copies(ctx: &ShardContext) -> Result<&Copies, CarriedError> {
+    let reading = || async {
+        let path = ctx.output.below(&layout::copies(ctx.plan.run));
+        let Some(bytes) = store::read(&ctx.output.store, &path).await? else {
+            return Err(CarriedError::Gone(path.to_string()));
         };
-        let asked = job::models(&ctx.job.steps);
-        let is_same = |model: &String| carried.models.get(model) == ctx.models.get(model);
-        if !asked.iter().all(is_same) {
-            tracing::warn!(
-                shard = index,
-                "other models made the earlier output: every row is asked anew"
-            );
-            return Ok(None);
-        }
-        let list = layout::carried(ctx.plan.run, &carried.planner, index);
-        match records::read(&ctx.output, &list).await {
-            Ok(list) => Ok(Some(Self {
-                list: list.boxed(),
-                read: VecDeque::new(),
-            })),
-            Err(RecordsError::NotFound(path)) => Err(CarriedError::Gone(path)),
-            Err(RecordsError::Store(error)) => Err(error.into()),
-        }
-    }
-
-    /// Those among `rows`, by their index. `rows` follow those of the call before.
-    pub async fn among(
-        &mut self,
-        rows: &[ReadRow],
-    ) -> Result<Vec<(usize, CarriedRow)>, CarriedError> {
-        let mut found = Vec::new();
-        for (index, row) in rows.iter().enumerate() {
-            while let Some(carried) = self.next().await? {
-                if carried.place > row.place() {
-                    break;
-                }
-                // One that stands before it is not asked about any more, so it is not missed.
-                self.read.pop_front();
-                if carried.place == row.place() {
-                    found.push((index, carried));
-                    break;
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// The next row of the list, which stays there.
-    async fn next(&mut self) -> Result<Option<CarriedRow>, CarriedError> {
-        while self.read.is_empty() {
-            let Some(rows) = self.list.try_next().await? else {
-                return Ok(None);
-            };
-            self.read.extend(rows.iter().map(CarriedRow::from_bytes));
-        }
-        Ok(self.read.front().copied())
-    }
+        serde_json::from_slice(&bytes).map_err(|source| CarriedError::Unreadable {
+            path: path.to_string(),
+            source: source.into(),
+        })
+    };
+    ctx.copies.get_or_try_init(reading).await
 }
 
-/// The earlier output.
+/// The output that holds the answers.
 pub struct Earlier<'a> {
     output: Location,
-    carried: &'a Carried,
+    answers: &'a Answers,
 }
 
-/// What a result line says of its row.
+/// What became of the row whose answer another one gets.
+pub struct EarlierRow {
+    /// Where it stands.
+    pub position: Position,
+    /// How it ended.
+    pub outcome: Result<Box<RawValue>, RowError>,
+}
+
+/// What a result line or an error line says of its row.
 #[derive(Deserialize)]
 struct EarlierLine {
-    result: Box<RawValue>,
+    position: Position,
+    result: Option<Box<RawValue>>,
+    error: Option<RowError>,
 }
 
 /// Stored bytes of a part that are read together, and the lines in them.
@@ -148,22 +148,27 @@ struct Span {
 }
 
 impl<'a> Earlier<'a> {
-    /// The output that the plan names.
-    pub fn open(ctx: &'a ShardContext) -> Result<Option<Self>, CarriedError> {
-        let Some(carried) = &ctx.plan.carried else {
-            return Ok(None);
-        };
-        let output = ctx.stores.open(&carried.difference.from)?;
-        Ok(Some(Self { output, carried }))
+    /// The output that holds the answers of a shard with a list.
+    pub async fn open(ctx: &'a ShardContext, index: ShardIndex) -> Result<Self, CarriedError> {
+        let shard = &ctx.plan.shards[index as usize];
+        if let (false, Some(carried)) = (shard.is_of_duplicates(), &ctx.plan.carried) {
+            let output = ctx.stores.open(&carried.difference.from)?;
+            let answers = &carried.answers;
+            return Ok(Self { output, answers });
+        }
+        let output = ctx.output.clone();
+        let answers = &copies(ctx).await?.answers;
+        Ok(Self { output, answers })
     }
 
-    /// The results of `rows`, in no order, each with the index of its row.
-    pub async fn results(
+    /// The answers of `rows`, in no order, each with the index of its row.
+    pub async fn answers(
         &self,
         rows: &[(usize, CarriedRow)],
-    ) -> Result<Vec<(usize, Box<RawValue>)>, CarriedError> {
+    ) -> Result<Vec<(usize, EarlierRow)>, CarriedError> {
         let read = |span: Span| async move { self.read(span).await };
-        let results: Vec<Vec<_>> = futures::stream::iter(spans(rows, self.carried.zstd))
+        let is_zstd = |part| self.path(part).ends_with(".zst");
+        let results: Vec<Vec<_>> = futures::stream::iter(spans(rows, is_zstd))
             .map(read)
             .buffer_unordered(SPANS_AT_ONCE)
             .try_collect()
@@ -171,9 +176,15 @@ impl<'a> Earlier<'a> {
         Ok(results.into_iter().flatten().collect())
     }
 
-    async fn read(&self, span: Span) -> Result<Vec<(usize, Box<RawValue>)>, CarriedError> {
-        let part = self.carried.parts.get(span.part as usize);
-        let path = self.output.below(part.map_or("", String::as_str));
+    /// The path of a part below the output.
+    fn path(&self, part: u32) -> &str {
+        let part = self.answers.parts.get(part as usize);
+        part.map_or("", String::as_str)
+    }
+
+    async fn read(&self, span: Span) -> Result<Vec<(usize, EarlierRow)>, CarriedError> {
+        let zstd = self.path(span.part).ends_with(".zst");
+        let path = self.output.below(self.path(span.part));
         let stored = match self.output.store.get_range(&path, span.stored).await {
             Ok(stored) => stored,
             Err(object_store::Error::NotFound { .. }) => {
@@ -186,7 +197,6 @@ impl<'a> Earlier<'a> {
             source,
         };
         let end = span.lines.iter().map(|(_, line)| line.end).max();
-        let zstd = self.carried.zstd;
         let reading = move || {
             let decoded = match zstd {
                 true => decoded(&stored, end.unwrap_or(0))?,
@@ -195,7 +205,17 @@ impl<'a> Earlier<'a> {
             let lines = span.lines.into_iter().map(|(row, line)| {
                 let line = decoded.get(line).ok_or("it is too short")?;
                 let line: EarlierLine = serde_json::from_slice(line)?;
-                Ok((row, line.result))
+                let EarlierLine {
+                    position,
+                    result,
+                    error,
+                } = line;
+                let outcome = match (result, error) {
+                    (Some(result), _) => Ok(result),
+                    (None, Some(error)) => Err(error),
+                    (None, None) => return Err("a line has neither result nor error".into()),
+                };
+                Ok((row, EarlierRow { position, outcome }))
             });
             lines.collect::<Result<_, _>>()
         };
@@ -212,13 +232,14 @@ fn decoded(frame: &[u8], end: usize) -> std::io::Result<Bytes> {
     Ok(decoded.into())
 }
 
-/// What is to be read for some rows: frames whole where they are compressed, else lines, those close
-/// to each other together.
-fn spans(rows: &[(usize, CarriedRow)], zstd: bool) -> Vec<Span> {
+/// What is to be read for some rows: frames whole where their part is compressed, else lines, those
+/// close to each other together.
+fn spans(rows: &[(usize, CarriedRow)], is_zstd: impl Fn(u32) -> bool) -> Vec<Span> {
     let mut rows = rows.to_vec();
     rows.sort_unstable_by_key(|(_, row)| (row.part, row.line.frame_start, row.line.offset));
     let mut spans: Vec<Span> = Vec::new();
     for (index, CarriedRow { part, line, .. }) in rows {
+        let zstd = is_zstd(part);
         let (offset, bytes) = (line.offset as usize, line.bytes as usize);
         let (start, length) = match zstd {
             true => (line.frame_start, u64::from(line.frame_bytes)),
@@ -295,7 +316,7 @@ mod tests {
         };
         let far = 1_000 + u64::from(far);
         assert_eq!(
-            spans(&rows, false),
+            spans(&rows, |_| false),
             [
                 span(0, 1_000..1_030, vec![(1, 0..10), (0, 20..30)]),
                 span(0, far..far + 10, vec![(2, 0..10)]),
@@ -307,7 +328,7 @@ mod tests {
     #[test]
     fn a_frame_is_read_once_for_all_its_lines() {
         let rows = [(0, row(0, 0, 20)), (1, row(0, 500, 0)), (2, row(0, 0, 40))];
-        let spans = spans(&rows, true);
+        let spans = spans(&rows, |_| true);
         let read: Vec<_> = spans.iter().map(|span| span.stored.clone()).collect();
         assert_eq!(read, [0..500, 500..1_000]);
         assert_eq!(spans[0].lines, [(0, 20..30), (2, 40..50)]);

@@ -118,7 +118,9 @@ mod tests {
             part: Some(part.relative_path),
             errors: None,
             ledger: None,
+            error_ledger: None,
             carried: 0,
+            duplicates: 0,
             rows: Rows {
                 succeeded: 1,
                 failed: 0,

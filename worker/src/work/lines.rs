@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use millrace_protocol::ledger::ContentHash;
-use millrace_protocol::result::ErrorLine;
+use millrace_protocol::result::{DuplicateOf, ErrorLine};
 use millrace_protocol::row::{Place, Position, ReadRow, RowError};
 use millrace_protocol::tally::Rows;
 use millrace_protocol::wire::{Prediction, Untagged};
@@ -21,6 +21,8 @@ pub struct PendingRow {
     id: Option<String>,
     input: Option<Box<RawValue>>,
     content: ContentHash,
+    /// The row whose result or error it gets, if it is a duplicate.
+    duplicate_of: Option<DuplicateOf>,
     /// `None` while the row is at the server.
     outcome: Option<Result<Ending, RowError>>,
 }
@@ -66,6 +68,7 @@ impl PendingRow {
                     id: row.id,
                     input: row.input,
                     content: content(&asked),
+                    duplicate_of: None,
                     outcome: None,
                 };
                 (pending, Some(asked))
@@ -76,6 +79,7 @@ impl PendingRow {
                     id,
                     input: None,
                     content: ContentHash::default(),
+                    duplicate_of: None,
                     outcome: Some(Err(error)),
                 },
                 None,
@@ -93,9 +97,21 @@ impl PendingRow {
         self.outcome = Some(ending);
     }
 
-    /// Gives the row the results of an earlier line.
-    pub fn carry(&mut self, results: Box<RawValue>) {
-        self.outcome = Some(Ok(Ending::Carried(results)));
+    /// Gives the row what an earlier line says, and names that line's row if this one is its duplicate.
+    pub fn carry(
+        &mut self,
+        outcome: Result<Box<RawValue>, RowError>,
+        duplicate_of: Option<DuplicateOf>,
+    ) {
+        self.outcome = Some(outcome.map(Ending::Carried));
+        self.duplicate_of = duplicate_of;
+    }
+
+    /// Whether an answer to its own content is what it has: not that of a bad row, nor of one that gets
+    /// the answer of a row that is almost the same.
+    fn is_answered_itself(&self) -> bool {
+        let similarity = self.duplicate_of.as_ref().and_then(|it| it.similarity);
+        self.content != ContentHash::default() && similarity.is_none()
     }
 }
 
@@ -110,6 +126,8 @@ pub struct Lines {
     pub rows: Rows,
     /// Where the content of each row stands in `results`, without the newline.
     pub answered: Vec<(ContentHash, Range<usize>)>,
+    /// The same of `errors`, but for rows that could not be read.
+    pub refused: Vec<(ContentHash, Range<usize>)>,
 }
 
 /// Writes the lines of `rows`, all of them answered, in the given order, until they are as long as
@@ -124,11 +142,13 @@ pub fn lines(
     while lines.results.len() + lines.errors.len() < bytes_min
         && let Some(row) = rows.next()
     {
+        let is_answered_itself = row.is_answered_itself();
         let PendingRow {
             place,
             id,
             input,
             content,
+            duplicate_of,
             outcome,
         } = row;
         let outcome = outcome.expect("every row of a window is answered");
@@ -142,11 +162,14 @@ pub fn lines(
                         steps,
                         ending: &ending,
                     },
+                    duplicate_of: duplicate_of.as_ref(),
                     input: input.as_deref(),
                 };
                 push(&mut lines.results, &line);
                 let end = lines.results.len() - 1;
-                lines.answered.push((content, start..end));
+                if is_answered_itself {
+                    lines.answered.push((content, start..end));
+                }
                 lines.rows.succeeded += 1;
             }
             Err(error) => {
@@ -154,14 +177,20 @@ pub fn lines(
                     file: file.to_owned(),
                     place,
                 };
+                let start = lines.errors.len();
                 push(
                     &mut lines.errors,
                     &ErrorLine {
                         id,
                         position,
                         error,
+                        duplicate_of,
                     },
                 );
+                let end = lines.errors.len() - 1;
+                if is_answered_itself {
+                    lines.refused.push((content, start..end));
+                }
                 lines.rows.failed += 1;
             }
         }
@@ -193,10 +222,13 @@ fn push(lines: &mut Vec<u8>, line: &impl Serialize) {
 
 /// [`millrace_protocol::result::ResultLine`], borrowed, so that no vector is copied.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Line<'a> {
     id: Option<&'a str>,
     position: PositionRef<'a>,
     result: Results<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duplicate_of: Option<&'a DuplicateOf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     input: Option<&'a RawValue>,
 }

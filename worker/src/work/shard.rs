@@ -5,28 +5,29 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 use millrace_protocol::commit::Commit;
 use millrace_protocol::cost::Cost;
-use millrace_protocol::layout;
 use millrace_protocol::lease::Lease;
-use millrace_protocol::ledger::{CarriedRow, ContentHash, LedgerEntry, LineAt};
-use millrace_protocol::plan::{Plan, ShardIndex};
+use millrace_protocol::ledger::{CarriedRow, DuplicateRow};
+use millrace_protocol::plan::{Copies, Plan, ShardIndex};
+use millrace_protocol::result::DuplicateOf;
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::tally::{Rows, Tally};
+use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::call::Caller;
 use super::call::receipts::{self, Receipts};
-use super::carried::{CarriedError, CarriedRows, Earlier};
+use super::carried::{self, CarriedError, Earlier, EarlierRow};
 use super::chunked::{self, Chunked};
 use super::commit::{CommitError, Verdict, commit};
+use super::duplicates::{DuplicateRows, Taken};
 use super::failed::{FailedError, FailedRows};
+use super::files::{Files, WrittenFiles};
 use super::lines::{Lines, PendingRow, lines};
-use super::part::PartWriter;
 use super::progress::Progress;
 use super::submit::{Answered, SubmitError, Submitter};
 use super::window::{ChunkLimits, chunks};
@@ -73,6 +74,8 @@ pub struct ShardContext {
     pub models: BTreeMap<String, String>,
     /// Counts for whoever shows them.
     pub progress: Arc<Progress>,
+    /// What duplicates get, once a shard of them is worked off.
+    pub copies: OnceCell<Copies>,
 }
 
 /// Why a shard was not worked off.
@@ -88,8 +91,11 @@ pub enum ShardError {
     #[error("the failed rows of the earlier run could not be read")]
     Failed(#[from] FailedError),
     /// An earlier answer could not be carried over.
-    #[error("the shard's unchanged rows could not be carried over")]
+    #[error("the answers of rows that are not asked could not be copied")]
     Carried(#[from] CarriedError),
+    /// It is not known which of its rows are duplicates.
+    #[error("the list of the shard's duplicates could not be read")]
+    Duplicates(#[source] CarriedError),
     /// Its rows could not be answered at all.
     #[error("the shard's rows could not be answered")]
     Submit(#[from] SubmitError),
@@ -112,7 +118,7 @@ impl ShardError {
     pub fn is_permanent(&self) -> bool {
         match self {
             ShardError::Read(error) => error.is_permanent(),
-            ShardError::Carried(error) => error.is_permanent(),
+            ShardError::Carried(error) | ShardError::Duplicates(error) => error.is_permanent(),
             ShardError::NotPlanned(_)
             | ShardError::Failed(FailedError::Gone { .. } | FailedError::NotFound(_)) => true,
             ShardError::Failed(FailedError::Commit(_) | FailedError::Lines(_))
@@ -132,12 +138,14 @@ impl ShardError {
             | ShardError::Receipts(_)
             | ShardError::Write(_)
             | ShardError::Carried(CarriedError::Store(_))
+            | ShardError::Duplicates(CarriedError::Store(_))
             | ShardError::Commit(CommitError::Store { .. })
             | ShardError::Read(ReadError::Store(StoreError::Denied { .. })) => true,
             ShardError::NotPlanned(_)
             | ShardError::Read(_)
             | ShardError::Failed(_)
             | ShardError::Carried(CarriedError::Gone(_) | CarriedError::Unreadable { .. })
+            | ShardError::Duplicates(CarriedError::Gone(_) | CarriedError::Unreadable { .. })
             | ShardError::Commit(CommitError::Unreadable { .. })
             | ShardError::Panicked(_) => false,
         }
@@ -169,12 +177,10 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         Some(earlier) => Some(FailedRows::open(&ctx.output, earlier).await?),
         None => None,
     };
-    let mut carried = CarriedRows::open(ctx, lease.shard).await?;
-    let part = layout::part(run, lease.shard, &attempt, job.output.zstd);
-    let mut part = PartWriter::new(&ctx.output, part);
-    let mut errors = PartWriter::new(&ctx.output, layout::errors(run, lease.shard, &attempt));
-    let ledger = layout::ledger(run, lease.shard, &attempt);
-    let mut ledger = PartWriter::new(&ctx.output, ledger);
+    let duplicates = DuplicateRows::open(&ctx.output, &ctx.plan, shard).await;
+    let mut duplicates = duplicates.map_err(|error| ShardError::Duplicates(error.into()))?;
+    let mut carried = carried::open_list(ctx, lease.shard).await?;
+    let mut files = Files::new(ctx, lease.shard, &attempt);
     let receipts = match &ctx.answerer {
         Answerer::Server(_) => Receipts::none(&ctx.output, run, lease.shard),
         Answerer::Remote(_) => {
@@ -182,7 +188,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             receipts.map_err(ShardError::Receipts)?
         }
     };
-    let (mut tally, mut carried_rows) = (receipts.paid(), 0);
+    let (mut tally, mut carried_rows, mut copied_rows) = (receipts.paid(), 0, 0);
     let chunking = job.input.chunking.as_ref();
     let window_bytes_max = chunking.map_or(WINDOW_BYTES_MAX, |chunking| {
         chunking.window_bytes(WINDOW_BYTES_MAX)
@@ -200,18 +206,33 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 Some(failed) => failed.keep(rows).await?,
                 None => rows,
             };
+            let Taken { rows, duplicates } = match &mut duplicates {
+                Some(list) => {
+                    let taken = list.take(rows).await.map_err(CarriedError::from);
+                    taken.map_err(ShardError::Duplicates)?
+                }
+                None => Taken::all(rows),
+            };
             let (rows, skipped) = match &job.input.filter {
-                Some(filter) => filter.applied(rows).await,
-                None => (rows, 0),
+                // A duplicate is none that the filter leaves out.
+                Some(filter) if !shard.is_of_duplicates() => filter.applied(rows).await,
+                Some(_) | None => (rows, 0),
             };
             tally.rows.skipped += skipped;
             if !rows.is_empty() {
-                let carried = match &mut carried {
-                    Some(carried) => carried.among(&rows).await?,
+                let listed = match &mut carried {
+                    Some(carried) => carried.among(&rows).await.map_err(CarriedError::from)?,
                     None => Vec::new(),
                 };
+                let listed = listed.iter();
+                let carried = listed.map(|(index, row)| (*index, CarriedRow::from_bytes(row)));
+                let window = WindowRows {
+                    rows,
+                    carried: carried.collect(),
+                    duplicates,
+                };
                 let receipts = receipts.clone();
-                let answered = answer_window(ctx.clone(), lease.shard, rows, carried, receipts);
+                let answered = answer_window(ctx.clone(), lease.shard, window, receipts);
                 windows.push_back(AbortOnDropHandle::new(tokio::spawn(
                     answered.in_current_span(),
                 )));
@@ -225,34 +246,31 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             tokens,
             cost,
             carried,
+            copied,
         } = window
             .await
             .expect("a window neither panics nor is aborted")?;
         tally.tokens += tokens;
         tally.cost += cost;
         carried_rows += carried;
+        copied_rows += copied;
         let mut rows = rows.into_iter();
         while rows.len() > 0 {
             let slice;
             (slice, rows) = formatted(ctx.clone(), input.uri.clone(), rows).await;
-            let Lines {
-                results,
-                errors: failed,
-                rows: counts,
-                answered,
-            } = slice;
-            tally.rows += counts;
-            let entries = entries(part.stored_bytes(), results.len(), answered);
-            part.write(results.into()).await?;
-            ledger.write(entries.into()).await?;
-            errors.write(failed.into()).await?;
+            tally.rows += slice.rows;
+            files.write(slice).await?;
         }
     }
     if let Some(failed) = only {
         failed.finish()?;
     }
-    let (part, errors) = (part.finish().await?, errors.finish().await?);
-    let ledger = ledger.finish().await?;
+    let WrittenFiles {
+        part,
+        errors,
+        ledger,
+        error_ledger,
+    } = files.finish().await?;
     let Tally { rows, tokens, cost } = tally;
     let sha256 = part.as_ref().map(|part| part.sha256.clone());
     Ok(Worked {
@@ -263,34 +281,16 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             part: part.map(|part| part.relative_path),
             errors: errors.map(|errors| errors.relative_path),
             ledger: ledger.map(|ledger| ledger.relative_path),
+            error_ledger: error_ledger.map(|ledger| ledger.relative_path),
             rows,
             carried: carried_rows,
+            duplicates: copied_rows,
             tokens,
             cost,
             sha256,
             models: ctx.models.clone(),
         },
     })
-}
-
-/// The ledger entries of the rows of a frame.
-fn entries(
-    frame_start: u64,
-    frame_bytes: usize,
-    answered: Vec<(ContentHash, Range<usize>)>,
-) -> Vec<u8> {
-    let short = |bytes: usize| u32::try_from(bytes).expect("a frame is far shorter than 4 GiB");
-    let entry = |(content, line): (ContentHash, Range<usize>)| LedgerEntry {
-        content,
-        line: LineAt {
-            frame_start,
-            frame_bytes: short(frame_bytes),
-            offset: short(line.start),
-            bytes: short(line.len()),
-        },
-    };
-    let entries = answered.into_iter().map(entry);
-    entries.flat_map(LedgerEntry::to_bytes).collect()
 }
 
 /// Makes the shard's results visible, if no other attempt was first. Returns the counts of the
@@ -315,37 +315,64 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
     }
 }
 
+/// The rows of a window.
+struct WindowRows {
+    rows: Vec<ReadRow>,
+    /// Those whose answers stand somewhere, by their index.
+    carried: Vec<(usize, CarriedRow)>,
+    /// What each is a duplicate of, if the shard is one of duplicates.
+    duplicates: Vec<DuplicateRow>,
+}
+
 /// A window whose rows are all answered.
 struct Window {
     rows: Vec<PendingRow>,
     tokens: u64,
     cost: Cost,
-    /// Rows whose answers were carried over.
+    /// Rows whose answers were carried over from an earlier output.
     carried: u64,
+    /// Duplicates whose results were copied.
+    copied: u64,
 }
 
 async fn answer_window(
     ctx: Arc<ShardContext>,
     shard: ShardIndex,
-    rows: Vec<ReadRow>,
-    carried: Vec<(usize, CarriedRow)>,
+    window: WindowRows,
     receipts: Arc<Receipts>,
 ) -> Result<Window, ShardError> {
+    let WindowRows {
+        rows,
+        carried: listed,
+        duplicates,
+    } = window;
     let (mut rows, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
         rows.into_iter().map(PendingRow::split).unzip();
-    if let Some(earlier) = Earlier::open(&ctx)? {
-        for (row, results) in earlier.results(&carried).await? {
-            rows[row].carry(results);
+    let mut carried_failed = 0;
+    if !listed.is_empty() {
+        let earlier = Earlier::open(&ctx, shard).await?;
+        for (row, EarlierRow { position, outcome }) in earlier.answers(&listed).await? {
+            carried_failed += u64::from(outcome.is_err());
+            let duplicate_of = duplicates.get(row).map(|duplicate| DuplicateOf {
+                position,
+                similarity: duplicate.similarity,
+            });
+            rows[row].carry(outcome, duplicate_of);
             texts[row] = None;
         }
     }
     let at_server: Vec<usize> = (0..texts.len())
         .filter(|&row| texts[row].is_some())
         .collect();
-    let bad = (rows.len() - at_server.len() - carried.len()) as u64;
-    let carried = carried.len() as u64;
+    let bad = (rows.len() - at_server.len() - listed.len()) as u64;
+    let listed = listed.len() as u64;
+    let (carried, copied) = match duplicates.is_empty() {
+        true => (listed, 0),
+        false => (0, listed - carried_failed),
+    };
+    let (succeeded, failed) = (listed - carried_failed, bad + carried_failed);
     ctx.progress
-        .answered(shard, answered_tally(carried, bad, 0));
+        .answered(shard, answered_tally(succeeded, failed, 0));
     if let Some(chunking) = &ctx.job.input.chunking {
         let asked: Vec<String> = texts.into_iter().flatten().collect();
         let chunked = chunked::answer(&ctx, shard, chunking, &asked, &receipts).await?;
@@ -362,6 +389,7 @@ async fn answer_window(
             tokens,
             cost,
             carried,
+            copied,
         });
     }
     let submitter = match &ctx.answerer {
@@ -382,6 +410,7 @@ async fn answer_window(
                 tokens,
                 cost,
                 carried,
+                copied,
             });
         }
     };
@@ -410,6 +439,7 @@ async fn answer_window(
         tokens,
         cost: Cost::NOTHING,
         carried,
+        copied,
     })
 }
 

@@ -256,6 +256,7 @@ impl Scene {
             answerer: Answerer::Server(Box::new(submitter)),
             models: Default::default(),
             progress: Arc::new(Progress::default()),
+            copies: Default::default(),
         };
         Self {
             folder,

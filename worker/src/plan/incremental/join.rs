@@ -6,33 +6,36 @@ use millrace_protocol::ledger::{CarriedRow, ContentHash, LedgerEntry, LineAt};
 use millrace_protocol::plan::ShardIndex;
 
 /// An answer of the earlier output: its ledger entry and the index of its part.
-pub(super) const ANSWER_BYTES: usize = LedgerEntry::BYTES + 4;
+pub(in crate::plan) const ANSWER_BYTES: usize = LedgerEntry::BYTES + 4;
 
 /// A row: its content, its shard, and what is known of it so far.
-pub(super) const ROW_BYTES: usize = 16 + PLACED_BYTES;
+pub(in crate::plan) const ROW_BYTES: usize = 16 + PLACED_BYTES;
 
 /// A row in its shard.
-pub(super) const PLACED_BYTES: usize = 4 + CarriedRow::BYTES;
+pub(in crate::plan) const PLACED_BYTES: usize = 4 + CarriedRow::BYTES;
 
 /// How many rows compare how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(in crate::plan) struct Counts {
     /// Rows whose content has an answer.
-    pub(super) unchanged: u64,
+    pub(in crate::plan) unchanged: u64,
     /// Rows whose content has none.
-    pub(super) fresh: u64,
+    pub(in crate::plan) fresh: u64,
     /// Contents with an answer that no row has.
-    pub(super) gone: u64,
+    pub(in crate::plan) gone: u64,
 }
 
-pub(super) fn answer_bytes(entry: &[u8; LedgerEntry::BYTES], part: u32) -> [u8; ANSWER_BYTES] {
+pub(in crate::plan) fn answer_bytes(
+    entry: &[u8; LedgerEntry::BYTES],
+    part: u32,
+) -> [u8; ANSWER_BYTES] {
     let mut bytes = [0; ANSWER_BYTES];
     bytes[..LedgerEntry::BYTES].copy_from_slice(entry);
     bytes[LedgerEntry::BYTES..].copy_from_slice(&part.to_le_bytes());
     bytes
 }
 
-pub(super) fn row_bytes(
+pub(in crate::plan) fn row_bytes(
     content: ContentHash,
     shard: ShardIndex,
     row: CarriedRow,
@@ -43,14 +46,14 @@ pub(super) fn row_bytes(
     bytes
 }
 
-pub(super) fn placed_bytes(shard: ShardIndex, row: CarriedRow) -> [u8; PLACED_BYTES] {
+pub(in crate::plan) fn placed_bytes(shard: ShardIndex, row: CarriedRow) -> [u8; PLACED_BYTES] {
     let mut bytes = [0; PLACED_BYTES];
     bytes[..4].copy_from_slice(&shard.to_le_bytes());
     bytes[4..].copy_from_slice(&row.to_bytes());
     bytes
 }
 
-pub(super) fn placed(bytes: &[u8; PLACED_BYTES]) -> (ShardIndex, CarriedRow) {
+pub(in crate::plan) fn placed(bytes: &[u8; PLACED_BYTES]) -> (ShardIndex, CarriedRow) {
     let (shard, row) = bytes.split_first_chunk().expect("it is longer than that");
     let row = row.try_into().expect("a row is what follows");
     (
@@ -61,7 +64,7 @@ pub(super) fn placed(bytes: &[u8; PLACED_BYTES]) -> (ShardIndex, CarriedRow) {
 
 /// Hands out every row of `rows` whose content is among `answers`, with where its answer stands, in
 /// the order of `rows`. Holds the answers alone in memory.
-pub(super) fn join<E>(
+pub(in crate::plan) fn join<E>(
     answers: impl Iterator<Item = Result<[u8; ANSWER_BYTES], E>>,
     rows: impl Iterator<Item = Result<[u8; ROW_BYTES], E>>,
     mut unchanged: impl FnMut(ShardIndex, CarriedRow) -> Result<(), E>,

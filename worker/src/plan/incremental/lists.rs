@@ -1,15 +1,13 @@
-//! Writes what each shard carries over, in the shard's order.
+//! Writes lists of rows for shards, each in its shard's order.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
 
-use millrace_protocol::layout;
-use millrace_protocol::ledger::CarriedRow;
-use millrace_protocol::plan::{Plan, ShardIndex};
+use millrace_protocol::ledger::place_of;
+use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::row::Place;
 
-use super::join::{PLACED_BYTES, placed};
 use super::spill::{Records, Spill};
 use crate::plan::PlanError;
 use crate::store::Location;
@@ -17,64 +15,72 @@ use crate::work::part::PartWriter;
 
 /// Rows that are written at a time.
 const ROWS_AT_ONCE: usize = 4_096;
+/// Bytes of the shard's index before its record.
+const SHARD_BYTES: usize = 4;
 
-/// Writes the lists of all shards below `output`, and counts them in the plan. Each file of
-/// `unchanged` is in the order of the plan.
-pub(super) async fn write(
+/// A row in its shard: the shard's index, and a record that begins with the row's place.
+type Placed<const N: usize> = [u8; N];
+
+/// Writes a list for each shard with rows among `rows`, below `output` at the path that `path` says, and
+/// tells how many rows each has. Each file of `rows` is in the order of shards and places.
+pub(in crate::plan) async fn write<const N: usize>(
     output: &Location,
-    plan: &mut Plan,
-    planner: &str,
-    unchanged: Spill<PLACED_BYTES>,
-) -> Result<(), PlanError> {
-    let mut merged = Merged::new(unchanged).map_err(PlanError::Spill)?;
-    let mut list: Option<(ShardIndex, PartWriter)> = None;
+    rows: Spill<N>,
+    path: impl Fn(ShardIndex) -> String,
+) -> Result<Vec<(ShardIndex, u64)>, PlanError> {
+    let mut merged = Merged::new(rows).map_err(PlanError::Spill)?;
+    let mut counts: Vec<(ShardIndex, u64)> = Vec::new();
+    let mut list: Option<PartWriter> = None;
     loop {
         let rows = merged.next(ROWS_AT_ONCE).map_err(PlanError::Spill)?;
         if rows.is_empty() {
             break;
         }
-        for of_shard in rows.chunk_by(|(one, _), (other, _)| one == other) {
-            let (shard, _) = of_shard[0];
-            let is_another = |list: &mut (ShardIndex, PartWriter)| list.0 != shard;
-            if let Some((_, ended)) = list.take_if(is_another) {
-                ended.finish().await?;
+        for of_shard in rows.chunk_by(|one, other| shard_of(one) == shard_of(other)) {
+            let shard = shard_of(&of_shard[0]);
+            if counts.last().is_none_or(|(last, _)| *last != shard) {
+                if let Some(ended) = list.take() {
+                    ended.finish().await?;
+                }
+                counts.push((shard, 0));
             }
-            let (_, writer) = list.get_or_insert_with(|| {
-                let path = layout::carried(plan.run, planner, shard);
-                (shard, PartWriter::new(output, path))
-            });
-            let bytes: Vec<u8> = of_shard
-                .iter()
-                .flat_map(|(_, row)| row.to_bytes())
-                .collect();
-            writer.write(bytes.into()).await?;
-            plan.shards[shard as usize].carried += of_shard.len() as u64;
+            let list = list.get_or_insert_with(|| PartWriter::new(output, path(shard)));
+            let records: Vec<&[u8]> = of_shard.iter().map(|row| &row[SHARD_BYTES..]).collect();
+            list.write(records.concat().into()).await?;
+            if let Some((_, count)) = counts.last_mut() {
+                *count += of_shard.len() as u64;
+            }
         }
     }
-    if let Some((_, ended)) = list {
+    if let Some(ended) = list {
         ended.finish().await?;
     }
-    Ok(())
+    Ok(counts)
+}
+
+fn shard_of(row: &[u8]) -> ShardIndex {
+    let bytes = row[..SHARD_BYTES].try_into();
+    ShardIndex::from_le_bytes(bytes.expect("four bytes are four bytes"))
 }
 
 /// The rows of all files as one, by shard and place.
-struct Merged {
-    files: Vec<Records<PLACED_BYTES>>,
+struct Merged<const N: usize> {
+    files: Vec<Records<N>>,
     /// The next row of each file that has one.
-    next: BinaryHeap<Reverse<Next>>,
+    next: BinaryHeap<Reverse<Next<N>>>,
 }
 
 /// The next row of a file.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Next {
+struct Next<const N: usize> {
     at: (ShardIndex, Place),
     file: usize,
-    row: [u8; PLACED_BYTES],
+    row: Placed<N>,
 }
 
-impl Merged {
-    fn new(unchanged: Spill<PLACED_BYTES>) -> io::Result<Self> {
-        let files = unchanged.into_files()?;
+impl<const N: usize> Merged<N> {
+    fn new(rows: Spill<N>) -> io::Result<Self> {
+        let files = rows.into_files()?;
         let mut merged = Self {
             next: BinaryHeap::with_capacity(files.len()),
             files,
@@ -87,20 +93,19 @@ impl Merged {
 
     fn advance(&mut self, file: usize) -> io::Result<()> {
         if let Some(row) = self.files[file].next().transpose()? {
-            let (shard, CarriedRow { place, .. }) = placed(&row);
-            let at = (shard, place);
+            let at = (shard_of(&row), place_of(&row[SHARD_BYTES..]));
             self.next.push(Reverse(Next { at, file, row }));
         }
         Ok(())
     }
 
     /// The next rows, at most so many.
-    fn next(&mut self, rows_max: usize) -> io::Result<Vec<(ShardIndex, CarriedRow)>> {
+    fn next(&mut self, rows_max: usize) -> io::Result<Vec<Placed<N>>> {
         let mut rows = Vec::with_capacity(rows_max);
         while rows.len() < rows_max
             && let Some(Reverse(Next { file, row, .. })) = self.next.pop()
         {
-            rows.push(placed(&row));
+            rows.push(row);
             self.advance(file)?;
         }
         Ok(rows)

@@ -4,18 +4,19 @@
 //! files, which are then compared one by one: memory holds the answers of one file. What is carried
 //! over is listed for each shard, in the shard's order.
 
-mod join;
-mod lists;
-mod rows;
-mod spill;
+pub(super) mod join;
+pub(super) mod lists;
+pub(super) mod rows;
+pub(super) mod spill;
 
 use std::collections::BTreeMap;
 use std::io;
 
 use futures::{StreamExt, TryStreamExt};
+use millrace_protocol::layout;
 use millrace_protocol::ledger::{CarriedRow, ContentHash, LedgerEntry, LineAt};
 use millrace_protocol::manifest::{LivePart, Manifest};
-use millrace_protocol::plan::{Carried, Difference, Plan};
+use millrace_protocol::plan::{Answers, Carried, Difference, Plan};
 
 use self::join::{ANSWER_BYTES, Counts, PLACED_BYTES, ROW_BYTES};
 use self::rows::{Contents, Reader};
@@ -26,8 +27,8 @@ use crate::job::CheckedJob;
 use crate::records::{self, RecordsError};
 use crate::store::{Location, Stores};
 
-/// Answers that are held at a time, about: some fifty megabytes.
-const ANSWERS_PER_FILE: u64 = 500_000;
+/// Answers, or contents of rows, that are held at a time, about: some fifty megabytes.
+const RECORDS_PER_FILE: u64 = 500_000;
 /// Most temporary files of a kind, all of them open.
 const FILES_MAX: u64 = 128;
 /// Ledgers that are read at a time.
@@ -59,16 +60,19 @@ pub(super) async fn carry(
         return Ok(());
     }
     let (models, parts) = of_last_models(&manifest);
-    let answers = manifest.totals.rows.succeeded;
-    let files = answers.div_ceil(ANSWERS_PER_FILE).clamp(1, FILES_MAX) as usize;
-    let answers = spill_answers(&earlier, &parts, files).await?;
+    let files = files_for(manifest.totals.rows.succeeded);
+    let ledgers = (0..).zip(&parts);
+    let ledgers = ledgers.filter_map(|(part, live)| Some((part, live.commit.ledger.clone()?)));
+    let mut answers = Spill::new(files).map_err(PlanError::Spill)?;
+    spill_answers(&earlier, ledgers, files, &mut answers).await?;
     let rows = spill_rows(stores, job, plan, files).await?;
-    let compared = tokio::task::spawn_blocking(move || compare(answers, rows, files));
-    let compared = compared.await.expect("comparing does not panic");
-    let (unchanged, counts) = compared.map_err(PlanError::Spill)?;
+    let (unchanged, counts) = compare(answers, rows, files).await?;
     let planner = format!("{:016x}", rand::random::<u64>());
     let output = stores.open(&job.output.uri)?;
-    lists::write(&output, plan, &planner, unchanged).await?;
+    let list = |shard| layout::carried(plan.run, &planner, shard);
+    for (shard, rows) in lists::write(&output, unchanged, list).await? {
+        plan.shards[shard as usize].carried = rows;
+    }
     let Counts {
         unchanged,
         fresh,
@@ -82,9 +86,10 @@ pub(super) async fn carry(
             fresh,
             gone,
         },
-        planner,
-        parts: paths.map(Option::unwrap_or_default).collect(),
-        zstd: parts.iter().any(|part| is_zstd(part)),
+        answers: Answers {
+            planner,
+            parts: paths.map(Option::unwrap_or_default).collect(),
+        },
         models,
     });
     Ok(())
@@ -107,21 +112,19 @@ fn of_last_models(manifest: &Manifest) -> (BTreeMap<String, String>, Vec<&LivePa
     (models, parts)
 }
 
-fn is_zstd(part: &LivePart) -> bool {
-    let path = part.commit.part.as_deref();
-    path.is_some_and(|path| path.ends_with(".zst"))
+/// How many temporary files of a kind hold so many answers or rows.
+pub(super) fn files_for(records: u64) -> usize {
+    records.div_ceil(RECORDS_PER_FILE).clamp(1, FILES_MAX) as usize
 }
 
-/// Reads the ledgers of the earlier output.
-async fn spill_answers(
+/// Reads ledgers of an output, each given with the index of its part.
+pub(super) async fn spill_answers(
     earlier: &Location,
-    parts: &[&LivePart],
+    ledgers: impl Iterator<Item = (u32, String)>,
     files: usize,
-) -> Result<Spill<ANSWER_BYTES>, PlanError> {
-    let mut answers = Spill::new(files).map_err(PlanError::Spill)?;
-    let named = (0..).zip(parts);
-    let named = named.filter_map(|(part, live)| Some((part, live.commit.ledger.clone()?)));
-    let mut ledgers = futures::stream::iter(named)
+    answers: &mut Spill<ANSWER_BYTES>,
+) -> Result<(), PlanError> {
+    let mut ledgers = futures::stream::iter(ledgers)
         .map(|(part, ledger)| async move {
             match records::read::<{ LedgerEntry::BYTES }>(earlier, &ledger).await {
                 Ok(entries) => Ok(entries.map_ok(move |entries| (part, entries))),
@@ -140,7 +143,7 @@ async fn spill_answers(
             }
         }
     }
-    Ok(answers)
+    Ok(())
 }
 
 /// Reads every row of the input.
@@ -151,8 +154,8 @@ async fn spill_rows(
     files: usize,
 ) -> Result<Spill<ROW_BYTES>, PlanError> {
     let mut spill = Spill::new(files).map_err(PlanError::Spill)?;
-    let take = |shard, rows: Contents| {
-        for (content, place) in rows {
+    let take = |shard, rows: Contents<()>| {
+        for (content, place, ()) in rows {
             let row = CarriedRow {
                 place,
                 part: 0,
@@ -163,17 +166,27 @@ async fn spill_rows(
         }
         Ok(())
     };
-    Reader::new(stores, job).read(plan, take).await?;
+    Reader::new(stores, job, |_| ())?.read(plan, take).await?;
     Ok(spill)
 }
 
 /// Which file a content belongs to.
-fn file_of(content: &ContentHash, files: usize) -> usize {
+pub(super) fn file_of(content: &ContentHash, files: usize) -> usize {
     usize::from(content[0]) * files / 256
 }
 
-/// Compares rows and answers file by file. The unchanged rows of a file keep their order.
-fn compare(
+/// Compares rows and answers file by file. The rows of a file with an answer keep their order.
+pub(super) async fn compare(
+    answers: Spill<ANSWER_BYTES>,
+    rows: Spill<ROW_BYTES>,
+    files: usize,
+) -> Result<(Spill<PLACED_BYTES>, Counts), PlanError> {
+    let compared = tokio::task::spawn_blocking(move || compare_files(answers, rows, files)).await;
+    let compared = compared.expect("comparing does not panic");
+    compared.map_err(PlanError::Spill)
+}
+
+fn compare_files(
     answers: Spill<ANSWER_BYTES>,
     rows: Spill<ROW_BYTES>,
     files: usize,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use millrace_protocol::ledger::ContentHash;
 use millrace_protocol::plan::{InputFile, Plan, Shard, ShardIndex};
@@ -13,8 +14,10 @@ use crate::content::content;
 use crate::filter::Filter;
 use crate::job::{CheckedJob, Fields};
 use crate::plan::PlanError;
-use crate::read::{self, ReadError};
-use crate::store::Stores;
+use crate::read;
+use crate::records::RecordsError;
+use crate::store::{Location, Stores};
+use crate::work::duplicates::{DuplicateRows, Taken};
 
 /// Shards that are read at a time.
 const SHARDS_AT_ONCE: usize = 4;
@@ -23,52 +26,70 @@ const ROWS_MAX: usize = 1_024;
 /// Bytes of them.
 const BYTES_MAX: usize = 1 << 20;
 
-/// Some rows of a shard, in order.
-pub(super) type Contents = Vec<(ContentHash, Place)>;
+/// Some rows of a shard, in order, with what was made of what is asked about each.
+pub(in crate::plan) type Contents<T> = Vec<(ContentHash, Place, T)>;
 
 /// Reads rows of a job.
-#[derive(Clone)]
-pub(super) struct Reader {
+pub(in crate::plan) struct Reader<T> {
+    reading: Arc<RowReading<T>>,
+}
+
+/// What reading of all shards shares.
+struct RowReading<T> {
     stores: Stores,
+    output: Location,
     fields: Fields,
     filter: Option<Filter>,
     row_bytes_max: usize,
+    make: Box<dyn Fn(&str) -> T + Send + Sync>,
 }
 
 /// A shard that is being read.
-struct Reading {
-    rows: mpsc::Receiver<Contents>,
-    task: AbortOnDropHandle<Result<(), ReadError>>,
+struct Reading<T> {
+    rows: mpsc::Receiver<Contents<T>>,
+    task: AbortOnDropHandle<Result<(), PlanError>>,
 }
 
-impl Reader {
-    /// A reader of what the job asks about.
-    pub(super) fn new(stores: &Stores, job: &CheckedJob) -> Self {
-        Self {
+impl<T: Send + 'static> Reader<T> {
+    /// A reader of what the job asks about, which makes something of it.
+    pub(in crate::plan) fn new(
+        stores: &Stores,
+        job: &CheckedJob,
+        make: impl Fn(&str) -> T + Send + Sync + 'static,
+    ) -> Result<Self, PlanError> {
+        let reading = RowReading {
             stores: stores.with_inline_rows(&job.input),
+            output: stores.open(&job.output.uri)?,
             fields: Fields {
                 join: Vec::new(),
                 ..job.input.fields.clone()
             },
             filter: job.input.filter.clone(),
             row_bytes_max: job.input.row_bytes_max,
-        }
+            make: Box::new(make),
+        };
+        Ok(Self {
+            reading: Arc::new(reading),
+        })
     }
 
     /// Hands out the contents of all rows that are asked about, in the plan's order. A shard that
     /// cannot be read ends there: it fails for itself when it is worked on.
-    pub(super) async fn read(
+    pub(in crate::plan) async fn read(
         &self,
         plan: &Plan,
-        mut take: impl FnMut(ShardIndex, Contents) -> io::Result<()>,
+        mut take: impl FnMut(ShardIndex, Contents<T>) -> io::Result<()>,
     ) -> Result<(), PlanError> {
-        let mut ahead: VecDeque<Reading> = VecDeque::new();
-        let mut unread = plan.shards.iter();
-        for index in 0..plan.shards.len() as ShardIndex {
+        // What duplicates get is found out when all others have ended.
+        let shards = plan.shards.iter().zip(0..);
+        let shards = shards.filter(|(shard, _)| !shard.is_of_duplicates());
+        let mut unread = shards.clone();
+        let mut ahead: VecDeque<Reading<T>> = VecDeque::new();
+        for (_, index) in shards {
             while ahead.len() < SHARDS_AT_ONCE
-                && let Some(shard) = unread.next()
+                && let Some((shard, _)) = unread.next()
             {
-                ahead.push_back(self.begin(*shard, plan.input_of(shard).clone()));
+                ahead.push_back(self.begin(plan, shard).await?);
             }
             let Some(Reading { mut rows, task }) = ahead.pop_front() else {
                 break;
@@ -77,7 +98,7 @@ impl Reader {
                 take(index, rows).map_err(PlanError::Spill)?;
             }
             match task.await.expect("reading neither panics nor is aborted") {
-                Err(error) if error.is_permanent() => {
+                Err(PlanError::Read(error)) if error.is_permanent() => {
                     tracing::warn!(shard = index, %error, "a shard cannot be read whole");
                 }
                 read => read?,
@@ -86,22 +107,30 @@ impl Reader {
         Ok(())
     }
 
-    fn begin(&self, shard: Shard, input: InputFile) -> Reading {
+    async fn begin(&self, plan: &Plan, shard: &Shard) -> Result<Reading<T>, PlanError> {
         let (sender, rows) = mpsc::channel(2);
-        let reader = self.clone();
-        let task = tokio::spawn(async move { reader.read_shard(shard, input, sender).await });
-        Reading {
+        let (reading, shard, input) = (self.reading.clone(), *shard, plan.input_of(shard).clone());
+        let duplicates = DuplicateRows::open(&reading.output, plan, &shard).await;
+        let duplicates = duplicates.map_err(|error| match error {
+            RecordsError::NotFound(path) => PlanError::NoList(path),
+            RecordsError::Store(error) => error.into(),
+        })?;
+        let task = tokio::spawn(reading.read_shard(shard, input, duplicates, sender));
+        Ok(Reading {
             rows,
             task: AbortOnDropHandle::new(task),
-        }
+        })
     }
+}
 
+impl<T: Send + 'static> RowReading<T> {
     async fn read_shard(
-        &self,
+        self: Arc<Self>,
         shard: Shard,
         input: InputFile,
-        sender: mpsc::Sender<Contents>,
-    ) -> Result<(), ReadError> {
+        mut duplicates: Option<DuplicateRows>,
+        sender: mpsc::Sender<Contents<T>>,
+    ) -> Result<(), PlanError> {
         let (fields, row_bytes_max) = (&self.fields, self.row_bytes_max);
         let mut rows =
             read::open_shard(&self.stores, &input, &shard, fields, row_bytes_max).await?;
@@ -110,17 +139,36 @@ impl Reader {
             if batch.is_empty() {
                 return Ok(());
             }
+            if let Some(duplicates) = &mut duplicates {
+                let taken = duplicates.take(batch).await?;
+                let Taken {
+                    rows,
+                    duplicates: _,
+                } = taken;
+                batch = rows;
+            }
             if let Some(filter) = &self.filter {
                 batch = filter.applied(batch).await.0;
             }
-            // A bad row is not asked about.
-            let asked = batch.iter().filter_map(|row| match row {
-                ReadRow::Row(row) => Some((content(row.asked()), row.place)),
-                ReadRow::Bad { .. } => None,
-            });
-            if sender.send(asked.collect()).await.is_err() {
+            let reading = self.clone();
+            // Comparing long texts takes milliseconds of pure computing.
+            let made = tokio::task::spawn_blocking(move || reading.contents(&batch)).await;
+            let made = made.expect("hashing does not panic");
+            if sender.send(made).await.is_err() {
                 return Ok(());
             }
         }
+    }
+
+    fn contents(&self, rows: &[ReadRow]) -> Contents<T> {
+        // A bad row is not asked about.
+        let asked = rows.iter().filter_map(|row| match row {
+            ReadRow::Row(row) => {
+                let asked = row.asked();
+                Some((content(asked), row.place, (self.make)(asked)))
+            }
+            ReadRow::Bad { .. } => None,
+        });
+        asked.collect()
     }
 }

@@ -7,13 +7,13 @@ use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Seek, Write};
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// Files of records of `N` bytes.
-pub(super) struct Spill<const N: usize> {
+pub(in crate::plan) struct Spill<const N: usize> {
     files: Vec<BufWriter<File>>,
 }
 
 impl<const N: usize> Spill<N> {
     /// Makes the files.
-    pub(super) fn new(files: usize) -> io::Result<Self> {
+    pub(in crate::plan) fn new(files: usize) -> io::Result<Self> {
         let file = || {
             Ok(BufWriter::with_capacity(
                 BUFFER_BYTES,
@@ -25,12 +25,12 @@ impl<const N: usize> Spill<N> {
     }
 
     /// Appends a record to a file.
-    pub(super) fn put(&mut self, file: usize, record: &[u8; N]) -> io::Result<()> {
+    pub(in crate::plan) fn put(&mut self, file: usize, record: &[u8; N]) -> io::Result<()> {
         self.files[file].write_all(record)
     }
 
     /// The files, each to be read from its start.
-    pub(super) fn into_files(self) -> io::Result<Vec<Records<N>>> {
+    pub(in crate::plan) fn into_files(self) -> io::Result<Vec<Records<N>>> {
         let files = self.files.into_iter().map(|file| {
             let mut file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.rewind()?;
@@ -42,7 +42,7 @@ impl<const N: usize> Spill<N> {
 }
 
 /// The records of one file, in the order in which they were put.
-pub(super) struct Records<const N: usize> {
+pub(in crate::plan) struct Records<const N: usize> {
     file: BufReader<File>,
 }
 
