@@ -80,6 +80,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
         incremental_from: None,
+        dedup: None,
     }
 }
 
