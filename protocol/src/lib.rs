@@ -5,7 +5,7 @@
 //! [`plan`] → [`lease`] → [`row`] → [`wire`] → [`result`] → [`commit`] → [`manifest`],
 //! and [`layout`] says where each of them lies in an output. In a cluster, [`registry`] is how the
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
-//! [`cost`] counts money and [`forecast`] guesses it, [`event`] is what others are told when a job is over,
+//! [`routes`] tells which of several services answered, [`cost`] counts money and [`forecast`] guesses it, [`event`] is what others are told when a job is over,
 //! and [`panic`] quotes what was caught.
 
 pub mod commit;
@@ -21,6 +21,7 @@ pub mod plan;
 pub mod registry;
 pub mod report;
 pub mod result;
+pub mod routes;
 pub mod row;
 pub mod tally;
 pub mod wire;

@@ -1,6 +1,7 @@
 //! What the check refuses, and how it says so.
 
 mod results;
+mod routes;
 mod runtime;
 
 use millrace_crds::check::{check, check_update};

@@ -5,6 +5,7 @@ mod cost;
 mod examples;
 mod faults;
 mod limits;
+mod routes;
 mod rows;
 mod scene;
 mod workers;

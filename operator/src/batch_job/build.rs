@@ -10,6 +10,7 @@ use millrace_crds::{API_VERSION, BatchJob, InferenceService};
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use serde_json::{Value, json};
 
+use super::check::Checked;
 use super::decide::MadeStep;
 use crate::apply::object;
 use crate::config::Options;
@@ -37,9 +38,10 @@ pub fn own_service(job: &BatchJob) -> Option<InferenceService> {
     Some(service)
 }
 
-/// The job and its service as pods and workers of a run get them: what a person wrote, and the
+/// The job and its services as pods and workers of a run get them: what a person wrote, and the
 /// job's id.
-pub fn manifests(job: &BatchJob, service: &InferenceService, run: RunNumber) -> String {
+pub fn manifests(job: &BatchJob, checked: &Checked, run: RunNumber) -> String {
+    let Checked { service, others } = checked;
     let mut spec = job.spec.clone();
     spec.rerun_failed = run - FIRST_RUN;
     // What concerns the operator alone would make workers take the job for another one.
@@ -54,14 +56,18 @@ pub fn manifests(job: &BatchJob, service: &InferenceService, run: RunNumber) -> 
         "metadata": {"name": job.name_any(), "namespace": job.namespace(), "uid": job.uid()},
         "spec": spec,
     });
-    let service = json!({
-        "apiVersion": API_VERSION,
-        "kind": "InferenceService",
-        "metadata": {"name": service.name_any(), "namespace": service.namespace()},
-        "spec": service.spec,
-    });
-    // JSON documents are YAML documents.
-    format!("{job}\n---\n{service}\n")
+    let document = |service: &InferenceService| {
+        let service = json!({
+            "apiVersion": API_VERSION,
+            "kind": "InferenceService",
+            "metadata": {"name": service.name_any(), "namespace": service.namespace()},
+            "spec": service.spec,
+        });
+        // JSON documents are YAML documents.
+        format!("---\n{service}\n")
+    };
+    let services: String = [service].into_iter().chain(others).map(document).collect();
+    format!("{job}\n{services}")
 }
 
 /// The ConfigMap with the manifests.

@@ -10,6 +10,7 @@ pub mod meter;
 mod notify;
 mod observe;
 mod report;
+mod routes;
 pub mod standing;
 pub mod trace;
 

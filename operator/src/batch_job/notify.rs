@@ -177,6 +177,7 @@ mod tests {
             shards: 2,
             failed_shards: 1,
             tally: Default::default(),
+            routes: vec![],
             sample_errors: vec![],
             warning: None,
         };

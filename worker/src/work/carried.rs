@@ -72,7 +72,10 @@ impl CarriedRows {
         let Some(carried) = carried.as_ref().filter(|_| shard.carried > 0) else {
             return Ok(None);
         };
-        let asked = job::models(&ctx.job.steps);
+        let asked = match &ctx.job.routing {
+            None => job::models(&ctx.job.steps),
+            Some(_) => ctx.models.keys().cloned().collect(),
+        };
         let is_same = |model: &String| carried.models.get(model) == ctx.models.get(model);
         if !asked.iter().all(is_same) {
             tracing::warn!(
@@ -133,9 +136,14 @@ pub struct Earlier<'a> {
 }
 
 /// What a result line says of its row.
-#[derive(Deserialize)]
-struct EarlierLine {
-    result: Box<RawValue>,
+#[derive(Debug, Deserialize)]
+pub struct EarlierLine {
+    /// The results.
+    pub result: Box<RawValue>,
+    /// The route that answered, if the job has routes.
+    pub route: Option<String>,
+    /// Its arm, if it has arms.
+    pub arm: Option<String>,
 }
 
 /// Stored bytes of a part that are read together, and the lines in them.
@@ -157,11 +165,11 @@ impl<'a> Earlier<'a> {
         Ok(Some(Self { output, carried }))
     }
 
-    /// The results of `rows`, in no order, each with the index of its row.
+    /// The lines of `rows`, in no order, each with the index of its row.
     pub async fn results(
         &self,
         rows: &[(usize, CarriedRow)],
-    ) -> Result<Vec<(usize, Box<RawValue>)>, CarriedError> {
+    ) -> Result<Vec<(usize, EarlierLine)>, CarriedError> {
         let read = |span: Span| async move { self.read(span).await };
         let results: Vec<Vec<_>> = futures::stream::iter(spans(rows, self.carried.zstd))
             .map(read)
@@ -171,7 +179,7 @@ impl<'a> Earlier<'a> {
         Ok(results.into_iter().flatten().collect())
     }
 
-    async fn read(&self, span: Span) -> Result<Vec<(usize, Box<RawValue>)>, CarriedError> {
+    async fn read(&self, span: Span) -> Result<Vec<(usize, EarlierLine)>, CarriedError> {
         let part = self.carried.parts.get(span.part as usize);
         let path = self.output.below(part.map_or("", String::as_str));
         let stored = match self.output.store.get_range(&path, span.stored).await {
@@ -194,8 +202,7 @@ impl<'a> Earlier<'a> {
             };
             let lines = span.lines.into_iter().map(|(row, line)| {
                 let line = decoded.get(line).ok_or("it is too short")?;
-                let line: EarlierLine = serde_json::from_slice(line)?;
-                Ok((row, line.result))
+                Ok((row, serde_json::from_slice(line)?))
             });
             lines.collect::<Result<_, _>>()
         };

@@ -12,6 +12,7 @@ mod keeper;
 mod lines;
 pub mod part;
 pub mod progress;
+pub mod routed;
 mod shard;
 pub mod submit;
 #[cfg(test)]

@@ -27,6 +27,7 @@ use super::failed::{FailedError, FailedRows};
 use super::lines::{Lines, PendingRow, lines};
 use super::part::PartWriter;
 use super::progress::Progress;
+use super::routed::{ArmTallies, Router};
 use super::submit::{Answered, SubmitError, Submitter};
 use super::window::{ChunkLimits, chunks};
 use crate::job::CheckedJob;
@@ -43,7 +44,7 @@ const WINDOWS_MAX: usize = 2;
 /// may be many times the size of its rows, so they never all exist at once.
 const SLICE_BYTES: usize = 1 << 20;
 /// About one batch of 4,096 tokens in text, at some four bytes a token.
-const CHUNK_LIMITS: ChunkLimits = ChunkLimits {
+pub(super) const CHUNK_LIMITS: ChunkLimits = ChunkLimits {
     rows_max: 512,
     text_bytes_max: 16 << 10,
 };
@@ -54,6 +55,8 @@ pub enum Answerer {
     Server(Box<Submitter>),
     /// An API elsewhere.
     Remote(Box<Caller>),
+    /// Several services, each for the rows of its routes.
+    Routed(Box<Router>),
 }
 
 /// What all shards of a worker share.
@@ -176,12 +179,13 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     let mut ledger = PartWriter::new(&ctx.output, ledger);
     let receipts = match &ctx.answerer {
         Answerer::Server(_) => Receipts::none(&ctx.output, run, lease.shard),
-        Answerer::Remote(_) => {
+        Answerer::Remote(_) | Answerer::Routed(_) => {
             let receipts = Receipts::open(&ctx.output, run, lease.shard).await;
             receipts.map_err(ShardError::Receipts)?
         }
     };
     let (mut tally, mut carried_rows) = (receipts.paid(), 0);
+    let mut arms = ArmTallies::new(job, &receipts);
     let receipts = Arc::new(receipts);
     let mut windows: VecDeque<AbortOnDropHandle<Result<Window, ShardError>>> = VecDeque::new();
     let mut ended = false;
@@ -220,12 +224,14 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             tokens,
             cost,
             carried,
+            arms: asked,
         } = window
             .await
             .expect("a window neither panics nor is aborted")?;
         tally.tokens += tokens;
         tally.cost += cost;
         carried_rows += carried;
+        arms.add(asked);
         let mut rows = rows.into_iter();
         while rows.len() > 0 {
             let slice;
@@ -234,9 +240,11 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
                 results,
                 errors: failed,
                 rows: counts,
+                arms: ended,
                 answered,
             } = slice;
             tally.rows += counts;
+            arms.end(&ended);
             let entries = entries(part.stored_bytes(), results.len(), answered);
             part.write(results.into()).await?;
             ledger.write(entries.into()).await?;
@@ -262,6 +270,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             carried: carried_rows,
             tokens,
             cost,
+            routes: arms.tallies(),
             sha256,
             models: ctx.models.clone(),
         },
@@ -293,7 +302,7 @@ fn entries(
 pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardError> {
     let Worked { commit: ours } = worked;
     let verdict = commit(&ctx.output, ctx.plan.run, &ours).await?;
-    if let Answerer::Remote(_) = &ctx.answerer {
+    if !matches!(&ctx.answerer, Answerer::Server(_)) {
         receipts::discard_all(&ctx.output, ctx.plan.run, Some(ours.shard)).await;
     }
     match verdict {
@@ -311,12 +320,14 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
 }
 
 /// A window whose rows are all answered.
-struct Window {
-    rows: Vec<PendingRow>,
-    tokens: u64,
-    cost: Cost,
+pub(super) struct Window {
+    pub(super) rows: Vec<PendingRow>,
+    pub(super) tokens: u64,
+    pub(super) cost: Cost,
     /// Rows whose answers were carried over.
-    carried: u64,
+    pub(super) carried: u64,
+    /// What arms of routes took, and which rows they sent on.
+    pub(super) arms: ArmTallies,
 }
 
 async fn answer_window(
@@ -326,11 +337,14 @@ async fn answer_window(
     carried: Vec<(usize, CarriedRow)>,
     receipts: Arc<Receipts>,
 ) -> Result<Window, ShardError> {
+    if let Answerer::Routed(router) = &ctx.answerer {
+        return router.answer(&ctx, shard, rows, carried, &receipts).await;
+    }
     let (mut rows, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
-        rows.into_iter().map(PendingRow::split).unzip();
+        (rows.into_iter().map(|row| PendingRow::split(row, None))).unzip();
     if let Some(earlier) = Earlier::open(&ctx)? {
-        for (row, results) in earlier.results(&carried).await? {
-            rows[row].carry(results);
+        for (row, line) in earlier.results(&carried).await? {
+            rows[row].carry(line.result);
             texts[row] = None;
         }
     }
@@ -342,6 +356,7 @@ async fn answer_window(
     ctx.progress
         .answered(shard, answered_tally(carried, bad, 0));
     let submitter = match &ctx.answerer {
+        Answerer::Routed(_) => unreachable!("its rows are answered by its router"),
         Answerer::Server(submitter) => submitter,
         Answerer::Remote(caller) => {
             let asked: Vec<String> = texts.into_iter().flatten().collect();
@@ -350,7 +365,7 @@ async fn answer_window(
                 outcomes,
                 tokens,
                 cost,
-            } = caller.answer(&asked, &receipts, tell).await?;
+            } = caller.answer(&asked, receipts.of(None), tell).await?;
             for (row, outcome) in at_server.into_iter().zip(outcomes) {
                 rows[row].answer(outcome);
             }
@@ -359,6 +374,7 @@ async fn answer_window(
                 tokens,
                 cost,
                 carried,
+                arms: ArmTallies::default(),
             });
         }
     };
@@ -387,6 +403,7 @@ async fn answer_window(
         tokens,
         cost: Cost::NOTHING,
         carried,
+        arms: ArmTallies::default(),
     })
 }
 
@@ -406,7 +423,7 @@ async fn answer_chunk(
     Ok((chunk, answered))
 }
 
-fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
+pub(super) fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
     let skipped = 0;
     let rows = Rows {
         succeeded,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use millrace_protocol::ledger::ContentHash;
 use millrace_protocol::plan::{InputFile, Plan, Shard, ShardIndex};
@@ -11,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::content::content;
 use crate::filter::Filter;
-use crate::job::{CheckedJob, Fields};
+use crate::job::{CheckedJob, Fields, Routing};
 use crate::plan::PlanError;
 use crate::read::{self, ReadError};
 use crate::store::Stores;
@@ -32,6 +33,7 @@ pub(super) struct Reader {
     stores: Stores,
     fields: Fields,
     filter: Option<Filter>,
+    routing: Option<Arc<Routing>>,
     row_bytes_max: usize,
 }
 
@@ -51,6 +53,7 @@ impl Reader {
                 ..job.input.fields.clone()
             },
             filter: job.input.filter.clone(),
+            routing: job.routing.clone(),
             row_bytes_max: job.input.row_bytes_max,
         }
     }
@@ -115,7 +118,7 @@ impl Reader {
             }
             // A bad row is not asked about.
             let asked = batch.iter().filter_map(|row| match row {
-                ReadRow::Row(row) => Some((content(row.asked()), row.place)),
+                ReadRow::Row(row) => Some((content(row, self.routing.as_deref()), row.place)),
                 ReadRow::Bad { .. } => None,
             });
             if sender.send(asked.collect()).await.is_err() {
