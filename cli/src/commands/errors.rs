@@ -69,6 +69,8 @@ fn text(line: &ErrorLine) -> String {
     let ErrorLine {
         id,
         position,
+        route,
+        arm,
         error,
     } = line;
     let code = error.code.as_str();
@@ -79,8 +81,12 @@ fn text(line: &ErrorLine) -> String {
         .step
         .as_ref()
         .map_or(String::new(), |step| format!("step {step}: "));
+    let route = route.as_ref().map_or(String::new(), |route| match arm {
+        Some(arm) => format!("route {route}/{arm}: "),
+        None => format!("route {route}: "),
+    });
     format!(
-        "{code:CODE_WIDTH$}  {position}{id}  {step}{}",
+        "{code:CODE_WIDTH$}  {position}{id}  {route}{step}{}",
         error.message
     )
 }

@@ -273,6 +273,50 @@ fn a_row_has_the_same_arm_after_a_kill_and_in_another_run() {
 }
 
 #[test]
+fn a_classifier_of_ones_own_asks_the_api_about_what_it_is_not_sure_of_alone() {
+    let escalate = json!({"when": "said[0].score < 0.65", "to": "strong"});
+    let routes = json!([
+        {"name": "own", "serviceRef": {"name": "mini"}, "escalate": escalate},
+        {"name": "strong", "serviceRef": {"name": "large"}},
+    ]);
+    let texts = texts(60);
+    let scene = Scene::new(&texts, routes, json!({}));
+    let manifests = std::fs::read_to_string(scene.path("job.yaml")).unwrap();
+    let mut manifests: Vec<Value> = manifests
+        .split("\n---\n")
+        .map(|manifest| serde_json::from_str(manifest).unwrap())
+        .collect();
+    let model = json!({
+        "name": "classifier", "task": "SequenceClassification", "labels": ["good", "bad"],
+        "source": {"uri": "hf://fake/model"},
+    });
+    manifests[1]["spec"] = json!({"models": [model]});
+    let manifests: Vec<String> = manifests.iter().map(Value::to_string).collect();
+    std::fs::write(scene.path("job.yaml"), manifests.join("\n---\n")).unwrap();
+    let mut command = scene.command("millrace");
+    command.env("MILLRACE_FAKE_BACKEND", "micros-per-token=1");
+    command.arg("run").arg("-f").arg(scene.path("job.yaml"));
+    Process::start(command, scene.path("run.log")).succeed();
+    let mut sent_on = BTreeSet::new();
+    for line in scene.lines("out") {
+        let row: usize = line["id"].as_str().unwrap().parse().unwrap();
+        let said = &line["result"]["said"];
+        match line["route"].as_str() {
+            Some("own") => assert!(said[0]["score"].as_f64().unwrap() >= 0.65, "{line}"),
+            _ => {
+                assert!(said["score"].is_number(), "{line}");
+                sent_on.insert(texts[row].clone());
+            }
+        }
+    }
+    assert!((5..55).contains(&sent_on.len()), "{sent_on:?}");
+    assert_eq!(answered(&scene.records()[1]), sent_on);
+    let manifest = scene.manifest("out");
+    assert_routes_are_totals(&manifest);
+    assert_eq!(manifest["routes"][0]["escalated"], sent_on.len());
+}
+
+#[test]
 fn workers_share_one_budget_over_all_services() {
     let budget = "0.02";
     let more = json!({"budget": {"maxCost": budget}});
