@@ -279,7 +279,7 @@ pub fn check_all(
     let filter =
         filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
     let filtered = filter.iter().flat_map(|filter| filter.fields().to_vec());
-    let filtered = filtered.chain(routing.iter().flat_map(Routing::fields));
+    let filtered = filtered.chain(routing.iter().flat_map(|it| it.fields().to_vec()));
     let uris = input.uris.iter().flatten();
     let uris: Vec<String> = match &input.inline {
         Some(_) => vec![INLINE_ROWS.to_owned()],

@@ -27,6 +27,8 @@ pub struct Routing {
     arms: Vec<Arc<Arm>>,
     /// The services, each once.
     services: Vec<Service>,
+    /// The fields that conditions name, each once.
+    fields: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -123,23 +125,16 @@ impl Routing {
     }
 
     /// The fields that decide which route takes a row, each once.
-    pub fn fields(&self) -> Vec<String> {
-        let whens = self.routes.iter().filter_map(|route| route.when.as_ref());
-        let fields: BTreeSet<&String> = whens.flat_map(Expression::fields).collect();
-        fields.into_iter().cloned().collect()
+    pub fn fields(&self) -> &[String] {
+        &self.fields
     }
 
     /// Those among `fields`, a JSON object, that decide which route takes a row.
     pub fn decisive(&self, fields: &str) -> String {
-        let fields: BTreeMap<&str, &RawValue> =
+        let mut fields: BTreeMap<String, &RawValue> =
             serde_json::from_str(fields).expect("the reader made it of fields");
-        let named = self.fields();
-        let decisive = named.iter().filter_map(|name| {
-            let value = fields.get(name.as_str())?;
-            Some((name, value))
-        });
-        let decisive: BTreeMap<_, _> = decisive.collect();
-        serde_json::to_string(&decisive).expect("fields serialise")
+        fields.retain(|name, _| self.fields.contains(name));
+        serde_json::to_string(&fields).expect("fields serialise")
     }
 
     /// The arm that a row with these fields and this content comes to first.
@@ -241,6 +236,7 @@ pub fn routing(
         routes: Vec::new(),
         arms: Vec::new(),
         services: Vec::new(),
+        fields: Vec::new(),
     };
     for (index, route) in routes.iter().enumerate() {
         let refused = |field: &str, message: String| JobError::Route {
@@ -276,6 +272,12 @@ pub fn routing(
                 .map_err(|(field, message)| refused(field, message))?,
         });
     }
+    let whens = routing
+        .routes
+        .iter()
+        .filter_map(|route| route.when.as_ref());
+    let fields: BTreeSet<&String> = whens.flat_map(Expression::fields).collect();
+    routing.fields = fields.into_iter().cloned().collect();
     unreachable_route(routes)?;
     one_server(&routing)?;
     Ok(routing)

@@ -98,7 +98,7 @@ impl Router {
         let mut arms = ArmTallies(self.routing.tallies());
         let mut taken = Tally::default();
         let mut asking = FuturesUnordered::new();
-        let ask = |group| self.ask(group, &texts, receipts, (shard, &ctx.progress));
+        let ask = |group| self.ask(group, &texts, receipts, (shard, &*ctx.progress));
         asking.extend(groups(&rows, &asked).into_iter().map(ask));
         while let Some(ended) = asking.next().await {
             let (Group { arm, rows: group }, answered) = ended?;
@@ -137,7 +137,6 @@ impl Router {
             tally.cost += cost;
             asking.extend(groups(&rows, &again).into_iter().map(ask));
         }
-        drop(asking);
         Ok(Window {
             rows,
             tokens: taken.tokens,
@@ -157,7 +156,7 @@ impl Router {
                     ReadRow::Row(row) => row.filtered.clone(),
                     ReadRow::Bad { .. } => None,
                 };
-                let (mut row, asked) = PendingRow::split(row, Some(&routing));
+                let (mut row, asked) = PendingRow::split(row, Some(routing.as_ref()));
                 if asked.is_none() {
                     return (row, None);
                 }
