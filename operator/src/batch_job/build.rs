@@ -182,6 +182,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn workers_are_told_of_all_services_of_a_job_with_routes() {
+        let service = |name: &str| -> InferenceService {
+            let remote =
+                json!({"baseUrl": "https://api.example.com/v1", "api": "Chat", "model": name});
+            serde_json::from_value(json!({
+                "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+                "metadata": {"name": name, "namespace": "tenant"}, "spec": {"remote": remote},
+            }))
+            .unwrap()
+        };
+        let job: BatchJob = serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "job", "namespace": "tenant"},
+            "spec": {
+                "routes": [
+                    {"name": "cheap", "when": "stars > 3", "serviceRef": {"name": "mini"}},
+                    {"name": "rest", "serviceRef": {"name": "large"}},
+                ],
+                "steps": [{"name": "a"}],
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+        }))
+        .unwrap();
+        let checked = Checked {
+            service: service("mini"),
+            others: vec![service("large")],
+        };
+        let told = millrace_crds::manifest::read_str("told", &manifests(&job, &checked, 1));
+        let names: Vec<String> = (told.unwrap().iter())
+            .map(|manifest| manifest.name().to_owned())
+            .collect();
+        assert_eq!(names, ["job", "mini", "large"]);
+    }
+
+    #[test]
     fn each_step_has_the_secrets_that_it_needs_and_no_others() {
         let job: BatchJob = serde_json::from_value(json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
