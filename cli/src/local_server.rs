@@ -8,11 +8,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use millrace_crds::InferenceService;
-use millrace_leases::limits::MemoryLimiter;
+use millrace_leases::LeaseError;
+use millrace_leases::limits::{Limiter, MemoryLimiter};
 use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
 use millrace_worker::secrets::Secrets;
 use millrace_worker::store::LinkLocal;
-use millrace_worker::work::call::{Gate, minute_from_env};
+use millrace_worker::work::call::{Gates, minute_from_env};
 use millrace_worker::work::client::remote::Access;
 use millrace_worker::work::client::{ServerAddress, ServerUrl};
 use tempfile::TempDir;
@@ -141,9 +142,14 @@ impl LocalServer {
         })
     }
 
-    /// Where the server listens.
-    pub fn address(&self) -> ServerAddress {
-        self.address.clone()
+    /// Where the server listens, and how the APIs elsewhere are asked `with_others`.
+    pub fn address(&self, with_others: bool) -> ServerAddress {
+        match (&self.address, with_others) {
+            (server @ (ServerAddress::Socket(_) | ServerAddress::Url(_)), true) => {
+                ServerAddress::Beside(Box::new(server.clone()), access())
+            }
+            (address, _) => address.clone(),
+        }
     }
 
     /// Waits until a child was ready for the first time. From then on it is started again whatever
@@ -243,10 +249,12 @@ impl ServerArgs {
 
 /// How this process, which has the limits to itself, asks an API elsewhere.
 fn access() -> Access {
-    let limiter = MemoryLimiter::new(minute_from_env());
+    let limiter = |_: &str| -> Result<Arc<dyn Limiter>, LeaseError> {
+        Ok(Arc::new(MemoryLimiter::new(minute_from_env())))
+    };
     Access {
         secrets: Secrets::Environment,
-        gate: Arc::new(Gate::new(Arc::new(limiter))),
+        gates: Arc::new(Gates::new(limiter)),
         link_local: LinkLocal::Allowed,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use indicatif::{HumanCount, HumanDuration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use millrace_crds::batch_job::{RowCounts, SampleError, ShardCounts, Spent};
+use millrace_crds::batch_job::{RouteCounts, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::manifest::{LivePart, Manifest};
 use millrace_protocol::plan::{Dedup, Difference};
@@ -18,7 +18,7 @@ use millrace_worker::output as worker_output;
 use millrace_worker::store::Stores;
 use millrace_worker::work::GiveUp;
 
-use crate::cluster::show::spent_text;
+use crate::cluster::show::{route_text, spent_text};
 use crate::display::OutputMode;
 use crate::invocation::Invocation;
 use crate::{exit, output};
@@ -160,6 +160,9 @@ fn summary(
     }
     lines.push(format!("  tokens   {}", HumanCount(tokens)));
     lines.extend(spent(manifest).map(|spent| format!("  cost     {}", spent_text(&spent))));
+    let currency = manifest.currency.as_deref();
+    let routes = manifest.routes.iter().map(RouteCounts::from);
+    lines.extend(routes.map(|it| format!("  route    {}", route_text(&it, currency))));
     lines.push(format!("  output   {output}"));
     if let Some(merged) = &manifest.merged {
         lines.push(format!("  merged   {output}/{merged}"));
@@ -264,6 +267,7 @@ fn status(
             let rows = manifest.totals.rows.total() as f64;
             (rows / took.as_secs_f64().max(1e-3) * 10.0).round() / 10.0
         }),
+        routes: manifest.routes.iter().map(RouteCounts::from).collect(),
         completion_time: finished_at,
         output: Some(loaded.job.output.uri.clone()),
         sample_errors,

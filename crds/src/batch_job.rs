@@ -12,6 +12,8 @@ mod output;
 mod prompt;
 mod reader;
 mod retry;
+mod routes;
+mod service;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -34,6 +36,8 @@ pub use output::{Output, OutputCompression, Postgres};
 pub use prompt::Prompt;
 pub use reader::Reader;
 pub use retry::Retry;
+pub use routes::{Arm, Escalate, Route, RouteCounts};
+pub use service::{JobService, ServiceRef};
 
 /// Runs every row of a dataset through the models of an InferenceService. Every row ends as
 /// exactly one result or one reported error.
@@ -61,8 +65,21 @@ pub use retry::Retry;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.serviceRef) != has(self.serviceTemplate)")
-        .message("give either serviceRef, the name of an InferenceService, or serviceTemplate, a service of the job's own"),
+    // A list of who can answer rows, so that a further way is a further entry.
+    validation = Rule::new("[has(self.serviceRef), has(self.serviceTemplate), has(self.routes)].exists_one(given, given)")
+        .message("give exactly one of serviceRef, the name of an InferenceService, serviceTemplate, a service of the job's own, and routes, several services"),
+    validation = Rule::new("!has(self.routes) || has(self.steps)")
+        .message("routes needs steps: the results of all routes stand under their names"),
+    validation = Rule::new("has(self.routes) || !has(self.steps) || self.steps.all(step, has(step.model))")
+        .message("each step needs model, the name of a model of the service; only with routes it can be left out"),
+    validation = Rule::new("!has(self.routes) || self.routes.exists(route, !has(route.when))")
+        .message("one of routes must be without `when`: it takes the rows that no other takes"),
+    validation = Rule::new("!has(self.routes) || self.routes.all(route, !has(route.escalate) || self.routes.exists(other, other.name == route.escalate.to))")
+        .message("escalate.to must be the name of one of routes"),
+    validation = Rule::new("!has(self.routes) || !has(self.input.chunking)")
+        .message("input.chunking cannot be used with routes: what a text is cut by are the models of one service; cut the texts in a job before"),
+    validation = Rule::new("has(self.routes) == has(oldSelf.routes) && (!has(self.routes) || self.routes == oldSelf.routes)")
+        .message("routes cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.serviceRef) == has(oldSelf.serviceRef) && (!has(self.serviceRef) || self.serviceRef == oldSelf.serviceRef)")
         .message("serviceRef cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("!has(self.serviceTemplate) || !has(oldSelf.serviceTemplate) || (has(self.serviceTemplate.models) == has(oldSelf.serviceTemplate.models) && (!has(self.serviceTemplate.models) || self.serviceTemplate.models == oldSelf.serviceTemplate.models))")
@@ -101,8 +118,15 @@ pub struct BatchJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_template: Option<InferenceServiceSpec>,
 
+    /// Several InferenceServices, and which of them answers which rows: the first route takes a row
+    /// whose condition holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 10))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub routes: Option<Vec<Route>>,
+
     /// What to do with each row, in this order. By default one step per model of the service,
-    /// named like the model.
+    /// named like the model. With `routes` they are the same for all services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -203,26 +227,6 @@ fn default_backoff_limit_per_index() -> u32 {
     6
 }
 
-/// Who does the work of a job.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum JobService<'a> {
-    /// An InferenceService that jobs share, by name.
-    Shared(&'a str),
-    /// One of the job's own.
-    Own(&'a InferenceServiceSpec),
-}
-
-impl BatchJobSpec {
-    /// Who does the work. The rules of the CRD see to it that it is one of the two.
-    pub fn service(&self) -> JobService<'_> {
-        match (&self.service_ref, &self.service_template) {
-            (None, Some(template)) => JobService::Own(template),
-            (Some(named), _) => JobService::Shared(&named.name),
-            (None, None) => JobService::Shared(""),
-        }
-    }
-}
-
 impl BatchJob {
     /// The service that the job brings, if it brings one.
     pub fn own_service(&self) -> Option<InferenceService> {
@@ -247,15 +251,6 @@ impl BatchJob {
     }
 }
 
-/// Names an InferenceService in the same namespace.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceRef {
-    /// Name of the InferenceService.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-}
-
 /// One model applied to every row.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -266,10 +261,13 @@ pub struct Step {
         regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
     )]
     pub name: String,
-    /// Name of a model of the service.
+    /// Name of a model of the service. With `routes` it can be left out where each service has one
+    /// model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
-    pub model: String,
-    /// What the model is asked about each row; for a service with `remote` alone.
+    pub model: Option<String>,
+    /// What the model is asked about each row; for a service with `remote` alone. With `routes` the
+    /// models of other services get the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<Prompt>,
     /// What becomes of this step's results of the chunks of a text; by default what
@@ -452,6 +450,10 @@ pub struct BatchJobStatus {
     /// Rows finished per second: lately, and over the whole job once it is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_per_second: Option<f64>,
+    /// What became of the rows of each route and arm, once the job is over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50))]
+    pub routes: Vec<RouteCounts>,
     /// When the manifest was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,

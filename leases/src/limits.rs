@@ -104,6 +104,9 @@ pub struct Bill {
     pub paid: Option<Cost>,
 }
 
+/// Under which name the accounts are kept of jobs that ask several services: no service can have it.
+pub const ACCOUNTS_OF_SEVERAL: &str = "jobs:several";
+
 /// The name of a job's account: that of the next job of its name is another one.
 pub fn account(job: &str, uid: Option<&str>) -> String {
     format!("{job}/{}", uid.unwrap_or_default())

@@ -194,7 +194,7 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
             config.clone(),
             move |service: InferenceService| {
                 let namespace = service.namespace().unwrap_or_default();
-                let jobs = objects.jobs_of(&namespace, &service.name_any());
+                let jobs = objects.jobs_asking(&namespace, &service.name_any());
                 jobs.into_iter()
                     .map(|job| ObjectRef::from_obj(job.as_ref()))
             },

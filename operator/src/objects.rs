@@ -69,6 +69,16 @@ impl Objects {
         jobs
     }
 
+    /// The jobs whose rows a service answers, whoever's workers work for them.
+    pub fn jobs_asking(&self, namespace: &str, service: &str) -> Vec<Arc<BatchJob>> {
+        let mut jobs = self.jobs.state();
+        jobs.retain(|job| {
+            let asks = || job.spec.services().contains(&service);
+            job.namespace().as_deref() == Some(namespace) && (service_of(job) == service || asks())
+        });
+        jobs
+    }
+
     /// The backlog of a service, if there is one of that name.
     pub fn backlog(&self, namespace: &str, name: &str) -> Option<Backlog> {
         let service = self.service(namespace, name)?;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cost::Cost, lease::Epoch, plan::ShardIndex, tally::Rows, tally::Tally};
+use crate::{
+    cost::Cost, lease::Epoch, plan::ShardIndex, routes::RouteTally, tally::Rows, tally::Tally,
+};
 
 /// A commit record, created with put-if-absent: the first commit of a shard wins, whatever its
 /// epoch, and every other attempt discards its own part.
@@ -39,6 +41,10 @@ pub struct Commit {
     /// What its calls of a paid API cost.
     #[serde(default, skip_serializing_if = "Cost::is_nothing")]
     pub cost: Cost,
+    /// What became of the rows of each route and arm, if the job has routes: rows that were never
+    /// offered to one, as those that could not be read, are of none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteTally>,
     /// SHA-256 of the part's stored bytes, hexadecimal; absent when there is no part.
     pub sha256: Option<String>,
     /// Digest of each model that made the results, by name: parts of one run that were made by

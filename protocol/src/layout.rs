@@ -2,6 +2,7 @@
 
 use crate::cost::Cost;
 use crate::plan::{RunNumber, ShardIndex};
+use crate::routes::ArmIndex;
 
 /// Written last and replaced whole.
 pub const MANIFEST: &str = "manifest.json";
@@ -34,9 +35,18 @@ pub fn receipts_of(run: RunNumber, shard: ShardIndex) -> String {
     format!("{}/{shard:05}", receipts(run))
 }
 
-/// `<folder>/<random>-<cost>.json`: the name of a receipt says what it cost.
-pub fn receipt(folder: &str, random: u64, cost: Cost) -> String {
-    format!("{folder}/{random:016x}-{}.json", cost.parts())
+/// `<folder>/<random>[-<arm>]-<cost>.json`: the name of a receipt says what it cost, and of which arm
+/// it is where the job has routes.
+pub fn receipt(folder: &str, random: u64, arm: Option<ArmIndex>, cost: Cost) -> String {
+    let arm = arm.map(|arm| format!("-{arm}")).unwrap_or_default();
+    format!("{folder}/{random:016x}{arm}-{}.json", cost.parts())
+}
+
+/// The arm of a receipt, by its path.
+pub fn arm_of_receipt(path: &str) -> Option<ArmIndex> {
+    let (name, _cost) = path.rsplit('/').next()?.rsplit_once('-')?;
+    let (_random, arm) = name.rsplit_once('-')?;
+    arm.parse().ok()
 }
 
 /// What a receipt cost, by its path.
@@ -130,8 +140,12 @@ mod tests {
     #[test]
     fn a_receipt_path_names_its_shard_and_its_cost() {
         let cost = Cost::of_parts(1_234_567_890_123);
-        let path = receipt(&receipts_of(3, 12), 7, cost);
+        let path = receipt(&receipts_of(3, 12), 7, None, cost);
         assert_eq!(cost_of_receipt(&path), Some(cost));
+        assert_eq!(arm_of_receipt(&path), None);
+        let routed = receipt(&receipts_of(3, 12), 7, Some(4), cost);
+        assert_eq!(cost_of_receipt(&routed), Some(cost));
+        assert_eq!(arm_of_receipt(&routed), Some(4));
         assert_eq!(shard_of_receipt(&path), Some(12));
         assert_eq!(cost_of_receipt("receipts/00012/half#1"), None);
     }

@@ -5,8 +5,9 @@
 //! [`plan`] → [`lease`] → [`row`] → [`wire`] → [`result`] → [`commit`] → [`manifest`],
 //! and [`layout`] says where each of them lies in an output. In a cluster, [`registry`] is how the
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
-//! [`cost`] counts money and [`forecast`] guesses it, [`progress`] is what whoever asks is told of a job, and
-//! [`event`] what others are told when it is over. [`panic`] quotes what was caught.
+//! [`routes`] tells which of several services answered, [`cost`] counts money and [`forecast`] guesses it,
+//! [`progress`] is what whoever asks is told of a job, and [`event`] what others are told when it is over.
+//! [`panic`] quotes what was caught.
 
 pub mod chunk;
 pub mod commit;
@@ -23,6 +24,7 @@ pub mod progress;
 pub mod registry;
 pub mod report;
 pub mod result;
+pub mod routes;
 pub mod row;
 pub mod tally;
 pub mod wire;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     commit::Commit,
     plan::{Dedup, Difference, InputFile, RunNumber, Shard, ShardIndex},
+    routes::RouteTally,
     tally::Tally,
 };
 
@@ -24,6 +25,9 @@ pub struct Manifest {
     pub complete: bool,
     /// Totals over all commits.
     pub totals: Tally,
+    /// What became of the rows of each route and arm, if the job has routes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteTally>,
     /// Currency of the cost in `totals` and commits; absent where the service names no prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
@@ -71,6 +75,9 @@ impl LivePart {
         self.commit.errors = None;
         self.commit.error_ledger = None;
         self.commit.rows.failed = 0;
+        for route in &mut self.commit.routes {
+            route.failed = 0;
+        }
         self
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forecast::Forecast;
 use crate::result::ErrorLine;
+use crate::routes::RouteTally;
 use crate::tally::Tally;
 
 /// Most bytes of a report, as Kubernetes cuts a termination message.
@@ -38,6 +39,9 @@ pub enum Report {
         failed_shards: u32,
         /// Sums over the commits.
         tally: Tally,
+        /// What became of the rows of each route and arm, if the job has routes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        routes: Vec<RouteTally>,
         /// The first few row errors.
         sample_errors: Vec<ErrorSample>,
         /// What went wrong beside the job, such as a receiver that could not be told.
@@ -97,7 +101,8 @@ impl Report {
         }
     }
 
-    /// The report as a termination message. Samples that do not fit are left out.
+    /// The report as a termination message. Samples that do not fit are left out, and then routes, which
+    /// stand in the manifest.
     pub fn to_message(mut self) -> String {
         loop {
             let text = serde_json::to_string(&self).expect("a report is plain data");
@@ -108,6 +113,7 @@ impl Report {
                 Report::Finished { sample_errors, .. } if !sample_errors.is_empty() => {
                     sample_errors.pop();
                 }
+                Report::Finished { routes, .. } if !routes.is_empty() => routes.clear(),
                 // Characters that JSON escapes can make a cut message long again.
                 Report::Failed { message }
                 | Report::Finished {
@@ -149,6 +155,7 @@ mod tests {
             shards: 3,
             failed_shards: 0,
             tally: Tally::default(),
+            routes: vec![RouteTally::default(); 50],
             sample_errors: vec![sample; 20],
             warning: Some("\u{1}".repeat(1_000)),
         };

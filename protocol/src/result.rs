@@ -15,6 +15,12 @@ pub struct ResultLine {
     pub position: Position,
     /// One entry per step, in the order of the job's steps.
     pub result: Box<RawValue>,
+    /// The route whose answer it is, if the job has routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The arm of the route, if that has arms: its service's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arm: Option<String>,
     /// The row that was asked in its place, if it is a duplicate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicate_of: Option<DuplicateOf>,
@@ -42,6 +48,12 @@ pub struct ErrorLine {
     pub id: Option<String>,
     /// Where the row stands in the input.
     pub position: Position,
+    /// The route that it failed in, if it came to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The arm of the route, if that has arms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arm: Option<String>,
     /// Why it failed.
     pub error: RowError,
     /// The row that was asked in its place, if it is a duplicate.

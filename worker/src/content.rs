@@ -1,11 +1,20 @@
-//! What is asked about a row, hashed: rows of the same content have the same answer.
+//! What decides the answer to a row, hashed: rows of the same content have the same answer.
 
 use millrace_protocol::ledger::ContentHash;
+use millrace_protocol::row::Row;
 use sha2::{Digest, Sha256};
 
-/// The content of a row about which `asked` is asked: its text, or the fields that prompts are made
-/// of. Long enough that no two contents meet by chance or on purpose.
-pub fn content(asked: &str) -> ContentHash {
-    let hash: [u8; 32] = Sha256::digest(asked.as_bytes()).into();
+use crate::job::Routing;
+
+/// The content of a row: what is asked about it, which is its text or the fields that prompts are made
+/// of, and, with routes, the fields that decide who is asked. Long enough that no two contents meet by
+/// chance or on purpose.
+pub fn content(row: &Row, routing: Option<&Routing>) -> ContentHash {
+    let mut hash = Sha256::new().chain_update(row.asked());
+    if let (Some(routing), Some(fields)) = (routing, &row.filtered) {
+        hash.update([0]);
+        hash.update(routing.decisive(fields.get()));
+    }
+    let hash: [u8; 32] = hash.finalize().into();
     *hash.first_chunk().expect("it is longer than that")
 }

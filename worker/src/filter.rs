@@ -6,18 +6,9 @@ use std::sync::Arc;
 
 use millrace_crds::batch_job;
 use millrace_protocol::row::{ReadRow, Row, RowError, RowErrorCode};
-use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior};
-use serde_json::{Map, Value};
 use whatlang::Lang;
 
-use crate::prompt::{bounded, is_unknown};
-
-/// Name of the expression among the templates.
-const EXPRESSION: &str = "expression";
-
-/// What is written of a row that is kept.
-const KEPT: &str = "kept";
+use crate::expression::Expression;
 
 /// Most bytes of a text by which its language is told.
 const LANGUAGE_BYTES_MAX: usize = 4 << 10;
@@ -31,14 +22,6 @@ struct Rules {
     chars_min: Option<usize>,
     languages: Vec<Lang>,
     expression: Option<Expression>,
-}
-
-#[derive(Debug)]
-struct Expression {
-    /// Holds the expression as a template.
-    environment: Environment<'static>,
-    /// The fields that it names.
-    fields: Vec<String>,
 }
 
 /// Why a filter cannot be used.
@@ -78,14 +61,20 @@ impl Filter {
         Ok(Self(Arc::new(Rules {
             chars_min: min_chars.map(|chars| chars as usize),
             languages: languages.collect::<Result<_, _>>()?,
-            expression: (expression.as_deref()).map(compile).transpose()?,
+            expression: (expression.as_deref())
+                .map(Expression::new)
+                .transpose()
+                .map_err(|message| BadFilter {
+                    field: "expression",
+                    message,
+                })?,
         })))
     }
 
     /// The fields that the expression names.
     pub fn fields(&self) -> &[String] {
         let expression = self.0.expression.as_ref();
-        expression.map_or(&[], |expression| &expression.fields)
+        expression.map_or(&[], Expression::fields)
     }
 
     /// `rows` without those that are skipped, and how many these were. A row of which the filter
@@ -156,73 +145,12 @@ impl Filter {
         }
         match expression {
             None => Verdict::Keep,
-            Some(expression) => expression.told(fields.unwrap_or("{}")),
+            Some(expression) => match expression.is_true_for(fields.unwrap_or("{}")) {
+                Ok(true) => Verdict::Keep,
+                Ok(false) => Verdict::Skip,
+                Err(untold) => Verdict::Bad(untold.of_row("input.filter.expression")),
+            },
         }
-    }
-}
-
-impl Expression {
-    /// What it says of a row.
-    fn told(&self, fields: &str) -> Verdict {
-        let fields: Map<String, Value> =
-            serde_json::from_str(fields).expect("the reader made it of fields");
-        // Else what is absent would be less than any number, and another than any text.
-        let is_there = |name: &String| fields.get(name).is_some_and(|value| !value.is_null());
-        if !self.fields.iter().all(is_there) {
-            return Verdict::Skip;
-        }
-        match render(&self.environment, &fields) {
-            Ok(said) if said == KEPT => Verdict::Keep,
-            Ok(_) => Verdict::Skip,
-            Err(error) => Verdict::Bad(RowError::new(
-                RowErrorCode::InvalidField,
-                format!(
-                    "input.filter.expression cannot be told of this row: {}",
-                    error.kind()
-                ),
-            )),
-        }
-    }
-}
-
-fn render(
-    environment: &Environment<'_>,
-    fields: &Map<String, Value>,
-) -> Result<String, minijinja::Error> {
-    let template = environment.get_template(EXPRESSION);
-    template.expect("it was added").render(Serde(fields))
-}
-
-fn compile(expression: &str) -> Result<Expression, BadFilter> {
-    let bad = |error: minijinja::Error| BadFilter {
-        field: "expression",
-        message: match error.detail() {
-            Some(detail) => format!("{}: {detail}", error.kind()),
-            None => error.kind().to_string(),
-        },
-    };
-    let mut environment = bounded();
-    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
-    // Alone first, so that it is one expression and nothing more.
-    let compiled = environment.compile_expression(expression).map_err(bad)?;
-    let fields = compiled.undeclared_variables(false);
-    drop(compiled);
-    let globals: Vec<&str> = environment.globals().map(|(name, _)| name).collect();
-    let mut fields: Vec<String> = fields
-        .into_iter()
-        .filter(|name| !globals.contains(&name.as_str()))
-        .collect();
-    fields.sort();
-    let template = format!("{{% if {expression} %}}{KEPT}{{% endif %}}");
-    environment
-        .add_template_owned(EXPRESSION, template)
-        .map_err(bad)?;
-    match render(&environment, &Map::new()) {
-        Err(error) if is_unknown(error.kind()) => Err(bad(error)),
-        Ok(_) | Err(_) => Ok(Expression {
-            environment,
-            fields,
-        }),
     }
 }
 
@@ -234,7 +162,7 @@ fn known() -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

@@ -1,13 +1,16 @@
 //! A job that was checked: what plan, work and finish take instead of the manifests.
 
+mod answering;
 mod chunking;
 mod error;
 mod input;
 mod postgres;
 mod remote;
+mod routes;
 mod runtime;
 
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,10 +25,12 @@ use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use self::answering::{Answering, answering};
 pub use self::chunking::Chunking;
 pub use self::error::JobError;
 pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::Remote;
+pub use self::routes::{Arm, Routing, Service};
 use crate::filter::{BadFilter, Filter};
 use crate::normalize::Normalizer;
 use crate::store::{INLINE_ROWS, Location};
@@ -51,6 +56,9 @@ pub struct CheckedJob {
     pub runtime: Option<Runtime>,
     /// The API elsewhere, if that answers.
     pub remote: Option<Remote>,
+    /// Which of several services answers which rows, if there are several. `steps`, `runtime` and
+    /// `remote` are then those of the service that the worker stands beside.
+    pub routing: Option<Arc<Routing>>,
     /// The dataset.
     pub input: Input,
     /// Where results go.
@@ -88,20 +96,39 @@ impl CheckedJob {
         }
     }
 
-    /// What pays for the calls of the job, if its service names prices.
-    pub fn purse(&self, output: &Location) -> Option<Purse> {
+    /// What pays for the job's calls of an API, if that names prices.
+    pub fn purse(&self, remote: &Remote, output: &Location) -> Option<Purse> {
         Some(Purse {
             account: limits::account(&self.name, self.uid.as_deref()),
-            prices: self.pricing()?.prices(),
+            prices: remote.spec.pricing.as_ref()?.prices(),
             max: self.cost_max,
             output: output.clone(),
             run: self.run,
         })
     }
 
-    /// What calls of the job's service cost, if it says so.
+    /// The APIs elsewhere that the job asks.
+    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        let routing = self.routing.as_deref();
+        let alone = self.remote.iter().filter(move |_| routing.is_none());
+        let services = routing.map_or(&[][..], Routing::services);
+        alone.chain(services.iter().filter_map(|it| it.remote.as_ref()))
+    }
+
+    /// What calls of the job's service cost, or those of one of its services, if it says so.
     pub fn pricing(&self) -> Option<&Pricing> {
-        self.remote.as_ref()?.spec.pricing.as_ref()
+        self.remotes().find_map(|it| it.spec.pricing.as_ref())
+    }
+
+    /// Asks APIs elsewhere row by row, one call after the other. Whether there is one.
+    pub fn ask_one_by_one(&mut self) -> bool {
+        if let Some(remote) = &mut self.remote {
+            remote.ask_one_by_one();
+        }
+        if let Some(routing) = &mut self.routing {
+            Arc::make_mut(routing).change_remotes(Remote::ask_one_by_one);
+        }
+        self.remotes().next().is_some()
     }
 
     /// The same job, asked for an earlier run.
@@ -204,10 +231,23 @@ pub fn check(
     service: &InferenceService,
     base: &Path,
 ) -> Result<CheckedJob, JobError> {
+    check_all(job, service, &[], base)
+}
+
+/// As [`check`], with the services of a job that has several: the worker stands beside `service`, and
+/// asks the `others`.
+pub fn check_all(
+    job: &BatchJob,
+    service: &InferenceService,
+    others: &[InferenceService],
+    base: &Path,
+) -> Result<CheckedJob, JobError> {
     let BatchJobSpec {
         service_ref: _,
         service_template: _,
-        steps,
+        // Who answers, and what they are asked, is resolved as a whole.
+        routes,
+        steps: _,
         input,
         output,
         sharding,
@@ -231,6 +271,7 @@ pub fn check(
     let given = service.metadata.name.clone().unwrap_or_default();
     if let JobService::Shared(named) = job.spec.service()
         && named != given
+        && routes.is_none()
     {
         return Err(JobError::OtherService {
             named: named.to_owned(),
@@ -238,24 +279,20 @@ pub fn check(
         });
     }
     let cost_max = budget.as_ref().map(|budget| budget.max_cost);
-    if cost_max.is_some() && service.spec.pricing().is_none() {
-        return Err(JobError::Unpriced { service: given });
-    }
-    let asked_steps = steps.as_deref();
-    let steps = check_steps(asked_steps, service)?;
-    let (text_field, prompted) = remote::fields(&steps, input.text_field.as_deref())?;
-    let joins = asked_steps.into_iter().flatten().map(|step| step.join);
-    let chunking = input.chunking.as_ref();
-    let chunking = chunking.map(|spec| {
-        let joins = joins.collect::<Vec<_>>();
-        chunking::chunking(spec, &steps, &joins, service, &text_field)
-    });
-    let chunking = chunking.transpose()?;
-    let postgres = postgres::postgres(output, &steps, service, chunking.as_ref())?;
+    let Answering {
+        steps,
+        routing,
+        text_field,
+        prompted,
+        chunking,
+        postgres,
+        answers_sha256,
+    } = answering(&job.spec, service, others)?;
     let filter = input.filter.as_ref().map(Filter::new).transpose();
     let filter =
         filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
-    let filtered = filter.as_ref().map(|filter| filter.fields().to_vec());
+    let filtered = filter.iter().flat_map(|filter| filter.fields().to_vec());
+    let filtered = filtered.chain(routing.iter().flat_map(|it| it.fields().to_vec()));
     let uris = input.uris.iter().flatten();
     let uris: Vec<String> = match &input.inline {
         Some(_) => vec![INLINE_ROWS.to_owned()],
@@ -272,7 +309,7 @@ pub fn check(
             text: text_field,
             join: output.join.clone(),
             prompted,
-            filtered: filtered.unwrap_or_default(),
+            filtered: filtered.collect(),
             normalize: (input.normalize.as_ref())
                 .map(|spec| Normalizer::new(spec, input.max_row_bytes as usize)),
         },
@@ -280,7 +317,6 @@ pub fn check(
         chunking,
         row_bytes_max: input.max_row_bytes as usize,
     };
-    let answers_sha256 = answers_sha256(&steps, service, checked_input.chunking.as_ref());
     Ok(CheckedJob {
         namespace: job
             .metadata
@@ -297,6 +333,7 @@ pub fn check(
         steps,
         runtime: service.spec.runtime.clone(),
         remote: remote::remote(service),
+        routing: routing.map(Arc::new),
         input: checked_input,
         output: Output {
             uri: folder(&output.uri, base),
@@ -315,46 +352,6 @@ pub fn check(
         cost_max,
         notify: notify.clone(),
     })
-}
-
-fn check_steps(
-    steps: Option<&[batch_job::Step]>,
-    service: &InferenceService,
-) -> Result<Vec<Step>, JobError> {
-    let models: Vec<&str> = service.spec.model_names().collect();
-    let Some(steps) = steps else {
-        let step = |model: &&str| Step {
-            name: (*model).to_owned(),
-            model: (*model).to_owned(),
-            prompt: None,
-        };
-        return Ok(models.iter().map(step).collect());
-    };
-    let checked = steps.iter().enumerate().map(|(index, step)| {
-        let batch_job::Step {
-            name,
-            model,
-            prompt,
-            // It is resolved with the chunking that it is about.
-            join: _,
-        } = step;
-        if models.contains(&model.as_str()) {
-            remote::check_prompt(index, prompt.as_ref(), service)?;
-            Ok(Step {
-                name: name.clone(),
-                model: model.clone(),
-                prompt: prompt.clone(),
-            })
-        } else {
-            let known = models.join(", ");
-            Err(JobError::UnknownModel {
-                index,
-                model: model.clone(),
-                known,
-            })
-        }
-    });
-    checked.collect()
 }
 
 /// An absolute URI: what has a scheme stays, a path becomes `file://` below `base`.
@@ -378,35 +375,6 @@ fn absolute(uri: &str, base: &Path) -> String {
 /// An absolute URI without a slash at its end.
 fn folder(uri: &str, base: &Path) -> String {
     absolute(uri, base).trim_end_matches('/').to_owned()
-}
-
-/// Hashes what decides the answer to a row, whatever row it is.
-fn answers_sha256(
-    steps: &[Step],
-    service: &InferenceService,
-    chunking: Option<&Chunking>,
-) -> String {
-    #[derive(Serialize)]
-    struct Decisive<'a> {
-        steps: Vec<(&'a str, &'a str)>,
-        models: &'a [millrace_crds::inference_service::ModelSpec],
-        runtime: Option<runtime::Decisive<'a>>,
-        remote: Option<remote::Decisive<'a>>,
-        prompts: Vec<Option<&'a Prompt>>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        chunking: Option<chunking::Decisive<'a>>,
-    }
-    sha256(&Decisive {
-        steps: steps
-            .iter()
-            .map(|step| (step.name.as_str(), step.model.as_str()))
-            .collect(),
-        models: &service.spec.models,
-        runtime: service.spec.runtime.as_ref().map(runtime::decisive),
-        remote: service.spec.remote.as_ref().map(remote::decisive),
-        prompts: steps.iter().map(|step| step.prompt.as_ref()).collect(),
-        chunking: chunking.map(chunking::decisive),
-    })
 }
 
 fn sha256(decisive: &impl Serialize) -> String {

@@ -3,8 +3,10 @@
 //! The output store is the truth and the lease store a hint: a shard is done when its commit record
 //! exists. The local run and the pods of a cluster drive this same code.
 
+mod answerer;
 pub mod commits;
 mod content;
+mod expression;
 pub mod filter;
 pub mod finish;
 pub mod job;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use millrace_crds::manifest::{self, Manifest, ManifestError};
-use millrace_crds::{BatchJob, InferenceService, names};
+use millrace_crds::{BatchJob, InferenceService};
 
 use crate::job::{self, CheckedJob, JobError};
 
@@ -14,7 +14,7 @@ pub struct Loaded {
     pub job: CheckedJob,
     /// The BatchJob as it was written.
     pub batch_job: BatchJob,
-    /// The InferenceService as it was written.
+    /// The InferenceService as it was written; of several the one that the worker stands beside.
     pub service: InferenceService,
     /// Absolute folder that relative paths are taken from.
     pub base: PathBuf,
@@ -44,11 +44,13 @@ pub enum LoadError {
     },
     /// The job's service is not among the manifests.
     #[error(
-        "spec.serviceRef.name: no InferenceService {named:?} in {}; put it into the same file or \
-         folder as the BatchJob (found: {found})",
+        "{field}: no InferenceService {named:?} in {}; put it into the same file or folder as the \
+         BatchJob (found: {found})",
         path.display()
     )]
     NoService {
+        /// The field that names it.
+        field: &'static str,
         /// The path.
         path: PathBuf,
         /// The name asked for.
@@ -98,8 +100,8 @@ fn one(
         });
     }
     let batch_job = jobs.remove(0);
-    let service = service_of(path, &batch_job, services)?;
-    let job = job::check(&batch_job, &service, &base)?;
+    let (service, others) = services_of(path, &batch_job, services)?;
+    let job = job::check_all(&batch_job, &service, &others, &base)?;
     Ok(Loaded {
         job,
         batch_job,
@@ -108,26 +110,38 @@ fn one(
     })
 }
 
-/// The service that the job names, or its own.
-fn service_of(
+/// The service that the job names, or its own. Of several, that which has a server, or else the first;
+/// and the others.
+fn services_of(
     path: &Path,
     batch_job: &BatchJob,
-    services: Vec<InferenceService>,
-) -> Result<InferenceService, LoadError> {
+    mut services: Vec<InferenceService>,
+) -> Result<(InferenceService, Vec<InferenceService>), LoadError> {
     if let Some(own) = batch_job.own_service() {
-        return Ok(own);
+        return Ok((own, Vec::new()));
     }
-    let named = names::service_of(batch_job);
     let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
     let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
-    let mut services = services.into_iter();
-    services
-        .find(|service| name(service) == named)
-        .ok_or_else(|| LoadError::NoService {
+    let field = match batch_job.spec.routes {
+        Some(_) => "spec.routes",
+        None => "spec.serviceRef.name",
+    };
+    let mut take = |named: &str| {
+        let index = services.iter().position(|service| name(service) == named);
+        let index = index.ok_or_else(|| LoadError::NoService {
+            field,
             path: path.to_owned(),
-            named,
-            found,
-        })
+            named: named.to_owned(),
+            found: found.clone(),
+        })?;
+        Ok(services.swap_remove(index))
+    };
+    let named = batch_job.spec.services();
+    let taken: Result<Vec<_>, LoadError> = named.into_iter().map(&mut take).collect();
+    let mut taken = taken?;
+    let has_server = |service: &InferenceService| service.spec.remote.is_none();
+    let home = taken.iter().position(has_server).unwrap_or(0);
+    Ok((taken.remove(home), taken))
 }
 
 fn split(manifests: Vec<Manifest>) -> (Vec<BatchJob>, Vec<InferenceService>) {

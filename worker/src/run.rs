@@ -1,7 +1,6 @@
 //! The steps of a run, in order: prepare → work → conclude. The local command drives all three in
 //! one process; in a cluster each is a process of its own. The code is the same.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use millrace_protocol::manifest::Manifest;
 use millrace_protocol::plan::{FIRST_RUN, InputFile, Plan, RunNumber, ShardIndex};
 use tokio_util::sync::CancellationToken;
 
+use crate::answerer;
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, Finish, FinishError, FinishOptions};
 use crate::job::{CheckedJob, Postgres};
@@ -18,24 +18,12 @@ use crate::plan::{self, PlanError};
 use crate::postgres::Sink;
 use crate::store::{Location, StoreError, Stores};
 use crate::trace;
-use crate::work::call::{Caller, CallerOptions};
 use crate::work::client::remote::ApiError;
-use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
+use crate::work::client::{AddressError, ClientError, ServerAddress};
 use crate::work::progress::Progress;
-use crate::work::submit::{SubmitOptions, Submitter};
-use crate::work::{Answerer, Ended, GiveUp, ShardContext, WorkError, Worker};
+use crate::work::{Ended, GiveUp, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
 use millrace_telemetry::in_span;
-
-/// Chunks at the server at a time: one batch runs, one is prefetched, and the rest gives the
-/// batcher a choice of lengths.
-const CHUNKS_IN_FLIGHT_MAX: usize = 12;
-
-/// Longest wait for a server that loads its models.
-const SERVER_PATIENCE: Duration = Duration::from_secs(300);
-
-/// Wait between a server's first readiness and the first rows: twice what a supervisor probes in.
-const FIRST_ROWS_DELAY: Duration = Duration::from_millis(100);
 
 /// How often it is seen to how many rows failed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -220,7 +208,7 @@ pub async fn worker(
         progress,
         stop: _,
     } = options;
-    let (answerer, models) = answerer(server, job, output).await?;
+    let (answerer, models) = answerer::open(server, job, output).await?;
     let context = ShardContext {
         job: job.clone(),
         plan: plan.clone(),
@@ -232,40 +220,6 @@ pub async fn worker(
         copies: Default::default(),
     };
     Ok(Worker::new(Arc::new(context), leases.clone(), *lease_ttl))
-}
-
-/// Who answers the rows of the job, and what tells the results of each of its models from those of
-/// another.
-async fn answerer(
-    server: &ServerAddress,
-    job: &CheckedJob,
-    output: &Location,
-) -> Result<(Answerer, BTreeMap<String, String>), RunError> {
-    let (access, remote) = match (server, &job.remote) {
-        (ServerAddress::Remote(access), Some(remote)) => (access, remote),
-        (_, Some(_)) => return Err(AddressError::IsRemote.into()),
-        (_, None) => {
-            let client = Client::new(server, job)?;
-            let options = SubmitOptions {
-                retry: job.retry.clone(),
-                chunks_in_flight_max: CHUNKS_IN_FLIGHT_MAX,
-                server_patience: SERVER_PATIENCE,
-            };
-            let models = models(&client).await.map_err(RunError::Server)?;
-            let submitter = Submitter::new(client, job.steps.clone(), options);
-            return Ok((Answerer::Server(Box::new(submitter)), models));
-        }
-    };
-    let options = CallerOptions {
-        retry: job.retry.clone(),
-        patience: SERVER_PATIENCE,
-        purse: job.purse(output),
-    };
-    let (steps, text_field) = (job.steps.clone(), &job.input.fields.text);
-    let caller = Caller::new(remote, steps, text_field, access, options);
-    let caller = caller?;
-    let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
-    Ok((Answerer::Remote(Box::new(caller)), models))
 }
 
 /// Waits until more rows failed than the job allows.
@@ -308,34 +262,6 @@ pub async fn work(
             Ok(Ended::GivenUp(GiveUp::TooManyFailedRows))
         }
     }
-}
-
-/// The server's models by name. A server that dies while it is asked is asked again.
-async fn models(client: &Client) -> Result<BTreeMap<String, String>, ClientError> {
-    let asking = async {
-        loop {
-            client.wait_ready(SERVER_PATIENCE).await?;
-            // Whoever supervises the server must have seen it ready too before a row may kill it,
-            // or it is taken for a server that never worked.
-            tokio::time::sleep(FIRST_ROWS_DELAY).await;
-            match client.models().await {
-                Err(ClientError::Gone(_) | ClientError::Away(_)) => continue,
-                Err(
-                    ClientError::Busy { retry_after } | ClientError::Unavailable { retry_after },
-                ) => {
-                    tokio::time::sleep(retry_after).await;
-                }
-                answered => return answered,
-            }
-        }
-    };
-    let models = tokio::time::timeout(SERVER_PATIENCE, asking)
-        .await
-        .map_err(|_| ClientError::Timeout)??;
-    Ok(models
-        .into_iter()
-        .map(|model| (model.name, model.digest))
-        .collect())
 }
 
 /// How a run ended.

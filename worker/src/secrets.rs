@@ -21,7 +21,8 @@ pub struct Purpose {
     pub field: &'static str,
     /// Its key in the Secret, where the field names none.
     pub key: &'static str,
-    /// The variable that holds it for a local run.
+    /// The variable that holds it for a local run, unless the same one with `_` and the Secret's name
+    /// does, as where there are several.
     pub variable: &'static str,
 }
 
@@ -57,10 +58,13 @@ impl Secrets {
             variable,
         } = purpose;
         match self {
-            Secrets::Environment => match std::env::var(variable) {
-                Ok(value) if !value.trim().is_empty() => Ok(Secret(Source::Given(value))),
-                _ => Err(SecretError::Variable { field, variable }),
-            },
+            Secrets::Environment => {
+                let given =
+                    |name: &str| std::env::var(name).ok().filter(|it| !it.trim().is_empty());
+                let value = given(&variable_of(variable, &named.name)).or_else(|| given(variable));
+                let value = value.ok_or(SecretError::Variable { field, variable })?;
+                Ok(Secret(Source::Given(value)))
+            }
             Secrets::Folder(_) => {
                 let key = named.key.as_deref().unwrap_or(key);
                 let file = self.beside(named, key).ok_or_else(|| SecretError::Key {
@@ -83,6 +87,13 @@ impl Secrets {
             }
         }
     }
+}
+
+/// The variable of one Secret among several of the same purpose: `MILLRACE_API_KEY_OPEN_AI` of the
+/// Secret `open-ai`.
+fn variable_of(variable: &str, secret: &str) -> String {
+    let name = secret.to_ascii_uppercase().replace(['-', '.'], "_");
+    format!("{variable}_{name}")
 }
 
 /// A secret. Not printable.
@@ -117,6 +128,11 @@ impl Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_secret_of_several_has_a_variable() {
+        assert_eq!(variable_of("KEY", "open-ai.eu"), "KEY_OPEN_AI_EU");
+    }
 
     #[test]
     fn a_secret_is_read_anew_and_never_printed() {

@@ -9,8 +9,10 @@ use futures::TryStreamExt;
 use millrace_crds::SecretKeyRef;
 use millrace_crds::manifest::{self, Manifest};
 use millrace_edge::Token;
-use millrace_leases::limits::RedisLimiter;
-use millrace_leases::{JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions};
+use millrace_leases::limits::{Limiter, RedisLimiter};
+use millrace_leases::{
+    JobRegistry, LeaseError, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions,
+};
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::report::{ErrorSample, Report};
 use millrace_telemetry::{chain, on_signal};
@@ -25,7 +27,7 @@ use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::secrets::Secrets;
 use millrace_worker::serve::{self, Door, ServeOptions};
 use millrace_worker::store::{LinkLocal, Stores};
-use millrace_worker::work::call::{Gate, minute_from_env};
+use millrace_worker::work::call::{Gates, minute_from_env};
 use millrace_worker::work::client::ServerAddress;
 use millrace_worker::work::client::remote::Access;
 use millrace_worker::work::progress::Progress;
@@ -139,26 +141,39 @@ fn address(server: Server, shared: Option<Shared>) -> anyhow::Result<ServerAddre
         url,
         remote: _,
     } = server;
-    if let Some(socket) = socket {
-        return Ok(ServerAddress::Socket(socket));
-    }
-    if let Some(url) = url {
-        return Ok(ServerAddress::Url(url));
-    }
-    let shared = shared.context("--remote is for a service with spec.remote")?;
+    let server = match (socket, url) {
+        (Some(socket), _) => Some(ServerAddress::Socket(socket)),
+        (None, url) => url.map(ServerAddress::Url),
+    };
+    let shared = match (shared, &server) {
+        (None, Some(server)) => return Ok(server.clone()),
+        (shared, _) => shared.context("--remote is for a service with spec.remote")?,
+    };
     let Shared {
         redis,
         namespace,
         service,
         secrets,
     } = shared;
-    let limiter = RedisLimiter::new(&redis, namespace, service, minute_from_env())
+    let namespace = namespace.to_owned();
+    let limiter = move |service: &str| -> Result<Arc<dyn Limiter>, LeaseError> {
+        let limiter = RedisLimiter::new(&redis, &namespace, service, minute_from_env());
+        Ok(Arc::new(limiter?))
+    };
+    let gates = Gates::new(limiter);
+    // A Redis that cannot be used is found now, and not with the first job.
+    gates
+        .of(service)
         .context("the Redis of the limits cannot be used")?;
-    Ok(ServerAddress::Remote(Access {
+    let access = Access {
         secrets,
-        gate: Arc::new(Gate::new(Arc::new(limiter))),
+        gates: Arc::new(gates),
         link_local: LinkLocal::from_env(),
-    }))
+    };
+    Ok(match server {
+        Some(server) => ServerAddress::Beside(Box::new(server), access),
+        None => ServerAddress::Remote(access),
+    })
 }
 
 /// Works off the shards of one run.
@@ -172,7 +187,7 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
         lease_ttl,
     } = open(job)?;
     let prepared = run::resume(&stores, &job).await?;
-    let limits = job.remote.as_ref().map(|remote| Shared {
+    let limits = job.remotes().next().map(|remote| Shared {
         redis,
         namespace: &job.namespace,
         service: &remote.service,
@@ -216,6 +231,7 @@ pub async fn finish(
                 shards: prepared.plan.shards.len() as u32,
                 failed_shards: failed_shards as u32,
                 tally: manifest.totals,
+                routes: manifest.routes.clone(),
                 sample_errors: samples(&stores, &job, &manifest.parts).await?,
                 warning: None,
             };

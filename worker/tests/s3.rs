@@ -70,6 +70,7 @@ fn job(keys: &[&str]) -> CheckedJob {
         }],
         runtime: None,
         remote: None,
+        routing: None,
         input: Input {
             uris: keys.iter().map(|key| uri(key)).collect(),
             inline: None,

@@ -19,6 +19,11 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
         ));
     };
     let hint = match condition.reason.as_str() {
+        "ServiceNotFound" if job.spec.routes.is_some() => {
+            "create the InferenceService that the message names in the job's namespace; the job begins \
+             by itself"
+                .to_owned()
+        }
         "ServiceNotFound" => format!(
             "create InferenceService {service:?} in the job's namespace; the job begins by itself"
         ),
@@ -33,6 +38,11 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
         "SecretNotShared" => format!(
             "list the Secret in spec.secrets of InferenceService {service:?}; the job begins by itself"
         ),
+        "RouteNotRemote" => {
+            "create the job anew with the service that the message names in the first route, or with \
+             services with spec.remote in all others"
+                .to_owned()
+        }
         "LeasesUnavailable" => format!(
             "bring the Redis of the leases back, and the job goes on; {} looks at it",
             command("check")
@@ -134,6 +144,7 @@ mod tests {
             "UnknownModel",
             "LocalPath",
             "SecretNotShared",
+            "RouteNotRemote",
             "LeasesUnavailable",
             "Suspended",
             "ShardsFailed",

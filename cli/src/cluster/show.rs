@@ -7,7 +7,7 @@ use indicatif::HumanCount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::BatchJob;
-use millrace_crds::batch_job::{Estimate, Spent};
+use millrace_crds::batch_job::{Estimate, RouteCounts, Spent};
 use serde::Serialize;
 
 /// How a command that speaks of objects prints them.
@@ -93,6 +93,35 @@ pub fn spent_text(spent: &Spent) -> String {
         "{} {currency}{}",
         total.short(),
         per_row.unwrap_or_default()
+    )
+}
+
+/// What became of the rows of a route, or of one of its arms.
+pub fn route_text(counts: &RouteCounts, currency: Option<&str>) -> String {
+    let RouteCounts {
+        route,
+        arm,
+        succeeded,
+        failed,
+        escalated,
+        tokens,
+        cost,
+    } = counts;
+    let arm = arm.as_ref().map(|arm| format!("/{arm}"));
+    let arm = arm.unwrap_or_default();
+    let counts = [
+        (succeeded, "succeeded"),
+        (failed, "failed"),
+        (escalated, "escalated"),
+    ];
+    let counts = counts.map(|(rows, what)| format!("{} {what}", HumanCount(*rows)));
+    let cost = cost.unwrap_or_default().short();
+    let cost = currency.map(|currency| format!(", {cost} {currency}"));
+    format!(
+        "{route}{arm}: {}, {} tokens{}",
+        counts.join(", "),
+        HumanCount(*tokens),
+        cost.unwrap_or_default()
     )
 }
 

@@ -9,7 +9,9 @@ use super::events;
 use super::gather::Seen;
 use super::hints;
 use super::jobs::output_of;
-use super::show::{age, clipped, count, estimate_text, or_dash, span, spent_text, table};
+use super::show::{
+    age, clipped, count, estimate_text, or_dash, route_text, span, spent_text, table,
+};
 use super::workers::{Worker, worker};
 use crate::invocation::Invocation;
 use millrace_crds::names::service_of;
@@ -75,6 +77,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
         cost,
         estimate,
         rows_per_second,
+        routes,
         completion_time,
         output: _,
         sample_errors: _,
@@ -95,7 +98,16 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     };
     let until = completion_time.as_ref().map_or(now, |it| it.0);
     let is_over = end(job).is_some();
-    fact("service", Some(service_of(job)));
+    let services = job.spec.services().join(", ");
+    let has_several = job.spec.routes.is_some();
+    fact(
+        "service",
+        Some(if has_several {
+            services
+        } else {
+            service_of(job)
+        }),
+    );
     fact("output", Some(output_of(job).to_owned()));
     fact("run", run.map(|run| run.to_string()));
     let started = |at: Timestamp| format!("{at} ({} ago)", age(start_time.as_ref(), now));
@@ -110,6 +122,10 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     fact("shards", shards.map(shards_text));
     fact("tokens", tokens.map(count));
     fact("cost", cost.as_ref().map(spent_text));
+    let currency = cost.as_ref().map(|it| it.currency.as_str());
+    for route in routes {
+        fact("route", Some(route_text(route, currency)));
+    }
     let estimate = estimate.as_ref().filter(|_| !is_over);
     fact("estimate", estimate.map(estimate_text));
     fact(

@@ -74,6 +74,8 @@ pub async fn dry_run(
     let rows_per_second = match server {
         // Whoever wants to see what a job is about to do does not want to pay for it.
         Ok(Origin::Remote) => None,
+        // What one of several services does for some rows says nothing of the others.
+        Ok(_) if job.routing.is_some() => None,
         Ok(origin) => measured(stores, loaded, &plan, &origin, mode).await,
         Err(_) => None,
     };
@@ -97,7 +99,7 @@ pub async fn dry_run(
 
 fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
     // Nobody but the server that the user brings, or the API, knows its models' tokenisers.
-    if loaded.job.runtime.is_some() || loaded.job.remote.is_some() {
+    if loaded.job.runtime.is_some() || loaded.job.remotes().next().is_some() {
         return None;
     }
     let (job, service) = (&loaded.job, &loaded.service);
@@ -167,7 +169,7 @@ async fn measure(
     };
     let service = local_models::fetched(stores, &loaded.service).await?;
     let server = LocalServer::start(origin, &service, &loaded.base)?;
-    let client = Client::new(&server.address(), job)?;
+    let client = Client::new(&server.address(false), job)?;
     let measuring = async {
         client.wait_ready(SERVER_PATIENCE).await?;
         // Only a server that was asked for its models says how much it takes at a time.

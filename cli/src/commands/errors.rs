@@ -69,6 +69,8 @@ fn text(line: &ErrorLine) -> String {
     let ErrorLine {
         id,
         position,
+        route,
+        arm,
         error,
         duplicate_of,
     } = line;
@@ -83,8 +85,12 @@ fn text(line: &ErrorLine) -> String {
     let like = duplicate_of
         .as_ref()
         .map_or(String::new(), |like| format!(" (as {})", like.position));
+    let route = route.as_ref().map_or(String::new(), |route| match arm {
+        Some(arm) => format!("route {route}/{arm}: "),
+        None => format!("route {route}: "),
+    });
     format!(
-        "{code:CODE_WIDTH$}  {position}{id}{like}  {step}{}",
+        "{code:CODE_WIDTH$}  {position}{id}{like}  {route}{step}{}",
         error.message
     )
 }

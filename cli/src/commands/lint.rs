@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use millrace_crds::manifest::{Document, Kind, Manifest};
-use millrace_crds::{BatchJob, InferenceService, names};
+use millrace_crds::{BatchJob, InferenceService};
 use millrace_worker::job;
 
 use crate::{manifests, output};
@@ -55,28 +55,32 @@ pub fn misfits(manifests: &[Manifest]) -> Vec<String> {
             continue;
         };
         if let Some(own) = batch_job.own_service() {
-            problems.extend(misfit(batch_job, &own));
+            problems.extend(misfit(batch_job, &[own]));
             continue;
         }
-        let named = names::service_of(batch_job);
-        let service = manifests.iter().find_map(|other| match other {
-            Manifest::InferenceService(service)
-                if service.metadata.name.as_ref() == Some(&named)
-                    && service.metadata.namespace == batch_job.metadata.namespace =>
-            {
-                Some(service)
-            }
-            _ => None,
-        });
-        problems.extend(service.and_then(|service| misfit(batch_job, service)));
+        let service = |named: &&str| {
+            manifests.iter().find_map(|other| match other {
+                Manifest::InferenceService(service)
+                    if service.metadata.name.as_deref() == Some(named)
+                        && service.metadata.namespace == batch_job.metadata.namespace =>
+                {
+                    Some(*service.clone())
+                }
+                _ => None,
+            })
+        };
+        let named = batch_job.spec.services();
+        let services: Option<Vec<InferenceService>> = named.iter().map(service).collect();
+        problems.extend(services.and_then(|services| misfit(batch_job, &services)));
     }
     problems
 }
 
 /// Only whether they fit is asked, so it does not matter what relative paths mean.
-fn misfit(batch_job: &BatchJob, service: &InferenceService) -> Option<String> {
+fn misfit(batch_job: &BatchJob, services: &[InferenceService]) -> Option<String> {
     let name = batch_job.metadata.name.clone().unwrap_or_default();
-    let error = job::check(batch_job, service, Path::new("/")).err()?;
+    let (service, others) = services.split_first()?;
+    let error = job::check_all(batch_job, service, others, Path::new("/")).err()?;
     Some(format!("BatchJob {name}: {error}"))
 }
 

@@ -76,12 +76,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(error) => return Ok(exit::bad_manifest(&error)),
     };
-    if no_batch {
-        let Some(remote) = &mut loaded.job.remote else {
-            eprintln!("error: --no-batch means something for a service with spec.remote alone");
-            return Ok(exit::BAD_MANIFEST.into());
-        };
-        remote.ask_one_by_one();
+    if no_batch && !loaded.job.ask_one_by_one() {
+        eprintln!("error: --no-batch means something for a service with spec.remote alone");
+        return Ok(exit::BAD_MANIFEST.into());
     }
     let stores = Stores::from_env(LinkLocal::Allowed);
     let misfit = local_server::misfit(&loaded.service, &server);
@@ -272,6 +269,7 @@ async fn work(
     } = run;
     let service = local_models::fetched(stores, &loaded.service).await?;
     let server = LocalServer::start(origin, &service, &loaded.base)?;
+    let has_others = job.routing.is_some();
     let lease_options = LeaseOptions {
         lease_ttl: LEASE_TTL,
         deliveries_max: job.deliveries_max,
@@ -279,7 +277,7 @@ async fn work(
     let progress = Arc::new(Progress::default());
     let stop = CancellationToken::new();
     let options = WorkOptions {
-        server: server.address(),
+        server: server.address(has_others),
         leases: Arc::new(MemoryLeaseStore::new(lease_options)),
         lease_ttl: LEASE_TTL,
         progress: progress.clone(),

@@ -165,6 +165,7 @@ impl OutputFolder {
             },
             tokens: 0,
             cost: Default::default(),
+            routes: Vec::new(),
             sha256: None,
             models: Default::default(),
         };
@@ -203,6 +204,7 @@ impl OutputFolder {
             run: 1,
             spec_sha256: self.plan.spec_sha256.clone(),
             answers_sha256: "00".to_owned(),
+            routes: Vec::new(),
             currency: None,
             difference: None,
             dedup: None,

@@ -1,6 +1,7 @@
 //! What the check refuses, and how it says so.
 
 mod results;
+mod routes;
 mod rows;
 mod runtime;
 mod template;

@@ -343,6 +343,7 @@ impl Players {
                     shards: SHARDS,
                     failed_shards: open.len() as u32,
                     tally: commits.into_values().sum(),
+                    routes: Vec::new(),
                     sample_errors: Vec::new(),
                     warning: None,
                 })

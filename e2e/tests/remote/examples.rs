@@ -67,3 +67,18 @@ fn facts_from_a_transcript() {
     );
     assert!(record.calls.len() <= 80, "{}", record.calls.len());
 }
+
+#[test]
+fn tickets_by_their_length_and_by_how_sure_a_small_model_is() {
+    let (rows, record) = run("routes");
+    assert_eq!(
+        (&rows["succeeded"], &rows["failed"]),
+        (&80.into(), &0.into())
+    );
+    // Fifty short ones several in a call, thirty long ones each alone, and what is sent on.
+    assert!(
+        (40..100).contains(&record.calls.len()),
+        "{}",
+        record.calls.len()
+    );
+}

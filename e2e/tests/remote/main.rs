@@ -7,6 +7,7 @@ mod dedup;
 mod examples;
 mod faults;
 mod limits;
+mod routes;
 mod rows;
 mod workers;
 

@@ -6,8 +6,9 @@ use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits;
 use millrace_protocol::registry::RegisteredJob;
 
+use super::check::Checked;
 use super::decide::{Decision, Phase, Workers};
-use super::observe::{Seen, run_key};
+use super::observe::{Seen, payer, run_key};
 use super::standing::GiveUp;
 use super::{build, notify};
 use crate::apply::delete;
@@ -57,7 +58,7 @@ pub async fn apply(
             .map_err(VisitError::Apply)?;
     }
     if let Some(made) = make {
-        let manifests = build::manifests(job, &made.checked.service, run);
+        let manifests = build::manifests(job, &made.checked, run);
         let config_map = build::config_map(job, &manifests, run);
         // A step that is there counts as made, so what its pod mounts must be there before it.
         ctx.children
@@ -112,7 +113,7 @@ async fn close_account(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase
     }
     let namespace = job.namespace().unwrap_or_default();
     let name = limits::account(&job.name_any(), job.uid().as_deref());
-    let closed = match ctx.accounts(&namespace, &service_of(job)) {
+    let closed = match ctx.accounts(&namespace, &payer(job)) {
         Ok(accounts) => accounts.close(&name).await,
         Err(error) => Err(error),
     };
@@ -140,9 +141,13 @@ async fn tell(
     let registry = ctx.registry(&namespace, &service_of(job))?;
     let told = match (workers, &seen.service) {
         (Workers::Work, Some(service)) => {
+            let checked = Checked {
+                service: service.as_ref().clone(),
+                others: seen.others.iter().map(|it| it.as_ref().clone()).collect(),
+            };
             let registered = RegisteredJob {
                 priority: job.spec.priority,
-                manifests: build::manifests(job, service, seen.standing.run),
+                manifests: build::manifests(job, &checked, seen.standing.run),
                 credentials: job.spec.credentials.as_ref().map(|it| it.name.clone()),
             };
             registry.put(&job.name_any(), &registered).await

@@ -12,6 +12,7 @@ use millrace_crds::{API_VERSION, BatchJob, InferenceService};
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use serde_json::{Value, json};
 
+use super::check::Checked;
 use super::decide::MadeStep;
 use crate::apply::object;
 use crate::config::Options;
@@ -40,9 +41,10 @@ pub fn own_service(job: &BatchJob) -> Option<InferenceService> {
     Some(service)
 }
 
-/// The job and its service as pods and workers of a run get them: what a person wrote, and the
+/// The job and its services as pods and workers of a run get them: what a person wrote, and the
 /// job's id.
-pub fn manifests(job: &BatchJob, service: &InferenceService, run: RunNumber) -> String {
+pub fn manifests(job: &BatchJob, checked: &Checked, run: RunNumber) -> String {
+    let Checked { service, others } = checked;
     let mut spec = job.spec.clone();
     spec.rerun_failed = run - FIRST_RUN;
     // What concerns the operator alone would make workers take the job for another one.
@@ -58,14 +60,18 @@ pub fn manifests(job: &BatchJob, service: &InferenceService, run: RunNumber) -> 
         "metadata": {"name": job.name_any(), "namespace": job.namespace(), "uid": job.uid()},
         "spec": spec,
     });
-    let service = json!({
-        "apiVersion": API_VERSION,
-        "kind": "InferenceService",
-        "metadata": {"name": service.name_any(), "namespace": service.namespace()},
-        "spec": service.spec,
-    });
-    // JSON documents are YAML documents.
-    format!("{job}\n---\n{service}\n")
+    let document = |service: &InferenceService| {
+        let service = json!({
+            "apiVersion": API_VERSION,
+            "kind": "InferenceService",
+            "metadata": {"name": service.name_any(), "namespace": service.namespace()},
+            "spec": service.spec,
+        });
+        // JSON documents are YAML documents.
+        format!("---\n{service}\n")
+    };
+    let services: String = [service].into_iter().chain(others).map(document).collect();
+    format!("{job}\n{services}")
 }
 
 /// The ConfigMap with the manifests.
@@ -213,7 +219,6 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::batch_job::check::Checked;
 
     fn job(more: Value) -> BatchJob {
         let mut job = json!({
@@ -241,6 +246,41 @@ mod tests {
     }
 
     #[test]
+    fn workers_are_told_of_all_services_of_a_job_with_routes() {
+        let service = |name: &str| -> InferenceService {
+            let remote =
+                json!({"baseUrl": "https://api.example.com/v1", "api": "Chat", "model": name});
+            serde_json::from_value(json!({
+                "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+                "metadata": {"name": name, "namespace": "tenant"}, "spec": {"remote": remote},
+            }))
+            .unwrap()
+        };
+        let job: BatchJob = serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "job", "namespace": "tenant"},
+            "spec": {
+                "routes": [
+                    {"name": "cheap", "when": "stars > 3", "serviceRef": {"name": "mini"}},
+                    {"name": "rest", "serviceRef": {"name": "large"}},
+                ],
+                "steps": [{"name": "a"}],
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+        }))
+        .unwrap();
+        let checked = Checked {
+            service: service("mini"),
+            others: vec![service("large")],
+        };
+        let told = millrace_crds::manifest::read_str("told", &manifests(&job, &checked, 1));
+        let names: Vec<String> = (told.unwrap().iter())
+            .map(|manifest| manifest.name().to_owned())
+            .collect();
+        assert_eq!(names, ["job", "mini", "large"]);
+    }
+
+    #[test]
     fn a_step_runs_where_its_service_does_and_with_the_same_pull_secrets() {
         let service = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
@@ -261,6 +301,7 @@ mod tests {
             give_up: None,
             checked: Checked {
                 service: serde_json::from_value(service).unwrap(),
+                others: Vec::new(),
             },
         };
         let made = json!(step(&job(json!({})), &made, &options()));

@@ -1,17 +1,20 @@
 //! Whether a job can be worked on at all, beyond what its schema says. Pure.
 
+use kube::ResourceExt;
 use millrace_crds::{BatchJob, InferenceService};
 
-use super::build;
 use super::observe::Seen;
+use super::{build, routes};
 use crate::names;
 use crate::visit::REJECTED;
 
 /// A job that fits its service.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// The service.
+    /// The service; of several the first one, whose workers work for the job.
     pub service: InferenceService,
+    /// The other services of a job with routes, in their order.
+    pub others: Vec<InferenceService>,
 }
 
 /// Why a job is not worked on.
@@ -40,21 +43,22 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
     let own = build::own_service(job);
     let Some(service) = own.as_ref().or(seen.service.as_deref()) else {
         let named = names::service_of(job);
-        let message = format!(
-            "spec.serviceRef.name: there is no InferenceService {named:?} in this namespace; the job \
-             begins once it is there"
-        );
-        return refused("ServiceNotFound", message);
+        return Err(not_found(job, &named));
     };
+    let others = routes::others(job, service, &seen.others)?;
     for (index, step) in spec.steps.iter().flatten().enumerate() {
-        let models = || service.spec.model_names();
-        if !models().any(|model| model == step.model) {
-            let known = models().collect::<Vec<_>>().join(", ");
-            let message = format!(
-                "spec.steps[{index}].model: the service has no model {:?}; it has {known}",
-                step.model
-            );
-            return refused("UnknownModel", message);
+        for service in [service].into_iter().chain(&others) {
+            let models = || service.spec.model_names();
+            let Some(named) = &step.model else {
+                continue;
+            };
+            if !models().any(|model| model == named) {
+                let known = models().collect::<Vec<_>>().join(", ");
+                let message = format!(
+                    "spec.steps[{index}].model: the service has no model {named:?}; it has {known}"
+                );
+                return refused("UnknownModel", message);
+            }
         }
     }
     if let Some(field) = job.local_paths().first() {
@@ -74,15 +78,38 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
         );
         return refused("SecretNotShared", message);
     }
-    if spec.budget.is_some() && service.spec.pricing().is_none() {
+    let unpriced = [service].into_iter().chain(&others).find(|service| {
+        // Of several services those with a server take no money.
+        let takes_money = service.spec.remote.is_some() || spec.routes.is_none();
+        takes_money && service.spec.pricing().is_none()
+    });
+    if let Some(unpriced) = unpriced
+        && spec.budget.is_some()
+    {
         let message = format!(
             "spec.budget.maxCost: InferenceService {:?} names no prices; give it spec.remote.pricing, or \
              remove the budget",
-            names::service_of(job)
+            unpriced.name_any()
         );
         return refused("NoPricing", message);
     }
     Ok(Checked {
         service: service.clone(),
+        others,
     })
+}
+
+/// A service is not there yet.
+pub fn not_found(job: &BatchJob, named: &str) -> Refused {
+    let field = match job.spec.routes {
+        Some(_) => "spec.routes",
+        None => "spec.serviceRef.name",
+    };
+    Refused {
+        reason: "ServiceNotFound",
+        message: format!(
+            "{field}: there is no InferenceService {named:?} in this namespace; the job begins once it \
+             is there"
+        ),
+    }
 }

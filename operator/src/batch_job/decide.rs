@@ -6,6 +6,7 @@ use millrace_crds::BatchJob;
 use millrace_leases::Snapshot;
 use millrace_protocol::plan::RunNumber;
 use millrace_protocol::report::{ErrorSample, Report};
+use millrace_protocol::routes::RouteTally;
 use millrace_protocol::tally::Tally;
 
 use super::check::{Checked, Refused};
@@ -88,6 +89,8 @@ pub struct Finished {
     pub failed_shards: u32,
     /// Sums over the commits.
     pub tally: Tally,
+    /// What became of the rows of each route and arm.
+    pub routes: Vec<RouteTally>,
     /// The first few row errors.
     pub sample_errors: Vec<ErrorSample>,
     /// What went wrong beside the job.
@@ -102,6 +105,7 @@ impl Finished {
             shards,
             failed_shards,
             tally,
+            routes,
             sample_errors,
             warning,
         } = report
@@ -113,6 +117,7 @@ impl Finished {
             shards: *shards,
             failed_shards: *failed_shards,
             tally: *tally,
+            routes: routes.clone(),
             sample_errors: sample_errors.clone(),
             warning: warning.clone(),
         })

@@ -42,6 +42,7 @@ fn seen(plan: Step, finish: Step, leases: Option<Snapshot>) -> Seen {
         standing: standing(&job(false)),
         now: Time(Timestamp::from_second(1_000).unwrap()),
         service: Some(service().into()),
+        others: vec![],
         plan,
         finish,
         leases,
@@ -153,6 +154,7 @@ fn finished(complete: bool) -> Step {
         shards: 2,
         failed_shards: u32::from(!complete),
         tally: Tally::default(),
+        routes: vec![],
         sample_errors: vec![],
         warning: None,
     })

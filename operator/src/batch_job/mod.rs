@@ -12,6 +12,7 @@ mod observe;
 pub mod progress;
 mod reader;
 mod report;
+mod routes;
 pub mod standing;
 pub mod trace;
 

@@ -176,6 +176,7 @@ mod tests {
             shards: 2,
             failed_shards: 1,
             tally: Default::default(),
+            routes: vec![],
             sample_errors: vec![],
             warning: None,
         };

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
+use millrace_crds::inference_service::Pricing;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits::{self, Account};
 use millrace_leases::{LeaseStore, RunKey, Snapshot};
@@ -27,8 +28,10 @@ pub struct Seen {
     pub standing: Standing,
     /// The time of this visit.
     pub now: Time,
-    /// The job's service.
+    /// The job's service; of several the first one, whose workers work for the job.
     pub service: Option<Arc<InferenceService>>,
+    /// The other services of a job with routes, as far as they are there.
+    pub others: Vec<Arc<InferenceService>>,
     /// The step that plans.
     pub plan: Step,
     /// The step that finishes.
@@ -39,6 +42,14 @@ pub struct Seen {
     pub account: Option<Account>,
     /// How fast the run gets on.
     pub pace: Option<Pace>,
+}
+
+impl Seen {
+    /// What calls of the job's services cost, as far as they say so.
+    pub fn pricing(&self) -> Option<&Pricing> {
+        let mut services = self.service.iter().chain(&self.others);
+        services.find_map(|service| service.spec.pricing())
+    }
 }
 
 /// How far a step is.
@@ -73,6 +84,9 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     let mut seen = Seen {
         standing,
         service: ctx.objects().service(&namespace, &service_of(job)),
+        others: (job.spec.services().into_iter().skip(1))
+            .filter_map(|name| ctx.objects().service(&namespace, name))
+            .collect(),
         plan: Step::Unasked,
         finish: Step::Unasked,
         leases: None,
@@ -108,10 +122,8 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
 
 /// Whether the job asks an API, and it is not known yet what it is going to take.
 fn lacks_estimate(job: &BatchJob, seen: &Seen) -> bool {
-    let is_remote = seen
-        .service
-        .as_ref()
-        .is_some_and(|it| it.spec.remote.is_some());
+    let mut services = seen.service.iter().chain(&seen.others);
+    let is_remote = services.any(|it| it.spec.remote.is_some());
     let estimate = job.status.as_ref().and_then(|it| it.estimate.as_ref());
     is_remote && (estimate.is_none() || seen.standing.is_new)
 }
@@ -122,14 +134,24 @@ async fn account(
     job: &BatchJob,
     seen: &Seen,
 ) -> Result<Option<Account>, VisitError> {
-    let service = job.own_service().map(Arc::new).or(seen.service.clone());
-    if service.is_none_or(|service| service.spec.pricing().is_none()) {
+    let own = job.own_service();
+    let own = own.as_ref().and_then(|service| service.spec.pricing());
+    if own.or(seen.pricing()).is_none() {
         return Ok(None);
     }
     let namespace = job.namespace().unwrap_or_default();
-    let accounts = ctx.accounts(&namespace, &service_of(job))?;
+    let accounts = ctx.accounts(&namespace, &payer(job))?;
     let name = limits::account(&job.name_any(), job.uid().as_deref());
     Ok(unless_away(accounts.find(&name).await)?.flatten())
+}
+
+/// Under which name the account of the job is kept: that of its service, or that of all jobs which ask
+/// several.
+pub fn payer(job: &BatchJob) -> String {
+    match job.spec.routes {
+        Some(_) => limits::ACCOUNTS_OF_SEVERAL.to_owned(),
+        None => service_of(job),
+    }
 }
 
 async fn step(ctx: &Context, namespace: &str, name: &str) -> Result<Step, VisitError> {

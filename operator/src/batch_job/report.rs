@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
-use millrace_crds::batch_job::{Estimate, RowCounts, SampleError, ShardCounts, Spent};
+use millrace_crds::batch_job::{Estimate, RouteCounts, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::event::COMPLETED;
 use millrace_protocol::report::{ErrorSample, Report};
@@ -108,6 +108,7 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
     if seen.standing.is_resumed {
         before.completion_time = None;
         before.sample_errors = Vec::new();
+        before.routes = Vec::new();
         before.start_time = None;
     }
     let generation = job.metadata.generation.unwrap_or_default();
@@ -176,7 +177,7 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
 /// What the job has paid, as far as anybody knows: by the account that its workers share, which knows
 /// of calls whose shards have no commit yet, or by the commits, which outlive it.
 fn spent(status: &BatchJobStatus, seen: &Seen, phase: &Phase) -> Option<Spent> {
-    let currency = &seen.service.as_ref()?.spec.pricing()?.currency;
+    let currency = &seen.pricing()?.currency;
     let committed = match phase {
         Phase::Finished(finished) | Phase::GivenUp(_, Some(finished)) => finished.tally.cost,
         _ => seen.leases?.tally.cost,
@@ -223,6 +224,7 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
         shards,
         failed_shards,
         tally,
+        routes,
         sample_errors,
         warning: _,
     } = finished;
@@ -240,6 +242,7 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
         .filter(|seconds| *seconds > 0.0)
         .map(|seconds| rounded(tally.rows.total() as f64 / seconds));
     status.completion_time = Some(now);
+    status.routes = routes.iter().map(RouteCounts::from).collect();
     let samples = sample_errors.iter().map(|sample| {
         let ErrorSample {
             position,

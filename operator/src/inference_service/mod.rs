@@ -14,6 +14,7 @@ use std::time::Duration;
 use kube::runtime::controller::Action;
 use millrace_crds::InferenceService;
 
+pub use self::build::key_secret;
 use crate::context::Context;
 use crate::visit::VisitError;
 

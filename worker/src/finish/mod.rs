@@ -16,11 +16,12 @@ use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel
 use millrace_protocol::plan::{
     Dedup, Difference, FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun,
 };
+use millrace_protocol::routes;
 use millrace_protocol::tally::Tally;
 use serde::Deserialize;
 
 use crate::commits::{self, CommitsError};
-use crate::job::CheckedJob;
+use crate::job::{CheckedJob, Routing};
 use crate::plan::{PlanError, copies};
 use crate::postgres::{PostgresError, Sink};
 use crate::store::{self, Location, StoreError};
@@ -97,7 +98,7 @@ pub async fn finish(
         sink,
     } = options;
     let committed = commits::list(output, plan.run).await?;
-    let paid_besides = receipts::paid(output, plan.run, &committed).await?;
+    let paid_besides = receipts::paid_by_arms(output, plan.run, &committed).await?;
     let (live, mut failed, missing) = cover(plan, committed, given_up);
     let earlier = match plan.run {
         FIRST_RUN => None,
@@ -146,7 +147,16 @@ pub async fn finish(
         ..planned.clone()
     });
     let mut totals: Tally = live.iter().map(|part| part.commit.tally()).sum();
-    totals.cost += paid_besides;
+    let arms = job.routing.as_deref().map(Routing::tallies);
+    let arms = arms.unwrap_or_default();
+    let of_parts = live.iter().flat_map(|part| &part.commit.routes);
+    let mut routes = routes::sums(arms.iter().chain(of_parts));
+    for (arm, cost) in paid_besides {
+        totals.cost += cost;
+        if let Some(route) = arm.and_then(|arm| routes.get_mut(arm as usize)) {
+            route.cost += cost;
+        }
+    }
     let manifest = Manifest {
         version: Manifest::VERSION,
         run: plan.run,
@@ -154,6 +164,7 @@ pub async fn finish(
         answers_sha256: plan.answers_sha256.clone(),
         complete: failed.is_empty(),
         totals,
+        routes,
         currency: job.pricing().map(|pricing| pricing.currency.clone()),
         inputs: plan.inputs.clone(),
         models: models(&live),
@@ -345,6 +356,7 @@ mod tests {
             },
             tokens: 5,
             cost: Default::default(),
+            routes: Vec::new(),
             sha256: None,
             models: [("m".to_owned(), digest.to_owned())].into(),
         }

@@ -21,6 +21,35 @@ pub enum JobError {
         /// What is wrong and what to do.
         message: String,
     },
+    /// A route cannot be used.
+    #[error("spec.routes[{index}]{field}: {message}")]
+    Route {
+        /// Index of the route.
+        index: usize,
+        /// Field of the route, with a dot before it; empty for the route as a whole.
+        field: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A step cannot be done by each service of the routes.
+    #[error("spec.steps[{index}].model: {message}")]
+    RoutedModel {
+        /// Index of the step.
+        index: usize,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The services of the routes name prices in several currencies.
+    #[error(
+        "spec.routes: the services name prices in {first} and in {second}; amounts are never \
+         converted, so give them one currency"
+    )]
+    Currencies {
+        /// One of them.
+        first: String,
+        /// Another.
+        second: String,
+    },
     /// The filter cannot be used.
     #[error("spec.input.filter.{field}: {message}")]
     Filter {

@@ -4,6 +4,7 @@ use millrace_crds::batch_job::{self, ChunkJoin};
 use millrace_crds::inference_service::{InferenceServiceSpec, RemoteApi, RuntimeTask, Task};
 use millrace_crds::{InferenceService, SecretKeyRef};
 
+use super::routes::{Routing, manifest_of};
 use super::{Chunking, JobError, Step};
 
 /// The table that notes what is loaded, beside the one that is loaded.
@@ -103,6 +104,29 @@ pub fn postgres(
         steps: steps.iter().enumerate().map(column).collect(),
         has_input: !output.join.is_empty(),
     }))
+}
+
+/// Resolves the table of a job with routes, if it has one: a step's column is the same whoever answers.
+pub fn of_all(
+    output: &batch_job::Output,
+    routing: &Routing,
+    services: &[&InferenceService],
+) -> Result<Option<Postgres>, JobError> {
+    let mut found = None;
+    for service in routing.services() {
+        let table = postgres(output, &service.steps, manifest_of(service, services), None)?;
+        if found.get_or_insert_with(|| table.clone()) != &table {
+            return Err(JobError::Postgres {
+                field: String::new(),
+                message: format!(
+                    "a step has vectors from some services of the routes and none from {:?}, so that \
+                     it has no type as a column; remove the table",
+                    service.name
+                ),
+            });
+        }
+    }
+    Ok(found.flatten())
 }
 
 /// Whether a model of the service answers with a vector.

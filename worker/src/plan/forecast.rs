@@ -2,13 +2,15 @@
 //! rows: the prompts are made as they will be, and nobody is asked.
 
 use millrace_protocol::chunk::ChunkLimits;
+use millrace_protocol::cost::Cost;
 use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::{FIRST_RUN, Plan};
-use millrace_protocol::row::ReadRow;
+use millrace_protocol::row::{ReadRow, Row};
 use millrace_protocol::wire::ChunksOfText;
 
 use super::preflight::guess_rows;
-use crate::job::{CheckedJob, Fields, Remote, Step};
+use crate::content::content;
+use crate::job::{CheckedJob, Fields, Remote, Routing, Step};
 use crate::prompt::Prompts;
 use crate::read::{self, ReadError};
 use crate::store::Stores;
@@ -23,13 +25,22 @@ const ROWS_MAX: usize = 64;
 /// Bytes of rows of a shard that are looked at.
 const BYTES_MAX: usize = 256 << 10;
 
-/// What the rows that were looked at take.
+/// What the rows that were looked at take of one API.
 #[derive(Debug, Default)]
 struct Sample {
-    rows: u64,
     calls: u64,
     least: Usage,
     most: Usage,
+}
+
+/// What one API is asked.
+struct Asked<'a> {
+    remote: &'a Remote,
+    steps: &'a [Step],
+    /// Rows that it is asked about whatever others answer.
+    least: Vec<&'a str>,
+    /// Rows that it may be asked about.
+    most: Vec<&'a str>,
 }
 
 /// Guesses what the job will take; nothing for one that asks no API or has no row to look at, nor for a
@@ -40,12 +51,12 @@ pub async fn forecast(
     plan: &Plan,
     rows: Option<u64>,
 ) -> Result<Option<Forecast>, ReadError> {
-    let Some(remote) = job.remote.as_ref().filter(|_| job.run == FIRST_RUN) else {
+    if job.remotes().next().is_none() || job.run != FIRST_RUN {
         return Ok(None);
-    };
+    }
     let stores = &stores.with_inline_rows(&job.input);
-    let texts = sampled(stores, job, plan).await?;
-    if texts.is_empty() {
+    let sampled = sampled(stores, job, plan).await?;
+    if sampled.is_empty() {
         return Ok(None);
     }
     // What is carried over is not asked. Duplicates are left out of what was compared.
@@ -54,29 +65,29 @@ pub async fn forecast(
         Some(rows) => rows,
         None => {
             let copied = plan.dedup.as_ref().map_or(0, |dedup| dedup.duplicates);
-            let guessed = guess_rows(stores, job, plan).await?.max(texts.len() as u64);
-            guessed.saturating_sub(copied)
+            let guessed = guess_rows(stores, job, plan).await?;
+            guessed.max(sampled.len() as u64).saturating_sub(copied)
         }
     };
-    let rows_sampled = texts.len() as u64;
-    let asked = match &job.input.chunking {
+    let texts: Vec<String> = sampled.iter().map(|row| row.asked().to_owned()).collect();
+    let texts = match &job.input.chunking {
         Some(chunking) => in_chunks(&texts, &job.input.fields, chunking.limits).await,
         None => texts,
     };
-    let sample = Sample {
-        rows: rows_sampled,
-        ..sample(remote, &job.steps, &job.input.fields.text, &asked)
+    let asked = match &job.routing {
+        Some(routing) => by_service(routing, &sampled),
+        None => alone(job, &texts),
     };
-    Ok(Some(scaled(job, &sample, rows)))
+    Ok(Some(scaled(job, &asked, sampled.len() as u64, rows)))
 }
 
 /// The first rows of some shards that lie evenly over the plan.
-async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<String>, ReadError> {
+async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<Row>, ReadError> {
     let shards = plan.shards.iter();
     let asked = shards.filter(|shard| !shard.is_of_duplicates());
     let stride = asked.clone().count().div_ceil(SHARDS_MAX).max(1);
     let (fields, row_bytes_max) = (&job.input.fields, job.input.row_bytes_max);
-    let mut texts = Vec::new();
+    let mut sampled = Vec::new();
     for shard in asked.step_by(stride) {
         let input = plan.input_of(shard);
         let mut rows = read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
@@ -85,12 +96,56 @@ async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<S
             Some(filter) => filter.applied(rows).await.0,
             None => rows,
         };
-        texts.extend(rows.iter().filter_map(|row| match row {
-            ReadRow::Row(row) => Some(row.asked().to_owned()),
+        sampled.extend(rows.into_iter().filter_map(|row| match row {
+            ReadRow::Row(row) => Some(row),
             ReadRow::Bad { .. } => None,
         }));
     }
-    Ok(texts)
+    Ok(sampled)
+}
+
+/// What the one API of a job is asked.
+fn alone<'a>(job: &'a CheckedJob, texts: &'a [String]) -> Vec<Asked<'a>> {
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let asked = |remote| Asked {
+        remote,
+        steps: &job.steps,
+        least: texts.clone(),
+        most: texts.clone(),
+    };
+    job.remote.iter().map(asked).collect()
+}
+
+/// What each API of a job with routes is asked: at least the rows that come to it first, and at most all
+/// that others may send on.
+fn by_service<'a>(routing: &'a Routing, rows: &'a [Row]) -> Vec<Asked<'a>> {
+    let services = routing.services();
+    let mut least: Vec<Vec<&str>> = vec![Vec::new(); services.len()];
+    let mut most = least.clone();
+    for row in rows {
+        let content = content(row, Some(routing));
+        let fields = row.filtered.as_ref().map_or("{}", |fields| fields.get());
+        // A row of which a condition cannot be told is asked about nowhere.
+        let Ok(first) = routing.first(fields, content) else {
+            continue;
+        };
+        least[first.service].push(row.asked());
+        let mut next = Some(first);
+        while let Some(arm) = next {
+            most[arm.service].push(row.asked());
+            next = routing.after(arm, content);
+        }
+    }
+    let asked = services.iter().zip(least).zip(most);
+    let asked = asked.filter_map(|((service, least), most)| {
+        Some(Asked {
+            remote: service.remote.as_ref()?,
+            steps: &service.steps,
+            least,
+            most,
+        })
+    });
+    asked.collect()
 }
 
 /// What is asked about rows in their chunks.
@@ -109,13 +164,10 @@ async fn in_chunks(asked: &[String], fields: &Fields, limits: ChunkLimits) -> Ve
 }
 
 /// What these rows take in calls of as many rows as the service says.
-fn sample(remote: &Remote, steps: &[Step], text_field: &str, texts: &[String]) -> Sample {
+fn sample(remote: &Remote, steps: &[Step], text_field: &str, texts: &[&str]) -> Sample {
     let prompts = Prompts::new(steps.iter().map(Step::template), text_field);
     let prompts = prompts.expect("the job was checked");
-    let mut sample = Sample {
-        rows: texts.len() as u64,
-        ..Sample::default()
-    };
+    let mut sample = Sample::default();
     for (index, step) in steps.iter().enumerate() {
         let guess = Guess::new(std::slice::from_ref(step));
         let rendered = texts
@@ -134,23 +186,40 @@ fn sample(remote: &Remote, steps: &[Step], text_field: &str, texts: &[String]) -
     sample
 }
 
-fn scaled(job: &CheckedJob, sample: &Sample, rows: u64) -> Forecast {
+fn scaled(job: &CheckedJob, asked: &[Asked<'_>], sampled_rows: u64, rows: u64) -> Forecast {
     let scale = |count: u64| {
-        let scaled = u128::from(count) * u128::from(rows) / u128::from(sample.rows.max(1));
+        let scaled = u128::from(count) * u128::from(rows) / u128::from(sampled_rows.max(1));
         u64::try_from(scaled).unwrap_or(u64::MAX)
     };
-    let pricing = job.pricing();
-    let cost = |usage: Usage| {
-        let prices = pricing?.prices();
-        let Usage { input, output } = usage;
-        Some(prices.of(scale(sample.calls), scale(input), scale(output)))
-    };
+    let mut tokens = (0, 0);
+    let mut cost: Option<(Cost, Cost)> = None;
+    for Asked {
+        remote,
+        steps,
+        least,
+        most,
+    } in asked
+    {
+        let sample = |texts: &[&str]| sample(remote, steps, &job.input.fields.text, texts);
+        let (least, most) = (sample(least), sample(most));
+        tokens.0 += scale(least.least.total());
+        tokens.1 += scale(most.most.total());
+        if let Some(pricing) = &remote.spec.pricing {
+            let prices = pricing.prices();
+            let price = |calls, Usage { input, output }: Usage| {
+                prices.of(scale(calls), scale(input), scale(output))
+            };
+            let sum = cost.get_or_insert_default();
+            sum.0 += price(least.calls, least.least);
+            sum.1 += price(most.calls, most.most);
+        }
+    }
     Forecast {
         rows,
-        sampled_rows: sample.rows,
-        tokens: (scale(sample.least.total()), scale(sample.most.total())),
-        cost: cost(sample.least).zip(cost(sample.most)),
-        currency: pricing.map(|pricing| pricing.currency.clone()),
+        sampled_rows,
+        tokens,
+        cost,
+        currency: job.pricing().map(|pricing| pricing.currency.clone()),
         max_cost: job.cost_max,
     }
 }

@@ -44,6 +44,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         }],
         runtime: None,
         remote: None,
+        routing: None,
         input: Input {
             uris: uris.iter().map(uri).collect(),
             inline: None,

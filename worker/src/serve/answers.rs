@@ -23,9 +23,9 @@ pub struct Answers {
 impl Answers {
     /// Nothing is heard yet.
     pub fn of(address: &ServerAddress) -> Self {
-        let server = match address {
+        let server = match address.server() {
             ServerAddress::Socket(socket) => Some(Own::new(socket)),
-            ServerAddress::Url(_) | ServerAddress::Remote(_) => None,
+            ServerAddress::Url(_) | ServerAddress::Remote(_) | ServerAddress::Beside(..) => None,
         };
         Self {
             server,

@@ -92,7 +92,10 @@ pub async fn open_list(
 /// than those that gave the answers.
 fn carried<'a>(ctx: &'a ShardContext, shard: &Shard) -> Option<&'a Carried> {
     let carried = ctx.plan.carried.as_ref().filter(|_| shard.carried > 0)?;
-    let asked = job::models(&ctx.job.steps);
+    let asked = match &ctx.job.routing {
+        None => job::models(&ctx.job.steps),
+        Some(_) => ctx.models.keys().cloned().collect(),
+    };
     let is_same = |model: &String| carried.models.get(model) == ctx.models.get(model);
     if asked.iter().all(is_same) {
         return Some(carried);
@@ -126,6 +129,10 @@ pub struct Earlier<'a> {
 pub struct EarlierRow {
     /// Where it stands.
     pub position: Position,
+    /// The route that it took, if the job has routes.
+    pub route: Option<String>,
+    /// Its arm, if it has arms.
+    pub arm: Option<String>,
     /// How it ended.
     pub outcome: Result<Box<RawValue>, RowError>,
 }
@@ -134,6 +141,8 @@ pub struct EarlierRow {
 #[derive(Deserialize)]
 struct EarlierLine {
     position: Position,
+    route: Option<String>,
+    arm: Option<String>,
     result: Option<Box<RawValue>>,
     error: Option<RowError>,
 }
@@ -207,6 +216,8 @@ impl<'a> Earlier<'a> {
                 let line: EarlierLine = serde_json::from_slice(line)?;
                 let EarlierLine {
                     position,
+                    route,
+                    arm,
                     result,
                     error,
                 } = line;
@@ -215,7 +226,13 @@ impl<'a> Earlier<'a> {
                     (None, Some(error)) => Err(error),
                     (None, None) => return Err("a line has neither result nor error".into()),
                 };
-                Ok((row, EarlierRow { position, outcome }))
+                let earlier = EarlierRow {
+                    position,
+                    route,
+                    arm,
+                    outcome,
+                };
+                Ok((row, earlier))
             });
             lines.collect::<Result<_, _>>()
         };

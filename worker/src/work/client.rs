@@ -119,8 +119,28 @@ pub enum ServerAddress {
     Socket(PathBuf),
     /// A foreign one.
     Url(ServerUrl),
-    /// None: an API elsewhere is asked.
+    /// None: APIs elsewhere are asked.
     Remote(Access),
+    /// A server for some rows, and APIs elsewhere for others.
+    Beside(Box<ServerAddress>, Access),
+}
+
+impl ServerAddress {
+    /// Where the server listens, if there is one.
+    pub fn server(&self) -> &ServerAddress {
+        match self {
+            ServerAddress::Beside(server, _) => server,
+            alone => alone,
+        }
+    }
+
+    /// By what right APIs elsewhere are asked, if they are.
+    pub fn access(&self) -> Option<&Access> {
+        match self {
+            ServerAddress::Remote(access) | ServerAddress::Beside(_, access) => Some(access),
+            ServerAddress::Socket(_) | ServerAddress::Url(_) => None,
+        }
+    }
 }
 
 /// Why the server at an address cannot be the job's.
@@ -157,6 +177,7 @@ impl Client {
             (ServerAddress::Url(url), Some(runtime)) => {
                 Ok(Self::Foreign(Foreign::new(url, runtime, &job.steps)))
             }
+            (ServerAddress::Beside(server, _), _) => Self::new(server, job),
             (ServerAddress::Remote(_), _) => Err(AddressError::NoRemote),
             (ServerAddress::Socket(_), Some(_)) => Err(AddressError::NoUrl),
             (ServerAddress::Url(_), None) => Err(AddressError::NoRuntime),

@@ -128,6 +128,7 @@ mod tests {
             },
             tokens: 1,
             cost: Default::default(),
+            routes: Vec::new(),
             sha256: Some(part.sha256),
             models: Default::default(),
         }

@@ -52,6 +52,7 @@ impl Files {
             results,
             errors,
             rows: _,
+            arms: _,
             answered,
             refused,
         } = lines;

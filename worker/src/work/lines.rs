@@ -1,9 +1,11 @@
 //! Turns answered rows into the lines of a part and of an error file. Pure.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use millrace_protocol::ledger::ContentHash;
 use millrace_protocol::result::{DuplicateOf, ErrorLine};
+use millrace_protocol::routes::ArmIndex;
 use millrace_protocol::row::{Place, Position, ReadRow, RowError};
 use millrace_protocol::tally::Rows;
 use millrace_protocol::wire::{Prediction, Untagged};
@@ -12,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::submit::RowOutcome;
 use crate::content::content;
-use crate::job::Step;
+use crate::job::{Arm, Routing, Step};
 
 /// A row on its way: what is left of it while its text is at the server.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct PendingRow {
     content: ContentHash,
     /// The row whose result or error it gets, if it is a duplicate.
     duplicate_of: Option<DuplicateOf>,
+    /// Who answers it, if the job has routes.
+    arm: Option<Arc<Arm>>,
     /// `None` while the row is at the server.
     outcome: Option<Result<Ending, RowError>>,
 }
@@ -58,17 +62,19 @@ pub(super) struct ChunkResult {
 impl PendingRow {
     /// Splits a read row into what stays and what goes to the server: the text, or the fields that
     /// prompts are made of. A bad row keeps its error and sends nothing.
-    pub fn split(row: ReadRow) -> (Self, Option<String>) {
+    pub fn split(row: ReadRow, routing: Option<&Routing>) -> (Self, Option<String>) {
         match row {
             ReadRow::Row(row) => {
+                let content = content(&row, routing);
                 let prompted = row.prompted.map(|fields| fields.get().to_owned());
                 let asked = prompted.unwrap_or(row.text);
                 let pending = Self {
                     place: row.place,
                     id: row.id,
                     input: row.input,
-                    content: content(&asked),
+                    content,
                     duplicate_of: None,
+                    arm: None,
                     outcome: None,
                 };
                 (pending, Some(asked))
@@ -80,6 +86,7 @@ impl PendingRow {
                     input: None,
                     content: ContentHash::default(),
                     duplicate_of: None,
+                    arm: None,
                     outcome: Some(Err(error)),
                 },
                 None,
@@ -95,6 +102,21 @@ impl PendingRow {
     /// Gives the row what was made of its chunks.
     pub(super) fn end(&mut self, ending: Result<Ending, RowError>) {
         self.outcome = Some(ending);
+    }
+
+    /// What decides its answer, hashed.
+    pub fn content(&self) -> ContentHash {
+        self.content
+    }
+
+    /// Gives the row to an arm of a route.
+    pub fn offer(&mut self, arm: &Arc<Arm>) {
+        self.arm = Some(arm.clone());
+    }
+
+    /// The arm that the row was given to last.
+    pub fn arm(&self) -> Option<&Arc<Arm>> {
+        self.arm.as_ref()
     }
 
     /// Gives the row what an earlier line says, and names that line's row if this one is its duplicate.
@@ -124,10 +146,38 @@ pub struct Lines {
     pub errors: Vec<u8>,
     /// How the rows ended.
     pub rows: Rows,
+    /// The same for each arm, if the job has routes.
+    pub arms: Vec<(ArmIndex, Rows)>,
     /// Where the content of each row stands in `results`, without the newline.
     pub answered: Vec<(ContentHash, Range<usize>)>,
     /// The same of `errors`, but for rows that could not be read.
     pub refused: Vec<(ContentHash, Range<usize>)>,
+}
+
+impl Lines {
+    /// Counts for an arm how a row ended, before which the rows were `before`.
+    fn count(&mut self, arm: ArmIndex, before: Rows) {
+        let Rows {
+            succeeded,
+            failed,
+            skipped,
+        } = self.rows;
+        let row = Rows {
+            succeeded: succeeded - before.succeeded,
+            failed: failed - before.failed,
+            skipped: skipped - before.skipped,
+        };
+        match self.arms.iter_mut().find(|(index, _)| *index == arm) {
+            Some((_, rows)) => *rows += row,
+            None => self.arms.push((arm, row)),
+        }
+    }
+}
+
+/// The names of an arm's route and of the arm, as lines have them.
+fn names(arm: Option<&Arm>) -> (Option<&str>, Option<&str>) {
+    let route = arm.map(|arm| arm.route_name.as_str());
+    (route, arm.and_then(|arm| arm.name.as_deref()))
 }
 
 /// Writes the lines of `rows`, all of them answered, in the given order, until they are as long as
@@ -149,8 +199,11 @@ pub fn lines(
             input,
             content,
             duplicate_of,
+            arm,
             outcome,
         } = row;
+        let (route, arm_name) = names(arm.as_deref());
+        let before = lines.rows;
         let outcome = outcome.expect("every row of a window is answered");
         match outcome.and_then(|ending| finite(steps, ending)) {
             Ok(ending) => {
@@ -162,6 +215,8 @@ pub fn lines(
                         steps,
                         ending: &ending,
                     },
+                    route,
+                    arm: arm_name,
                     duplicate_of: duplicate_of.as_ref(),
                     input: input.as_deref(),
                 };
@@ -183,6 +238,8 @@ pub fn lines(
                     &ErrorLine {
                         id,
                         position,
+                        route: route.map(str::to_owned),
+                        arm: arm_name.map(str::to_owned),
                         error,
                         duplicate_of,
                     },
@@ -193,6 +250,9 @@ pub fn lines(
                 }
                 lines.rows.failed += 1;
             }
+        }
+        if let Some(arm) = &arm {
+            lines.count(arm.index, before);
         }
     }
     lines
@@ -227,6 +287,10 @@ struct Line<'a> {
     id: Option<&'a str>,
     position: PositionRef<'a>,
     result: Results<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arm: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     duplicate_of: Option<&'a DuplicateOf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -314,7 +378,7 @@ mod tests {
             filtered: None,
             input: None,
         };
-        let (mut pending, text) = PendingRow::split(ReadRow::Row(row));
+        let (mut pending, text) = PendingRow::split(ReadRow::Row(row), None);
         assert_eq!(text.as_deref(), Some("a text"));
         pending.answer(outcome);
         pending

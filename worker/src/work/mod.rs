@@ -16,6 +16,7 @@ mod lines;
 mod list;
 pub mod part;
 pub mod progress;
+pub mod routed;
 mod shard;
 pub mod submit;
 #[cfg(test)]

@@ -29,6 +29,7 @@ use super::failed::{FailedError, FailedRows};
 use super::files::{Files, WrittenFiles};
 use super::lines::{Lines, PendingRow, lines};
 use super::progress::Progress;
+use super::routed::{ArmTallies, Router};
 use super::submit::{Answered, SubmitError, Submitter};
 use super::window::{ChunkLimits, chunks};
 use crate::job::CheckedJob;
@@ -56,6 +57,8 @@ pub enum Answerer {
     Server(Box<Submitter>),
     /// An API elsewhere.
     Remote(Box<Caller>),
+    /// Several services, each for the rows of its routes.
+    Routed(Box<Router>),
 }
 
 /// What all shards of a worker share.
@@ -183,12 +186,13 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     let mut files = Files::new(ctx, lease.shard, &attempt);
     let receipts = match &ctx.answerer {
         Answerer::Server(_) => Receipts::none(&ctx.output, run, lease.shard),
-        Answerer::Remote(_) => {
+        Answerer::Remote(_) | Answerer::Routed(_) => {
             let receipts = Receipts::open(&ctx.output, run, lease.shard).await;
             receipts.map_err(ShardError::Receipts)?
         }
     };
     let (mut tally, mut carried_rows, mut copied_rows) = (receipts.paid(), 0, 0);
+    let mut arms = ArmTallies::new(job, &receipts);
     let chunking = job.input.chunking.as_ref();
     let window_bytes_max = chunking.map_or(WINDOW_BYTES_MAX, |chunking| {
         chunking.window_bytes(WINDOW_BYTES_MAX)
@@ -247,6 +251,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             cost,
             carried,
             copied,
+            arms: asked,
         } = window
             .await
             .expect("a window neither panics nor is aborted")?;
@@ -254,11 +259,13 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
         tally.cost += cost;
         carried_rows += carried;
         copied_rows += copied;
+        arms.add(asked);
         let mut rows = rows.into_iter();
         while rows.len() > 0 {
             let slice;
             (slice, rows) = formatted(ctx.clone(), input.uri.clone(), rows).await;
             tally.rows += slice.rows;
+            arms.end(&slice.arms);
             files.write(slice).await?;
         }
     }
@@ -287,6 +294,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
             duplicates: copied_rows,
             tokens,
             cost,
+            routes: arms.tallies(),
             sha256,
             models: ctx.models.clone(),
         },
@@ -298,7 +306,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
 pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardError> {
     let Worked { commit: ours } = worked;
     let verdict = commit(&ctx.output, ctx.plan.run, &ours).await?;
-    if let Answerer::Remote(_) = &ctx.answerer {
+    if !matches!(&ctx.answerer, Answerer::Server(_)) {
         receipts::discard_all(&ctx.output, ctx.plan.run, Some(ours.shard)).await;
     }
     match verdict {
@@ -316,23 +324,77 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
 }
 
 /// The rows of a window.
-struct WindowRows {
-    rows: Vec<ReadRow>,
+pub(super) struct WindowRows {
+    pub(super) rows: Vec<ReadRow>,
     /// Those whose answers stand somewhere, by their index.
-    carried: Vec<(usize, CarriedRow)>,
+    pub(super) carried: Vec<(usize, CarriedRow)>,
     /// What each is a duplicate of, if the shard is one of duplicates.
-    duplicates: Vec<DuplicateRow>,
+    pub(super) duplicates: Vec<DuplicateRow>,
+}
+
+/// The rows of a window whose answers stand somewhere.
+pub(super) struct Listed<'a> {
+    pub(super) rows: &'a [(usize, CarriedRow)],
+    /// What each row of the window is a duplicate of, if the shard is one of duplicates.
+    pub(super) duplicates: &'a [DuplicateRow],
+}
+
+/// How many rows have the answers of others.
+pub(super) struct Laid {
+    pub(super) all: u64,
+    /// Those among them whose answer is an error.
+    pub(super) failed: u64,
+    /// Those that were carried over from an earlier output.
+    pub(super) carried: u64,
+    /// Duplicates whose results were copied.
+    pub(super) copied: u64,
+}
+
+impl Listed<'_> {
+    /// Hands out the answers, each with the index of its row and, for a duplicate, the row that it is
+    /// like.
+    pub(super) async fn lay(
+        &self,
+        ctx: &ShardContext,
+        shard: ShardIndex,
+        mut lay: impl FnMut(usize, EarlierRow, Option<DuplicateOf>),
+    ) -> Result<Laid, ShardError> {
+        let (all, mut failed) = (self.rows.len() as u64, 0);
+        if !self.rows.is_empty() {
+            let earlier = Earlier::open(ctx, shard).await?;
+            for (row, earlier) in earlier.answers(self.rows).await? {
+                failed += u64::from(earlier.outcome.is_err());
+                let duplicate_of = self.duplicates.get(row).map(|duplicate| DuplicateOf {
+                    position: earlier.position.clone(),
+                    similarity: duplicate.similarity,
+                });
+                lay(row, earlier, duplicate_of);
+            }
+        }
+        let (carried, copied) = match self.duplicates.is_empty() {
+            true => (all, 0),
+            false => (0, all - failed),
+        };
+        Ok(Laid {
+            all,
+            failed,
+            carried,
+            copied,
+        })
+    }
 }
 
 /// A window whose rows are all answered.
-struct Window {
-    rows: Vec<PendingRow>,
-    tokens: u64,
-    cost: Cost,
+pub(super) struct Window {
+    pub(super) rows: Vec<PendingRow>,
+    pub(super) tokens: u64,
+    pub(super) cost: Cost,
     /// Rows whose answers were carried over from an earlier output.
-    carried: u64,
+    pub(super) carried: u64,
     /// Duplicates whose results were copied.
-    copied: u64,
+    pub(super) copied: u64,
+    /// What arms of routes took, and which rows they sent on.
+    pub(super) arms: ArmTallies,
 }
 
 async fn answer_window(
@@ -341,38 +403,36 @@ async fn answer_window(
     window: WindowRows,
     receipts: Arc<Receipts>,
 ) -> Result<Window, ShardError> {
+    if let Answerer::Routed(router) = &ctx.answerer {
+        return router.answer(&ctx, shard, window, &receipts).await;
+    }
     let WindowRows {
         rows,
         carried: listed,
         duplicates,
     } = window;
     let (mut rows, mut texts): (Vec<PendingRow>, Vec<Option<String>>) =
-        rows.into_iter().map(PendingRow::split).unzip();
-    let mut carried_failed = 0;
-    if !listed.is_empty() {
-        let earlier = Earlier::open(&ctx, shard).await?;
-        for (row, EarlierRow { position, outcome }) in earlier.answers(&listed).await? {
-            carried_failed += u64::from(outcome.is_err());
-            let duplicate_of = duplicates.get(row).map(|duplicate| DuplicateOf {
-                position,
-                similarity: duplicate.similarity,
-            });
-            rows[row].carry(outcome, duplicate_of);
-            texts[row] = None;
-        }
-    }
+        (rows.into_iter().map(|row| PendingRow::split(row, None))).unzip();
+    let listed = Listed {
+        rows: &listed,
+        duplicates: &duplicates,
+    };
+    let lay = |row: usize, earlier: EarlierRow, duplicate_of| {
+        rows[row].carry(earlier.outcome, duplicate_of);
+        texts[row] = None;
+    };
+    let laid = listed.lay(&ctx, shard, lay).await?;
     let at_server: Vec<usize> = (0..texts.len())
         .filter(|&row| texts[row].is_some())
         .collect();
-    let bad = (rows.len() - at_server.len() - listed.len()) as u64;
-    let listed = listed.len() as u64;
-    let (carried, copied) = match duplicates.is_empty() {
-        true => (listed, 0),
-        false => (0, listed - carried_failed),
-    };
-    let (succeeded, failed) = (listed - carried_failed, bad + carried_failed);
-    ctx.progress
-        .answered(shard, answered_tally(succeeded, failed, 0));
+    let bad = (rows.len() - at_server.len()) as u64 - laid.all;
+    let Laid {
+        carried, copied, ..
+    } = laid;
+    ctx.progress.answered(
+        shard,
+        answered_tally(laid.all - laid.failed, bad + laid.failed, 0),
+    );
     if let Some(chunking) = &ctx.job.input.chunking {
         let asked: Vec<String> = texts.into_iter().flatten().collect();
         let chunked = chunked::answer(&ctx, shard, chunking, &asked, &receipts).await?;
@@ -390,9 +450,11 @@ async fn answer_window(
             cost,
             carried,
             copied,
+            arms: ArmTallies::default(),
         });
     }
     let submitter = match &ctx.answerer {
+        Answerer::Routed(_) => unreachable!("its rows are answered by its router"),
         Answerer::Server(submitter) => submitter,
         Answerer::Remote(caller) => {
             let asked: Vec<String> = texts.into_iter().flatten().collect();
@@ -401,7 +463,7 @@ async fn answer_window(
                 outcomes,
                 tokens,
                 cost,
-            } = caller.answer(&asked, &receipts, tell).await?;
+            } = caller.answer(&asked, receipts.of(None), tell).await?;
             for (row, outcome) in at_server.into_iter().zip(outcomes) {
                 rows[row].answer(outcome);
             }
@@ -411,6 +473,7 @@ async fn answer_window(
                 cost,
                 carried,
                 copied,
+                arms: ArmTallies::default(),
             });
         }
     };
@@ -440,6 +503,7 @@ async fn answer_window(
         cost: Cost::NOTHING,
         carried,
         copied,
+        arms: ArmTallies::default(),
     })
 }
 
@@ -459,7 +523,7 @@ async fn answer_chunk(
     Ok((chunk, answered))
 }
 
-fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
+pub(super) fn answered_tally(succeeded: u64, failed: u64, tokens: u64) -> Tally {
     let skipped = 0;
     let rows = Rows {
         succeeded,

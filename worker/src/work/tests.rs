@@ -139,6 +139,7 @@ async fn a_shard_that_another_commits_meanwhile_is_done_whatever_becomes_of_our_
         rows: Rows::default(),
         tokens: 0,
         cost: Default::default(),
+        routes: Vec::new(),
         sha256: None,
         models: Default::default(),
     };

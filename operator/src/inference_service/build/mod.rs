@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 pub use self::config_map::config_map;
 pub use self::deployment::deployment;
 pub use self::network::{disruption_budget, network_policy, service as kube_service};
+pub use self::remote::secret as key_secret;
 pub use self::secret::leases_secret;
 
 use crate::apply::object;

@@ -237,8 +237,14 @@ fn unpaired(bytes: &[u8; PAIR_BYTES]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::super::signature::Words;
+    use sha2::{Digest, Sha256};
+
     use super::*;
-    use crate::content::content;
+
+    fn content(text: &str) -> ContentHash {
+        let hash: [u8; 32] = Sha256::digest(text).into();
+        *hash.first_chunk().unwrap()
+    }
 
     /// What the rows of these texts are almost the same as, by the numbers of the first rows of both.
     fn found(texts: &[String], threshold: f64, files: usize) -> Vec<(usize, usize)> {

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::content::content;
 use crate::filter::Filter;
-use crate::job::{CheckedJob, Fields};
+use crate::job::{CheckedJob, Fields, Routing};
 use crate::plan::PlanError;
 use crate::read;
 use crate::records::RecordsError;
@@ -40,6 +40,7 @@ struct RowReading<T> {
     output: Location,
     fields: Fields,
     filter: Option<Filter>,
+    routing: Option<Arc<Routing>>,
     row_bytes_max: usize,
     make: Box<dyn Fn(&str) -> T + Send + Sync>,
 }
@@ -65,6 +66,7 @@ impl<T: Send + 'static> Reader<T> {
                 ..job.input.fields.clone()
             },
             filter: job.input.filter.clone(),
+            routing: job.routing.clone(),
             row_bytes_max: job.input.row_bytes_max,
             make: Box::new(make),
         };
@@ -164,8 +166,8 @@ impl<T: Send + 'static> RowReading<T> {
         // A bad row is not asked about.
         let asked = rows.iter().filter_map(|row| match row {
             ReadRow::Row(row) => {
-                let asked = row.asked();
-                Some((content(asked), row.place, (self.make)(asked)))
+                let content = content(row, self.routing.as_deref());
+                Some((content, row.place, (self.make)(row.asked())))
             }
             ReadRow::Bad { .. } => None,
         });

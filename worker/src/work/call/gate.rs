@@ -1,7 +1,8 @@
 //! Where calls wait for their turn: one at a time asks the limiter, in the order of their arrival, so
 //! that none is overtaken for ever and a shared limiter is not asked by all at once.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
 use millrace_leases::LeaseError;
@@ -49,6 +50,8 @@ impl Gate {
                         gate: self.clone(),
                         ticket: Some(ticket),
                         concurrency: ask.limits.concurrency,
+                        paid: None,
+                        is_made: true,
                     }));
                 }
                 Grant::Unfilled => return Ok(Turn::Unfilled),
@@ -68,6 +71,39 @@ impl Gate {
             tracing::warn!(%error, "the end of a call could not be told to the limits");
         }
         self.ended.notify_one();
+    }
+}
+
+/// What makes the limiter of this name.
+type MakeLimiter = dyn Fn(&str) -> Result<Arc<dyn Limiter>, LeaseError> + Send + Sync;
+
+/// The gates of one process, each made when it is first needed: one for each service that jobs ask,
+/// and one for the account of each job that asks several.
+pub struct Gates {
+    make: Box<MakeLimiter>,
+    made: Lock<HashMap<String, Arc<Gate>>>,
+}
+
+impl Gates {
+    /// Gates before the limiters that `make` makes, by their names.
+    pub fn new(
+        make: impl Fn(&str) -> Result<Arc<dyn Limiter>, LeaseError> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            make: Box::new(make),
+            made: Lock::default(),
+        }
+    }
+
+    /// The gate of this name.
+    pub fn of(&self, name: &str) -> Result<Arc<Gate>, LeaseError> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = made.get(name) {
+            return Ok(gate.clone());
+        }
+        let gate = Arc::new(Gate::new((self.make)(name)?));
+        made.insert(name.to_owned(), gate.clone());
+        Ok(gate)
     }
 }
 
@@ -103,11 +139,35 @@ pub struct Entered {
     gate: Arc<Gate>,
     ticket: Option<Ticket>,
     concurrency: u64,
+    /// Where it was paid, if not here.
+    paid: Option<Box<Entered>>,
+    /// Whether it is made as far as this gate is concerned: one that is not costs nothing.
+    is_made: bool,
 }
 
 impl Entered {
+    /// The same call, which waits at another gate.
+    pub fn waiting(mut self) -> Self {
+        self.is_made = false;
+        self
+    }
+
+    /// The same call, which was paid at another gate before it came to this one.
+    pub fn paid_at(mut self, mut paid: Entered) -> Self {
+        paid.is_made = true;
+        self.paid = Some(Box::new(paid));
+        self
+    }
+
     /// The call has ended.
     pub async fn leave(mut self, bought: Bought, verdict: Verdict, pause: Option<Duration>) {
+        if let Some(mut paid) = self.paid.take() {
+            paid.settle(bought, Verdict::Nothing, None).await;
+        }
+        self.settle(bought, verdict, pause).await;
+    }
+
+    async fn settle(&mut self, bought: Bought, verdict: Verdict, pause: Option<Duration>) {
         let settlement = self.settlement(bought, verdict, pause);
         if let Some(ticket) = self.ticket.take() {
             self.gate.settle(&ticket, &settlement).await;
@@ -132,7 +192,11 @@ impl Drop for Entered {
             return;
         };
         let gate = self.gate.clone();
-        let settlement = self.settlement(Bought::default(), Verdict::Nothing, None);
+        let bought = match self.is_made {
+            true => Bought::default(),
+            false => Bought::NOTHING,
+        };
+        let settlement = self.settlement(bought, Verdict::Nothing, None);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 gate.settle(&ticket, &settlement).await;

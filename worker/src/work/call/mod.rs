@@ -18,14 +18,15 @@ use millrace_leases::LeaseError;
 use millrace_leases::limits::{Ask, Limits, Minute};
 use millrace_protocol::row::RowError;
 use millrace_protocol::tally::{Rows, Tally};
+use millrace_telemetry::chain;
 
-pub use self::gate::Gate;
 use self::gate::{Entered, Turn};
+pub use self::gate::{Gate, Gates};
 use self::guess::Guess;
 use self::pace::Pace;
 use self::pass::Pass;
 use self::purse::Purse;
-use self::receipts::Receipts;
+use self::receipts::ReceiptsOf;
 use super::client::remote::{Access, Api, ApiError, KEY, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
@@ -47,6 +48,14 @@ pub fn minute_from_env() -> Minute {
     })
 }
 
+/// The limits of a job's account, which has none but the job's budget.
+const UNLIMITED: Limits = Limits {
+    requests_per_minute: None,
+    tokens_per_minute: None,
+    requests_per_day: None,
+    concurrency: 1_000_000,
+};
+
 /// How a caller behaves.
 pub struct CallerOptions {
     /// How often a row is tried again.
@@ -55,6 +64,9 @@ pub struct CallerOptions {
     pub patience: Duration,
     /// Who pays, where the service names prices.
     pub purse: Option<Purse>,
+    /// Where the job's account is kept, if it has several services: else it is kept with the limits of
+    /// the one.
+    pub account: Option<Arc<Gate>>,
 }
 
 /// Asks one API about the rows of one job.
@@ -81,9 +93,8 @@ impl Caller {
         let spec = &remote.spec;
         let named = spec.api_key_secret_ref.as_ref();
         let key = named.map(|named| access.secrets.find(KEY, named));
-        let key = key
-            .transpose()
-            .map_err(|error| ApiError::Unusable(error.to_string()))?;
+        let unusable = |error: &dyn std::error::Error| ApiError::Unusable(chain(error));
+        let key = key.transpose().map_err(|error| unusable(&error))?;
         let prompts = Prompts::new(steps.iter().map(Step::template), text_field);
         Ok(Self {
             api: Api::new(spec, &steps, key, access.link_local)?,
@@ -91,7 +102,7 @@ impl Caller {
             pace: Mutex::new(Pace::new(spec.rows_per_call(), spec.rows_per_call_max)),
             guess: Mutex::new(Guess::new(&steps)),
             steps,
-            gate: access.gate.clone(),
+            gate: (access.gates.of(&remote.service)).map_err(|error| unusable(&error))?,
             remote: remote.clone(),
             options,
         })
@@ -107,7 +118,7 @@ impl Caller {
     pub async fn answer(
         &self,
         rows: &[String],
-        receipts: &Receipts,
+        receipts: ReceiptsOf<'_>,
         tell: impl Fn(Tally),
     ) -> Result<Answered, SubmitError> {
         let ended = |succeeded, failed| Tally {
@@ -168,10 +179,25 @@ impl Caller {
 
     /// Waits until a call that takes about so much may be made.
     async fn enter(&self, guessed: Usage) -> Result<Entered, SubmitError> {
+        let ask = self.ask(guessed);
+        let Some(account) = &self.options.account else {
+            return self.enter_at(&self.gate, ask).await;
+        };
+        // What a call costs is set aside first: the service's own limits are what is short.
+        let paid = Ask {
+            limits: UNLIMITED,
+            tokens: 0,
+            ..ask.clone()
+        };
+        let paid = self.enter_at(account, paid).await?.waiting();
+        let entered = self.enter_at(&self.gate, Ask { bill: None, ..ask });
+        Ok(entered.await?.paid_at(paid))
+    }
+
+    async fn enter_at(&self, gate: &Arc<Gate>, mut ask: Ask) -> Result<Entered, SubmitError> {
         let limits = |error| SubmitError::Limits(LimitsError(error));
-        let mut ask = self.ask(guessed);
         loop {
-            match self.gate.enter(&ask).await.map_err(limits)? {
+            match gate.enter(&ask).await.map_err(limits)? {
                 Turn::Entered(entered) => return Ok(entered),
                 Turn::Spent => return Err(SubmitError::Spent),
                 Turn::Unfilled => {

@@ -16,7 +16,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::Caller;
 use super::gate::Bought;
-use super::receipts::Receipts;
+use super::receipts::ReceiptsOf;
 use crate::job::Retry;
 use crate::work::client::remote::{ApiError, CallError, Hints, Made, Said, Taken, Usage};
 use crate::work::submit::SubmitError;
@@ -46,7 +46,7 @@ pub struct Pass<'a> {
     caller: &'a Caller,
     step: usize,
     prompts: &'a [String],
-    receipts: &'a Receipts,
+    receipts: ReceiptsOf<'a>,
 }
 
 /// What is to be asked.
@@ -64,7 +64,7 @@ impl<'a> Pass<'a> {
         caller: &'a Caller,
         step: usize,
         prompts: &'a [String],
-        receipts: &'a Receipts,
+        receipts: ReceiptsOf<'a>,
     ) -> Self {
         Self {
             caller,

@@ -1,7 +1,8 @@
 //! Receipts: what was paid for and said, one for each call, kept in the output until their shard is
 //! committed. Whoever takes a shard up again pays for nothing that lies there, and knows what it cost.
 //!
-//! What a receipt cost stands in its name, so that a listing says what was paid.
+//! What a receipt cost stands in its name, and the arm whose call it was where the job has routes, so
+//! that a listing says what was paid.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,6 +11,7 @@ use millrace_protocol::commit::Commit;
 use millrace_protocol::cost::Cost;
 use millrace_protocol::layout;
 use millrace_protocol::plan::{RunNumber, ShardIndex};
+use millrace_protocol::routes::ArmIndex;
 use millrace_protocol::tally::Tally;
 use millrace_protocol::wire::Prediction;
 use object_store::ObjectStore;
@@ -31,6 +33,22 @@ pub struct Receipts {
     said: HashMap<String, Prediction>,
     /// What was paid before.
     paid: Tally,
+    /// The same for each arm.
+    paid_by: Vec<(ArmIndex, Tally)>,
+}
+
+/// The receipts of one shard's calls of one API.
+#[derive(Clone, Copy)]
+pub struct ReceiptsOf<'a> {
+    receipts: &'a Receipts,
+    arm: Option<ArmIndex>,
+}
+
+/// A receipt in a listing.
+struct Listed {
+    path: Path,
+    arm: Option<ArmIndex>,
+    cost: Cost,
 }
 
 /// One receipt.
@@ -54,6 +72,7 @@ impl Receipts {
             folder: layout::receipts_of(run, shard),
             said: HashMap::new(),
             paid: Tally::default(),
+            paid_by: Vec::new(),
         }
     }
 
@@ -65,14 +84,19 @@ impl Receipts {
     ) -> Result<Self, StoreError> {
         let mut receipts = Self::none(output, run, shard);
         let listed = list(output, &receipts.folder).await?;
-        receipts.paid.cost = listed.iter().map(|(_, cost)| *cost).sum();
-        let read: Vec<Receipt> = futures::stream::iter(listed)
-            .map(|(path, _)| read(output, path))
+        let read: Vec<(Listed, Receipt)> = futures::stream::iter(listed)
+            .map(|listed| read(output, listed))
             .buffer_unordered(READS_MAX)
             .try_collect()
             .await?;
-        for Receipt { tokens, said } in read {
-            receipts.paid.tokens += tokens;
+        for (Listed { path: _, arm, cost }, Receipt { tokens, said }) in read {
+            let paid = Tally {
+                tokens,
+                cost,
+                ..Tally::default()
+            };
+            receipts.paid += paid;
+            receipts.paid_by.extend(arm.map(|arm| (arm, paid)));
             let said = said.into_iter();
             let said = said.map(|Said { asked, prediction }| (asked, prediction));
             receipts.said.extend(said);
@@ -85,12 +109,28 @@ impl Receipts {
         self.paid
     }
 
+    /// The same by arms, each of which may come more than once.
+    pub fn paid_by_arms(&self) -> &[(ArmIndex, Tally)] {
+        &self.paid_by
+    }
+
+    /// Those of calls for one arm of a job with routes, or of all calls of one without.
+    pub fn of(&self, arm: Option<ArmIndex>) -> ReceiptsOf<'_> {
+        ReceiptsOf {
+            receipts: self,
+            arm,
+        }
+    }
+}
+
+impl ReceiptsOf<'_> {
     /// What was said before to this prompt of this step.
     pub fn find(&self, step: usize, prompt: &str) -> Option<Prediction> {
-        if self.said.is_empty() {
+        let said = &self.receipts.said;
+        if said.is_empty() {
             return None;
         }
-        self.said.get(&asked(step, prompt)).cloned()
+        said.get(&asked(self.arm, step, prompt)).cloned()
     }
 
     /// Keeps what a call cost, and what was said to its prompts.
@@ -106,13 +146,14 @@ impl Receipts {
             cost,
         } = taken;
         let said = said.into_iter().map(|(prompt, prediction)| Said {
-            asked: asked(step, prompt),
+            asked: asked(self.arm, step, prompt),
             prediction: prediction.clone(),
         });
         let said = said.collect();
         let bytes = serde_json::to_vec(&Receipt { tokens, said }).expect("a receipt serialises");
-        let name = layout::receipt(&self.folder, rand::random(), cost);
-        store::replace(&self.output.store, &self.output.below(&name), bytes).await
+        let Receipts { output, folder, .. } = self.receipts;
+        let name = layout::receipt(folder, rand::random(), self.arm, cost);
+        store::replace(&output.store, &output.below(&name), bytes).await
     }
 }
 
@@ -124,7 +165,7 @@ pub async fn discard_all(output: &Location, run: RunNumber, shard: Option<ShardI
     };
     match list(output, &folder).await {
         Ok(listed) => {
-            for (path, _) in listed {
+            for Listed { path, .. } in listed {
                 remove(output, &path).await;
             }
         }
@@ -138,36 +179,50 @@ pub async fn paid(
     run: RunNumber,
     committed: &[Commit],
 ) -> Result<Cost, StoreError> {
+    let paid = paid_by_arms(output, run, committed).await?;
+    Ok(paid.into_iter().map(|(_, cost)| cost).sum())
+}
+
+/// The same for each receipt, with the arm whose call it was.
+pub async fn paid_by_arms(
+    output: &Location,
+    run: RunNumber,
+    committed: &[Commit],
+) -> Result<Vec<(Option<ArmIndex>, Cost)>, StoreError> {
     let committed: HashSet<ShardIndex> = committed.iter().map(|commit| commit.shard).collect();
     let open = list(output, &layout::receipts(run)).await?.into_iter();
-    let open = open.filter(|(path, _)| {
-        let shard = layout::shard_of_receipt(path.as_ref());
+    let open = open.filter(|listed| {
+        let shard = layout::shard_of_receipt(listed.path.as_ref());
         shard.is_some_and(|shard| !committed.contains(&shard))
     });
-    Ok(open.map(|(_, cost)| cost).sum())
+    Ok(open.map(|listed| (listed.arm, listed.cost)).collect())
 }
 
 /// Reads a receipt. One that cannot be read was paid all the same, and its rows are asked again.
-async fn read(output: &Location, path: Path) -> Result<Receipt, StoreError> {
-    let bytes = store::read(&output.store, &path).await?;
+async fn read(output: &Location, listed: Listed) -> Result<(Listed, Receipt), StoreError> {
+    let bytes = store::read(&output.store, &listed.path).await?;
     let receipt = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    Ok(receipt.unwrap_or_default())
+    Ok((listed, receipt.unwrap_or_default()))
 }
 
-/// The receipts below a folder, and what each cost.
-async fn list(output: &Location, folder: &str) -> Result<Vec<(Path, Cost)>, StoreError> {
+/// The receipts below a folder.
+async fn list(output: &Location, folder: &str) -> Result<Vec<Listed>, StoreError> {
     let folder = output.below(folder);
-    let listed = output.store.list(Some(&folder)).map_ok(|object| {
-        let cost = layout::cost_of_receipt(object.location.as_ref());
-        (object.location, cost.unwrap_or_default())
+    let listed = output.store.list(Some(&folder)).map_ok(|object| Listed {
+        arm: layout::arm_of_receipt(object.location.as_ref()),
+        cost: layout::cost_of_receipt(object.location.as_ref()).unwrap_or_default(),
+        path: object.location,
     });
     let listed = listed.try_collect().await;
     listed.map_err(|source| StoreError::at(&folder, source))
 }
 
 /// Tells a prompt of a step from all others of a run, whose spec decides everything else that is asked.
-fn asked(step: usize, prompt: &str) -> String {
+fn asked(arm: Option<ArmIndex>, step: usize, prompt: &str) -> String {
     let mut hash = Sha256::new();
+    if let Some(arm) = arm {
+        hash.update(arm.to_le_bytes());
+    }
     hash.update(step.to_le_bytes());
     hash.update(prompt);
     data_encoding::HEXLOWER.encode(&hash.finalize())
@@ -187,7 +242,7 @@ mod tests {
         let output = Stores::new(StoreOptions::default()).open(&uri).unwrap();
         let receipts = Receipts::open(&output, 1, 7).await.unwrap();
         assert_eq!(
-            (receipts.paid(), receipts.find(0, "a")),
+            (receipts.paid(), receipts.of(None).find(0, "a")),
             (Tally::default(), None)
         );
         let cost = Cost::of_parts;
@@ -198,12 +253,17 @@ mod tests {
             ..Tally::default()
         };
         let said = vec![("a", &answer)];
-        receipts.keep(0, said, taken(5, 30)).await.unwrap();
-        receipts.keep(1, vec![], taken(2, 12)).await.unwrap();
+        let of = |arm| receipts.of(arm);
+        of(None).keep(0, said, taken(5, 30)).await.unwrap();
+        of(Some(3)).keep(1, vec![], taken(2, 12)).await.unwrap();
         let again = Receipts::open(&output, 1, 7).await.unwrap();
         assert_eq!((again.paid().tokens, again.paid().cost), (7, cost(42)));
-        assert_eq!(again.find(0, "a"), Some(answer));
-        assert_eq!((again.find(1, "a"), again.find(0, "b")), (None, None));
+        let of = |arm| again.of(arm);
+        assert_eq!(of(None).find(0, "a"), Some(answer));
+        assert_eq!(of(None).find(1, "a"), None);
+        assert_eq!(of(None).find(0, "b"), None);
+        assert_eq!(of(Some(3)).find(0, "a"), None, "another was asked");
+        assert_eq!(again.paid_by_arms(), [(3, taken(2, 12))]);
         assert_eq!(paid(&output, 1, &[]).await.unwrap(), cost(42));
         assert_eq!(paid(&output, 2, &[]).await.unwrap(), cost(0));
         discard_all(&output, 1, Some(6)).await;

@@ -83,6 +83,7 @@ pub(super) async fn answer(
 ) -> Result<Chunked, SubmitError> {
     let fields = &ctx.job.input.fields;
     let cut = match &ctx.answerer {
+        Answerer::Routed(_) => unreachable!("no job cuts texts for several services"),
         Answerer::Server(submitter) => submitter.cut(asked, chunking.limits).await?,
         Answerer::Remote(_) => {
             let texts = asked.iter().map(|asked| Document::new(asked, fields));
@@ -172,6 +173,7 @@ impl Asking<'_> {
             .unzip();
         let (ctx, shard) = (self.ctx, self.shard);
         match &ctx.answerer {
+            Answerer::Routed(_) => unreachable!("no job cuts texts for several services"),
             Answerer::Server(submitter) => {
                 let mut requests = submit(submitter, asked);
                 while let Some(answered) = requests.next().await {
@@ -193,7 +195,7 @@ impl Asking<'_> {
                     let rows = Rows::default();
                     ctx.progress.answered(shard, Tally { rows, ..tally });
                 };
-                let answered = caller.answer(&asked, self.receipts, tell).await?;
+                let answered = caller.answer(&asked, self.receipts.of(None), tell).await?;
                 self.take(places.into_iter(), answered);
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::secrets::{Purpose, Secrets};
 use crate::store::LinkLocal;
-use crate::work::call::Gate;
+use crate::work::call::Gates;
 
 /// The key of an API.
 pub const KEY: Purpose = Purpose {
@@ -20,7 +20,7 @@ pub struct Access {
     /// Where keys are.
     pub secrets: Secrets,
     /// The limits, shared by all who ask.
-    pub gate: Arc<Gate>,
+    pub gates: Arc<Gates>,
     /// Whether addresses of the machine's own link may be asked.
     pub link_local: LinkLocal,
 }
