@@ -57,13 +57,14 @@ async fn run(options: Options) -> anyhow::Result<()> {
         Some(address) => Some(serve_api(address, shown.clone(), stop.clone()).await?),
         None => None,
     };
-    let ended = lead(options, shown, answering, stop.clone()).await;
+    // A process that must not lead any more ends at once, whoever still listens.
+    lead(options, shown, answering, stop.clone()).await?;
     if let Some(api) = api {
         // Whoever stays to be told how far a job is hears that it is over here.
         stop.cancel();
         api.await?;
     }
-    ended
+    Ok(())
 }
 
 /// Begins to tell whoever may look how far jobs are, until `stop` is cancelled.
