@@ -110,11 +110,13 @@ async fn lead(
     let _keeping = AbortOnDropHandle::new(tokio::spawn(async move { ctx.keep_users().await }));
     let reconciling = reconcile(shown.ctx, stop.clone());
     tokio::select! {
+        // First: a process that was away looks whether it still leads before it does anything else.
+        biased;
+        () = election.keep() => anyhow::bail!("the election is lost"),
         () = reconciling => {
             election.resign().await;
             Ok(())
         }
-        () = election.keep() => anyhow::bail!("the election is lost"),
         ended = answering => Ok(ended??),
     }
 }
