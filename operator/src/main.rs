@@ -67,13 +67,14 @@ async fn run(options: Options) -> anyhow::Result<()> {
         Some(address) => Some(serve_api(address, shown.clone(), stop.clone()).await?),
         None => None,
     };
-    let ended = lead(options, stand, shown, answering, stop.clone()).await;
+    // A process that must not lead any more ends at once, whoever still listens.
+    lead(options, stand, shown, answering, stop.clone()).await?;
     if let Some(api) = api {
         // Whoever stays to be told how far a job is hears that it is over here.
         stop.cancel();
         api.await?;
     }
-    ended
+    Ok(())
 }
 
 /// Begins to tell whoever may look how far jobs are, until `stop` is cancelled.
@@ -128,11 +129,13 @@ async fn lead(
     let _keeping = AbortOnDropHandle::new(tokio::spawn(async move { ctx.keep_users().await }));
     let reconciling = reconcile(shown.ctx, stop.clone());
     tokio::select! {
+        // First: a process that was away looks whether it still leads before it does anything else.
+        biased;
+        () = election.keep() => anyhow::bail!("the election is lost"),
         () = reconciling => {
             election.resign().await;
             Ok(())
         }
-        () = election.keep() => anyhow::bail!("the election is lost"),
         ended = answering => Ok(ended??),
     }
 }
