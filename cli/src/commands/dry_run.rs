@@ -278,13 +278,14 @@ fn summary(name: &str, found: &DryRun) -> String {
             line("budget", warning);
         }
     }
-    let about = if duplicates.exact { "" } else { "about " };
-    line(
-        "duplicates",
-        format!("{about}{} rows", HumanCount(duplicates.rows)),
-    );
-    if let Some(copied) = found.copied_rows {
-        line("copied", format!("{} rows", HumanCount(copied)));
+    // A job with dedup looks at all that is asked, and not at texts alone.
+    match found.copied_rows {
+        Some(copied) => line("copied", format!("{} rows", HumanCount(copied))),
+        None => {
+            let about = if duplicates.exact { "" } else { "about " };
+            let rows = HumanCount(duplicates.rows);
+            line("duplicates", format!("{about}{rows} rows"));
+        }
     }
     if let (Some(rate), Some(seconds)) = (found.rows_per_second, found.estimated_seconds) {
         let time = HumanDuration(Duration::from_secs(seconds));
