@@ -63,6 +63,16 @@ fn chunks(text: &str, line: &Value) -> Vec<(String, Value)> {
     chunks.collect()
 }
 
+/// The chunks of a text: each has so many words, and begins with the last ones of the one before it.
+fn expected(text: &str) -> Vec<String> {
+    let words: Vec<&str> = text.split(' ').collect();
+    let last = words.len().saturating_sub(MAX_TOKENS);
+    let starts = (0..).step_by(MAX_TOKENS - OVERLAP);
+    let starts = starts.take_while(|from| *from < last + MAX_TOKENS - OVERLAP);
+    let piece = |from: usize| words[from..words.len().min(from + MAX_TOKENS)].join(" ");
+    starts.map(piece).collect()
+}
+
 #[test]
 fn a_long_document_has_one_line_with_its_chunks_in_order_though_the_run_was_killed() {
     let texts = documents();
@@ -97,17 +107,7 @@ fn a_long_document_has_one_line_with_its_chunks_in_order_though_the_run_was_kill
     let mut pieces = Vec::new();
     for (id, line) in lines(&scene, "parts") {
         let found = chunks(&texts[id], &line);
-        let words: Vec<&str> = texts[id].split(' ').collect();
-        let step = MAX_TOKENS - OVERLAP;
-        let expected = (0..).step_by(step).map(|from| {
-            let piece = &words[from..words.len().min(from + MAX_TOKENS)];
-            (piece.join(" "), from + MAX_TOKENS >= words.len())
-        });
-        let mut is_last = false;
-        let expected: Vec<String> = expected
-            .take_while(|(_, ends)| !std::mem::replace(&mut is_last, *ends))
-            .map(|(piece, _)| piece)
-            .collect();
+        let expected = expected(&texts[id]);
         let cut: Vec<String> = found.iter().map(|(piece, _)| piece.clone()).collect();
         assert_eq!(cut, expected, "document {id}");
         pieces.extend(found);

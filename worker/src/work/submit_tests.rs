@@ -70,10 +70,12 @@ async fn a_chunk_that_is_too_large_is_halved_and_a_row_that_is_fails_alone() {
 
 #[tokio::test]
 async fn a_text_that_the_server_cannot_cut_fails_alone() {
-    let server = FakeServer::start(|request, _| match request.texts.len() > 1 {
-        true => Say::Status(413),
-        false if request.texts[0] == "bad" => Say::Status(413),
-        false => Say::Vectors,
+    let server = FakeServer::start(|request, _| {
+        let is_bad = |text: &String| text == "bad";
+        match request.texts.len() > 1 || request.texts.iter().any(is_bad) {
+            true => Say::Status(413),
+            false => Say::Vectors,
+        }
     });
     let limits = ChunkLimits {
         by_sentences: false,
