@@ -148,7 +148,7 @@ enum Attempt {
     /// A commit of another attempt, found before any work.
     Standing(Tally),
     /// Files whose commit is still to be made.
-    Ours(shard::Worked),
+    Ours(Box<shard::Worked>),
 }
 
 /// What became of a shard in hand.
@@ -332,7 +332,7 @@ impl Worker {
         let settled = match attempt {
             Attempt::Standing(tally) => Ok(tally),
             Attempt::Ours(worked) => {
-                let settling = shard::settle(&self.ctx, worked);
+                let settling = shard::settle(&self.ctx, *worked);
                 settling.instrument(trace::commit()).await
             }
         };
@@ -353,7 +353,7 @@ impl Worker {
             return Ok(Attempt::Standing(standing.tally()));
         }
         let error = match shard::work(&self.ctx, lease).await {
-            Ok(worked) => return Ok(Attempt::Ours(worked)),
+            Ok(worked) => return Ok(Attempt::Ours(Box::new(worked))),
             Err(error) => error,
         };
         // Whoever committed the shard meanwhile may have finished the run as well, and swept away
