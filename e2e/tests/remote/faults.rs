@@ -77,7 +77,7 @@ fn too_many_failed_rows_stop_the_job_and_keep_what_is_done() {
     let scene = Scene::new(SceneOptions {
         rows: 600,
         remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 4}}),
-        job: json!({"maxFailedRows": "5%", "sharding": {"targetBytes": 1024}}),
+        job: json!({"maxFailedRows": "15%", "sharding": {"targetBytes": 1024}}),
         api: StandInOptions {
             latency_ms: 30,
             faults: Faults {

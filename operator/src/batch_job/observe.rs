@@ -110,6 +110,12 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     if is_given_up || !seen.leases.is_some_and(at_work) {
         seen.plan = step(ctx, &namespace, &name("plan")).await?;
         seen.finish = step(ctx, &namespace, &name("finish")).await?;
+        // A plan that ended since the leases were asked has filled them: only those that do not know
+        // the run after that have lost it.
+        let is_lost = seen.leases.is_some_and(|leases| !leases.known);
+        if is_lost && matches!(seen.plan, Step::Ended(_)) {
+            seen.leases = unless_away(ctx.leases_of(&run)?.snapshot().await)?;
+        }
     } else if lacks_estimate(job, &seen) {
         // Only what it reported matters of a plan that is at work.
         let plan = step(ctx, &namespace, &name("plan")).await?;
