@@ -14,6 +14,7 @@ mod files;
 mod keeper;
 mod lines;
 mod list;
+mod listed;
 pub mod part;
 pub mod progress;
 pub mod routed;

@@ -20,12 +20,11 @@ use super::call::Caller;
 use super::call::receipts::Receipts;
 use super::carried::EarlierRow;
 use super::lines::PendingRow;
+use super::listed::{Laid, Listed};
 use super::progress::Progress;
-use super::shard::{
-    CHUNK_LIMITS, Laid, Listed, ShardContext, ShardError, Window, WindowRows, answered_tally,
-};
+use super::shard::{CHUNK_LIMITS, ShardContext, ShardError, answered_tally};
 use super::submit::{Answered, RowOutcome, SubmitError, Submitter};
-use super::window::chunks;
+use super::window::{Window, WindowRows, chunks};
 use crate::job::{Arm, CheckedJob, Routing};
 
 /// Asks the services of a job with routes.

@@ -10,10 +10,8 @@ use std::sync::Arc;
 use millrace_protocol::commit::Commit;
 use millrace_protocol::cost::Cost;
 use millrace_protocol::lease::Lease;
-use millrace_protocol::ledger::{CarriedRow, DuplicateRow};
+use millrace_protocol::ledger::CarriedRow;
 use millrace_protocol::plan::{Copies, Plan, ShardIndex};
-use millrace_protocol::result::DuplicateOf;
-use millrace_protocol::row::ReadRow;
 use millrace_protocol::tally::{Rows, Tally};
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
@@ -21,17 +19,18 @@ use tracing::Instrument;
 
 use super::call::Caller;
 use super::call::receipts::{self, Receipts};
-use super::carried::{self, CarriedError, Earlier, EarlierRow};
+use super::carried::{self, CarriedError, EarlierRow};
 use super::chunked::{self, Chunked};
 use super::commit::{CommitError, Verdict, commit};
 use super::duplicates::{DuplicateRows, Taken};
 use super::failed::{FailedError, FailedRows};
 use super::files::{Files, WrittenFiles};
 use super::lines::{Lines, PendingRow, lines};
+use super::listed::{Laid, Listed};
 use super::progress::Progress;
 use super::routed::{ArmTallies, Router};
 use super::submit::{Answered, SubmitError, Submitter};
-use super::window::{ChunkLimits, chunks};
+use super::window::{ChunkLimits, Window, WindowRows, chunks};
 use crate::job::CheckedJob;
 use crate::read::{self, ReadError};
 use crate::store::{Location, StoreError, Stores};
@@ -321,80 +320,6 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
             Ok(standing.tally())
         }
     }
-}
-
-/// The rows of a window.
-pub(super) struct WindowRows {
-    pub(super) rows: Vec<ReadRow>,
-    /// Those whose answers stand somewhere, by their index.
-    pub(super) carried: Vec<(usize, CarriedRow)>,
-    /// What each is a duplicate of, if the shard is one of duplicates.
-    pub(super) duplicates: Vec<DuplicateRow>,
-}
-
-/// The rows of a window whose answers stand somewhere.
-pub(super) struct Listed<'a> {
-    pub(super) rows: &'a [(usize, CarriedRow)],
-    /// What each row of the window is a duplicate of, if the shard is one of duplicates.
-    pub(super) duplicates: &'a [DuplicateRow],
-}
-
-/// How many rows have the answers of others.
-pub(super) struct Laid {
-    pub(super) all: u64,
-    /// Those among them whose answer is an error.
-    pub(super) failed: u64,
-    /// Those that were carried over from an earlier output.
-    pub(super) carried: u64,
-    /// Duplicates whose results were copied.
-    pub(super) copied: u64,
-}
-
-impl Listed<'_> {
-    /// Hands out the answers, each with the index of its row and, for a duplicate, the row that it is
-    /// like.
-    pub(super) async fn lay(
-        &self,
-        ctx: &ShardContext,
-        shard: ShardIndex,
-        mut lay: impl FnMut(usize, EarlierRow, Option<DuplicateOf>),
-    ) -> Result<Laid, ShardError> {
-        let (all, mut failed) = (self.rows.len() as u64, 0);
-        if !self.rows.is_empty() {
-            let earlier = Earlier::open(ctx, shard).await?;
-            for (row, earlier) in earlier.answers(self.rows).await? {
-                failed += u64::from(earlier.outcome.is_err());
-                let duplicate_of = self.duplicates.get(row).map(|duplicate| DuplicateOf {
-                    position: earlier.position.clone(),
-                    similarity: duplicate.similarity,
-                });
-                lay(row, earlier, duplicate_of);
-            }
-        }
-        let (carried, copied) = match self.duplicates.is_empty() {
-            true => (all, 0),
-            false => (0, all - failed),
-        };
-        Ok(Laid {
-            all,
-            failed,
-            carried,
-            copied,
-        })
-    }
-}
-
-/// A window whose rows are all answered.
-pub(super) struct Window {
-    pub(super) rows: Vec<PendingRow>,
-    pub(super) tokens: u64,
-    pub(super) cost: Cost,
-    /// Rows whose answers were carried over from an earlier output.
-    pub(super) carried: u64,
-    /// Duplicates whose results were copied.
-    pub(super) copied: u64,
-    /// What arms of routes took, and which rows they sent on.
-    pub(super) arms: ArmTallies,
 }
 
 async fn answer_window(

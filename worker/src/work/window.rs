@@ -1,9 +1,16 @@
-//! Cuts a window of rows into chunks of similar length. Pure.
+//! A window of a shard's rows, and how it is cut into chunks of similar length. Pure.
 //!
 //! A server pads a batch to its longest text, so rows travel sorted by length; the window
 //! remembers where each row stood, so that the part is written in input order.
 
 use std::ops::Range;
+
+use millrace_protocol::cost::Cost;
+use millrace_protocol::ledger::{CarriedRow, DuplicateRow};
+use millrace_protocol::row::ReadRow;
+
+use super::lines::PendingRow;
+use super::routed::ArmTallies;
 
 /// Bounds of one request to the inference-server.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +47,28 @@ fn first_chunk(lengths: &[usize], order: &[u32], limits: ChunkLimits) -> Range<u
             bytes <= limits.text_bytes_max
         });
     0..fits.count().max(1)
+}
+
+/// The rows of a window.
+pub(super) struct WindowRows {
+    pub(super) rows: Vec<ReadRow>,
+    /// Those whose answers stand somewhere, by their index.
+    pub(super) carried: Vec<(usize, CarriedRow)>,
+    /// What each is a duplicate of, if the shard is one of duplicates.
+    pub(super) duplicates: Vec<DuplicateRow>,
+}
+
+/// A window whose rows are all answered.
+pub(super) struct Window {
+    pub(super) rows: Vec<PendingRow>,
+    pub(super) tokens: u64,
+    pub(super) cost: Cost,
+    /// Rows whose answers were carried over from an earlier output.
+    pub(super) carried: u64,
+    /// Duplicates whose results were copied.
+    pub(super) copied: u64,
+    /// What arms of routes took, and which rows they sent on.
+    pub(super) arms: ArmTallies,
 }
 
 #[cfg(test)]
