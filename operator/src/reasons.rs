@@ -32,7 +32,7 @@ impl Class {
 pub const UNVISITED: &str = "Unvisited";
 
 /// Reasons of a job's condition `Succeeded`.
-const OF_JOBS: [(&str, Class); 23] = [
+const OF_JOBS: [(&str, Class); 24] = [
     (UNVISITED, Moving),
     ("Planning", Moving),
     ("Running", Moving),
@@ -50,6 +50,7 @@ const OF_JOBS: [(&str, Class); 23] = [
     ("LocalPath", Waiting),
     ("SecretNotShared", Waiting),
     ("NoPricing", Waiting),
+    ("RouteNotRemote", Waiting),
     ("Rejected", Waiting),
     ("DeadlineExceeded", Failed),
     ("TooManyFailedRows", Failed),
@@ -93,14 +94,20 @@ mod tests {
 
     use super::*;
 
-    /// Words in the sources of a visit that look like reasons: types and states of conditions.
-    const NO_REASONS: [&str; 10] = [
+    /// Words in the sources of a visit that look like reasons: types and states of conditions, kinds of
+    /// objects, and what Events alone say.
+    const NO_REASONS: [&str; 15] = [
         "Complete",
+        "Deployment",
         "Failed",
         "False",
+        "Ingress",
+        "NetworkPolicy",
+        "ReaderRejected",
         "Ready",
         "Reconciling",
         "ReplicaFailure",
+        "Service",
         "Stalled",
         "Succeeded",
         "True",

@@ -125,7 +125,7 @@ impl Disk {
         let _ = self.writes.try_send(Write::Answer(key, answer.clone()));
     }
 
-    /// Waits until what was put before is written.
+    /// Waits until what was put before is written, and what had to go for it is gone.
     pub(super) async fn flush(&self) {
         let (mark, passed) = oneshot::channel();
         if self.writes.send(Write::Mark(mark)).await.is_ok() {
@@ -139,14 +139,18 @@ async fn write(entries: Arc<Entries>, mut writes: mpsc::Receiver<Write>) {
     while writes.recv_many(&mut batch, WRITTEN_AT_ONCE_MAX).await > 0 {
         let (entries, batch) = (entries.clone(), std::mem::take(&mut batch));
         let written = tokio::task::spawn_blocking(move || {
+            let mut marks = Vec::new();
             for write in batch {
                 match write {
                     Write::Answer(key, answer) => entries.put(key, &answer),
-                    // Nobody may wait any more.
-                    Write::Mark(passed) => drop(passed.send(())),
+                    Write::Mark(passed) => marks.push(passed),
                 }
             }
             entries.index.run_pending_tasks();
+            for passed in marks {
+                // Nobody may wait any more.
+                passed.send(()).ok();
+            }
         });
         if written.await.is_err() {
             return;

@@ -258,7 +258,7 @@ mod tests {
         };
         let job: BatchJob = serde_json::from_value(json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
-            "metadata": {"name": "job", "namespace": "tenant"},
+            "metadata": {"name": "job", "namespace": "tenant", "uid": "u"},
             "spec": {
                 "routes": [
                     {"name": "cheap", "when": "stars > 3", "serviceRef": {"name": "mini"}},
