@@ -158,8 +158,10 @@ fn duplicates_of_failed_rows_fail_alike_and_are_run_again_with_them() {
     scene.run().succeed();
     let contents = (0..CONTENTS).filter(|it| format!("Row {it}").starts_with("Row 4"));
     assert_eq!(scene.record().calls.len() - calls, contents.count());
-    assert_eq!(lines(&scene).len(), ROWS);
-    assert_eq!(manifest(&scene)["totals"]["rows"]["failed"], failed);
+    // The errors of the first run lie beside those of the second, which the manifest names.
+    let totals = manifest(&scene)["totals"]["rows"].clone();
+    assert_eq!(totals["failed"], failed);
+    assert_eq!(totals["succeeded"], ROWS - failed);
 }
 
 #[test]
