@@ -66,7 +66,7 @@ fn manifests(namespace: &str, address: &str) -> String {
          stringData: {{apiKey: {KEY}}}\n---\n\
          apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\n\
          metadata: {{name: api, namespace: {namespace}}}\nspec:\n  \
-         autoscaling: {{minReplicas: 2, maxReplicas: 2}}\n  remote:\n    \
+         autoscaling: {{minReplicas: 2, maxReplicas: 2}}\n  secrets: [{{name: bucket}}]\n  remote:\n    \
          baseUrl: http://{address}/v1\n    api: Chat\n    model: m\n    \
          apiKeySecretRef: {{name: api}}\n    rowsPerCall: 5\n    \
          limits: {{concurrency: {CONCURRENCY}}}\n    \

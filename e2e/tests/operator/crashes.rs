@@ -101,6 +101,9 @@ async fn a_fault_at_any_write_or_event_changes_nothing_of_the_end() {
     let failures: Vec<&String> = runs.iter().filter_map(|run| run.as_ref().err()).collect();
     let missed = runs.iter().filter_map(|run| run.as_ref().ok()?.as_ref());
     let missed: Vec<&(Scenario, Point)> = missed.collect();
+    for failure in &failures {
+        println!("{}", failure.lines().next().unwrap_or_default());
+    }
     let (all, seconds) = (points.len(), begun.elapsed().as_secs());
     println!("{all} points in {seconds} s, not reached: {missed:?}");
     // Late points are missed where events came together that came apart in the undisturbed run.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::DeleteParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use millrace_crds::BatchJob;
@@ -18,6 +19,7 @@ use crate::world::{Failure, owner};
 pub struct GarbageCollector {
     batch_jobs: Watched<BatchJob>,
     config_maps: Watched<ConfigMap>,
+    policies: Watched<NetworkPolicy>,
     client: Client,
     namespace: String,
 }
@@ -28,6 +30,7 @@ impl GarbageCollector {
         Self {
             batch_jobs: Watched::start(Api::namespaced(client.clone(), namespace)),
             config_maps: Watched::start(Api::namespaced(client.clone(), namespace)),
+            policies: Watched::start(Api::namespaced(client.clone(), namespace)),
             client,
             namespace: namespace.to_owned(),
         }
@@ -46,6 +49,9 @@ impl GarbageCollector {
         }
         for config_map in self.config_maps.all() {
             self.collect_of_batch_job(&*config_map).await?;
+        }
+        for policy in self.policies.all() {
+            self.collect_of_batch_job(&*policy).await?;
         }
         Ok(())
     }
