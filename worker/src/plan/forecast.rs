@@ -69,14 +69,14 @@ pub async fn forecast(
             guessed.max(sampled.len() as u64).saturating_sub(copied)
         }
     };
-    let texts: Vec<String> = sampled.iter().map(|row| row.asked().to_owned()).collect();
-    let texts = match &job.input.chunking {
-        Some(chunking) => in_chunks(&texts, &job.input.fields, chunking.limits).await,
-        None => texts,
+    let chunks = match &job.input.chunking {
+        Some(chunking) => in_chunks(&sampled, &job.input.fields, chunking.limits).await,
+        None => Vec::new(),
     };
-    let asked = match &job.routing {
-        Some(routing) => by_service(routing, &sampled),
-        None => alone(job, &texts),
+    let asked = match (&job.routing, &job.input.chunking) {
+        (Some(routing), _) => by_service(routing, &sampled),
+        (None, Some(_)) => alone(job, chunks.iter().map(String::as_str)),
+        (None, None) => alone(job, sampled.iter().map(Row::asked)),
     };
     Ok(Some(scaled(job, &asked, sampled.len() as u64, rows)))
 }
@@ -105,8 +105,8 @@ async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<R
 }
 
 /// What the one API of a job is asked.
-fn alone<'a>(job: &'a CheckedJob, texts: &'a [String]) -> Vec<Asked<'a>> {
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+fn alone<'a>(job: &'a CheckedJob, texts: impl Iterator<Item = &'a str>) -> Vec<Asked<'a>> {
+    let texts: Vec<&str> = texts.collect();
     let asked = |remote| Asked {
         remote,
         steps: &job.steps,
@@ -149,8 +149,8 @@ fn by_service<'a>(routing: &'a Routing, rows: &'a [Row]) -> Vec<Asked<'a>> {
 }
 
 /// What is asked about rows in their chunks.
-async fn in_chunks(asked: &[String], fields: &Fields, limits: ChunkLimits) -> Vec<String> {
-    let documents = asked.iter().map(|asked| Document::new(asked, fields));
+async fn in_chunks(rows: &[Row], fields: &Fields, limits: ChunkLimits) -> Vec<String> {
+    let documents = rows.iter().map(|row| Document::new(row.asked(), fields));
     let documents: Vec<Document> = documents.collect();
     let texts = documents.iter().map(|it| it.text().to_owned());
     let cut = guessed(&texts.collect::<Vec<_>>(), limits).await;
