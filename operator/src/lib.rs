@@ -23,3 +23,4 @@ pub mod pods;
 pub mod reasons;
 pub mod term;
 pub mod visit;
+pub mod watch;

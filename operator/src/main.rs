@@ -1,22 +1,22 @@
 //! `millrace-operator`: stands for election, and while it leads reconciles both kinds.
 
-use std::fmt::Debug;
 use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use clap::Parser;
-use futures::StreamExt;
+use futures::channel::mpsc::{UnboundedReceiver, unbounded};
+use futures::stream;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::runtime::controller::Action;
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::{Controller, WatchStreamExt, watcher};
+use kube::runtime::controller::{self, Action, applier};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::api::{self, ApiLimits};
@@ -28,12 +28,13 @@ use millrace_operator::names::{FIELD_MANAGER, service_of};
 use millrace_operator::objects::Objects;
 use millrace_operator::term::Term;
 use millrace_operator::visit::{VisitError, after_error, watched};
+use millrace_operator::watch::{Followed, Told, follow, of_objects, of_owners};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
-use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -142,97 +143,106 @@ async fn lead(
 
 /// Watches both kinds until this process leads, so that it can say what waits for a service.
 async fn stand_by(ctx: Arc<Context>, shown: Arc<OnceLock<Objects>>) {
-    let (jobs, write_jobs) = reflector::store();
-    let (services, write_services) = reflector::store();
+    let (client, namespace) = (&ctx.client, ctx.options.watch_namespace.as_deref());
+    let jobs = follow::<BatchJob>(api(client, namespace));
+    let services = follow::<InferenceService>(api(client, namespace));
     // A process stands by once.
-    let _ = shown.set(Objects { jobs, services });
-    futures::join!(keep_up(&ctx, write_jobs), keep_up(&ctx, write_services));
-}
-
-/// Keeps a store as the objects are.
-async fn keep_up<K>(ctx: &Context, writer: Writer<K>)
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + Debug
-        + Send
-        + 'static,
-{
-    let api: Api<K> = api(&ctx.client, ctx.options.watch_namespace.as_deref());
-    let seen = watcher(api, watcher::Config::default()).default_backoff();
-    reflector::reflector(writer, seen)
-        .for_each(|_| async {})
-        .await;
+    let _ = shown.set(Objects {
+        jobs: jobs.store,
+        services: services.store,
+    });
+    futures::join!(
+        jobs.told.for_each(|_| async {}),
+        services.told.for_each(|_| async {})
+    );
 }
 
 /// Runs both controllers until `stop` is cancelled and the visits in hand are over.
 async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
     let (client, namespace) = (ctx.client.clone(), ctx.options.watch_namespace.clone());
-    let config = watcher::Config::default();
-    // Of kinds that a cluster is full of, only what the operator made.
-    let ours = config
-        .clone()
-        .labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
-    let jobs: Api<BatchJob> = api(&client, namespace.as_deref());
-    let jobs = Controller::new(jobs, config.clone());
-    let services: Api<InferenceService> = api(&client, namespace.as_deref());
-    let services = Controller::new(services, config.clone());
+    let (client, namespace) = (&client, namespace.as_deref());
+    let jobs = follow::<BatchJob>(api(client, namespace));
+    let services = follow::<InferenceService>(api(client, namespace));
     // Only a process that leads comes here, and it leads once.
     let _ = ctx.objects.set(Objects {
-        jobs: jobs.store(),
-        services: services.store(),
+        jobs: jobs.store.clone(),
+        services: services.store.clone(),
     });
+    let (told_of_jobs, of_jobs) = heard(jobs.told);
+    let (told_of_services, of_services) = heard(services.told);
 
+    let any = watcher::Config::default();
+    // Of kinds that a cluster is full of, only what the operator made.
+    let ours = any
+        .clone()
+        .labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
     let objects = ctx.objects().clone();
-    let for_jobs = jobs
-        .owns(api::<Job>(&client, namespace.as_deref()), config.clone())
-        .owns(
-            api::<ConfigMap>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
+    let visits_to_jobs = stream::select_all([
+        of_objects(told_of_jobs),
+        of_owners(api::<Job>(client, namespace), any.clone()),
+        of_owners(api::<ConfigMap>(client, namespace), ours.clone()),
         // A job that waits for its service begins when the service is there.
-        .watches(
-            api::<InferenceService>(&client, namespace.as_deref()),
-            config.clone(),
-            move |service: InferenceService| {
+        of_services
+            .flat_map(move |service| {
                 let namespace = service.namespace().unwrap_or_default();
-                let jobs = objects.jobs_asking(&namespace, &service.name_any());
-                jobs.into_iter()
-                    .map(|job| ObjectRef::from_obj(job.as_ref()))
-            },
-        )
-        .graceful_shutdown_on(cancelled(&stop))
-        .run(visit_job, after_error, ctx.clone())
-        .for_each(|_| async {});
-
-    let for_services = services
-        .owns(
-            api::<Deployment>(&client, namespace.as_deref()),
-            config.clone(),
-        )
-        .owns(
-            api::<ConfigMap>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
-        .owns(api::<Service>(&client, namespace.as_deref()), ours.clone())
-        .owns(
-            api::<PodDisruptionBudget>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
-        .owns(api::<NetworkPolicy>(&client, namespace.as_deref()), ours)
-        .watches(
-            api::<BatchJob>(&client, namespace.as_deref()),
-            config,
-            |job: BatchJob| {
+                stream::iter(objects.jobs_asking(&namespace, &service.name_any()))
+            })
+            .map(|job| Ok(ObjectRef::from_obj(job.as_ref()).into()))
+            .boxed(),
+    ]);
+    let visits_to_services = stream::select_all([
+        of_objects(told_of_services),
+        of_owners(api::<Deployment>(client, namespace), any),
+        of_owners(api::<ConfigMap>(client, namespace), ours.clone()),
+        of_owners(api::<Service>(client, namespace), ours.clone()),
+        of_owners(api::<PodDisruptionBudget>(client, namespace), ours.clone()),
+        of_owners(api::<NetworkPolicy>(client, namespace), ours),
+        of_jobs
+            .map(|job| {
                 let service = ObjectRef::new(&service_of(&job));
-                Some(service.within(&job.namespace().unwrap_or_default()))
-            },
-        )
-        .graceful_shutdown_on(cancelled(&stop))
-        .run(visit_service, after_error, ctx)
-        .for_each(|_| async {});
-    futures::join!(for_jobs, for_services);
+                Ok(service.within(&job.namespace().unwrap_or_default()).into())
+            })
+            .boxed(),
+    ]);
+    let for_jobs = applier(
+        |job, ctx| spawned(visit_job(job, ctx)),
+        after_error,
+        ctx.clone(),
+        jobs.store,
+        visits_to_jobs.take_until(stop.clone().cancelled_owned()),
+        controller::Config::default(),
+    );
+    let for_services = applier(
+        |service, ctx| spawned(visit_service(service, ctx)),
+        after_error,
+        ctx,
+        services.store,
+        visits_to_services.take_until(stop.cancelled_owned()),
+        controller::Config::default(),
+    );
+    futures::join!(
+        for_jobs.for_each(|_| async {}),
+        for_services.for_each(|_| async {})
+    );
+}
+
+/// What is told of a kind, for its own controller, and once more for the other one. The second holds what
+/// the other controller has not come to yet, which it does whenever it is polled.
+fn heard<K: Followed>(told: Told<K>) -> (Told<K>, UnboundedReceiver<Arc<K>>) {
+    let (teller, other) = unbounded();
+    let told = told.inspect_ok(move |object| {
+        // The other controller hears nothing more only once both end.
+        teller.unbounded_send(object.clone()).ok();
+    });
+    (told.boxed(), other)
+}
+
+/// A visit as a task of its own: visits to other objects go on meanwhile.
+fn spawned(
+    visit: impl Future<Output = Result<Action, VisitError>> + Send + 'static,
+) -> impl Future<Output = Result<Action, VisitError>> + Unpin {
+    let visit = AbortOnDropHandle::new(tokio::spawn(visit.in_current_span()));
+    visit.map(|ended| ended.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic())))
 }
 
 async fn visit_job(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, VisitError> {
@@ -257,8 +267,4 @@ where
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
-}
-
-fn cancelled(stop: &CancellationToken) -> impl Future<Output = ()> + Send + Sync + 'static {
-    stop.clone().cancelled_owned()
 }
