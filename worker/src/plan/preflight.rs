@@ -32,6 +32,8 @@ use crate::{
 
 /// Shards read at a time.
 const SHARDS_AT_ONCE: usize = 2;
+/// Shards without a row that are looked at for a guess at the number of rows.
+const SHARDS_LOOKED_AT_MAX: usize = 64;
 /// Positions kept of the rows that share a code.
 const POSITIONS_MAX: usize = 5;
 /// What compressed text grows to, for a first guess at the number of rows.
@@ -141,7 +143,8 @@ pub async fn preflight(
     Ok(found.summary(plan, &reader.samples))
 }
 
-/// About how many rows the plan has: from the first rows of the first shard that has any.
+/// About how many rows the plan has: from the first rows of the first shard that has any. A row may be
+/// longer than shards are, so some of them may have none.
 pub(super) async fn guess_rows(
     stores: &Stores,
     job: &CheckedJob,
@@ -154,26 +157,37 @@ pub(super) async fn guess_rows(
             Compression::Gzip | Compression::Zstd => input.size_bytes.saturating_mul(GROWTH_GUESS),
         });
     }
+    let mut looked_at = 0;
     for shard in &plan.shards {
         match shard.range {
             ShardRange::Rows { start, end, .. } => rows = rows.saturating_add(end - start),
-            ShardRange::Bytes { .. } => {
+            ShardRange::Bytes { start, end } => {
                 let input = plan.input_of(shard);
                 let (fields, row_bytes_max) = (&job.input.fields, job.input.row_bytes_max);
                 let mut stream =
                     read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
-                let first = stream.next_batch(256, 64 << 10).await?;
-                let offset = |place| match place {
-                    Place::Offset { offset } => Some(offset),
-                    Place::Group { .. } => None,
+                let mut first = stream.next_batch(256, 64 << 10).await?;
+                if first.len() == 1 {
+                    // It was too long for others to come along.
+                    first.extend(stream.next_batch(1, 1).await?);
+                }
+                let offset = |row: &ReadRow| match row.place() {
+                    Place::Offset { offset } => offset,
+                    Place::Group { .. } => 0,
                 };
-                let (low, high) = (first.first(), first.last());
-                let offset = |row: &ReadRow| offset(row.place());
-                let span = low.and_then(offset).zip(high.and_then(offset));
-                let Some((low, high)) = span.filter(|(low, high)| low < high) else {
-                    continue;
+                let row_bytes = match (first.first(), first.last()) {
+                    (Some(low), Some(high)) if first.len() > 1 => {
+                        (offset(high) - offset(low)) / (first.len() as u64 - 1)
+                    }
+                    (Some(_), _) => end.min(bytes) - start.min(bytes),
+                    _ if looked_at < SHARDS_LOOKED_AT_MAX => {
+                        looked_at += 1;
+                        continue;
+                    }
+                    // Nothing is known but that rows are longer than these shards together.
+                    _ => end.min(bytes),
                 };
-                return Ok(bytes / ((high - low) / (first.len() as u64 - 1)).max(1));
+                return Ok((bytes / row_bytes.max(1)).max(1));
             }
         }
     }

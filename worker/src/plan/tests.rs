@@ -302,6 +302,24 @@ async fn a_csv_plan_notes_the_columns_and_covers_the_file() {
 }
 
 #[tokio::test]
+async fn rows_longer_than_what_is_read_at_a_time_are_counted_about_right() {
+    let row = |bytes: usize| format!("{{\"text\": \"{}\"}}\n", "x".repeat(bytes));
+    let long = row(100 << 10);
+    let folder = folder(&[("long.jsonl", &long.repeat(12)), ("one.jsonl", &long)]);
+    for (file, shard_bytes, rows) in [
+        ("long.jsonl", 1 << 20, 12),
+        ("long.jsonl", 8 << 10, 12),
+        ("one.jsonl", 1 << 20, 1),
+    ] {
+        let mut job = job(folder.path(), &[file], "out");
+        job.shard_bytes_target = shard_bytes;
+        let plan = draft(&stores(), &job).await.unwrap();
+        let guessed = preflight::guess_rows(&stores(), &job, &plan).await.unwrap();
+        assert_eq!(guessed, rows, "{file} in shards of {shard_bytes} bytes");
+    }
+}
+
+#[tokio::test]
 async fn the_preflight_says_what_a_run_would_meet() {
     let good: String = (0..300)
         .map(|n| format!("{{\"text\":\"word {}\"}}\n", n % 200))
