@@ -117,7 +117,17 @@ fn variables(spec: &mut Value) {
 fn strings(value: &mut Value) {
     match value {
         Value::String(string) => *string = text(string),
-        Value::Array(items) => items.iter_mut().for_each(strings),
+        Value::Array(items) => {
+            let mut is_behind_name = false;
+            for item in items {
+                let names_one = item.as_str().is_some_and(is_secret_option);
+                match item {
+                    Value::String(string) if is_behind_name => *string = GONE.to_owned(),
+                    _ => strings(item),
+                }
+                is_behind_name = names_one;
+            }
+        }
         Value::Object(fields) => {
             for (name, field) in fields {
                 match field {
@@ -135,6 +145,11 @@ fn is_secret(name: &str) -> bool {
     let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
     let name = name.to_ascii_lowercase();
     name == "sig" || SECRET_NAMES.iter().any(|end| name.ends_with(end))
+}
+
+/// Whether it is an option of a command whose value is secret, which is then the next argument.
+fn is_secret_option(word: &str) -> bool {
+    word.starts_with("--") && word.chars().all(is_of_word) && is_secret(word)
 }
 
 fn is_of_word(c: char) -> bool {
@@ -171,7 +186,7 @@ fn line(line: &str) -> String {
             shown += between;
             shown += GONE;
             rest = &value[value_end(value)..];
-        } else if is_scheme(word) && behind.starts_with(' ') {
+        } else if (is_scheme(word) || is_secret_option(word)) && behind.starts_with(' ') {
             shown += word;
             shown += " ";
             shown += GONE;
@@ -241,6 +256,10 @@ mod tests {
                 "Authorization: [redacted] ok",
             ),
             ("sent bearer abcdef", "sent bearer [redacted]"),
+            (
+                "vllm serve m --api-key team-key --port 8000",
+                "vllm serve m --api-key [redacted] --port 8000",
+            ),
             ("with sk-0123456789abcdef, twice", "with [redacted], twice"),
             ("got eyJhbGciOiJIUzI1NiJ9.e30.sig", "got [redacted]"),
             (
@@ -291,7 +310,7 @@ mod tests {
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "bge"},
             "spec": {"runtime": {
-                "image": "i", "port": 3000, "protocol": "TEI", "args": ["--api-key=abc"],
+                "image": "i", "port": 3000, "protocol": "TEI", "args": ["--api-key=abc", "--api-key", "def", "--port", "1"],
                 "env": [{"name": "HF_TOKEN", "value": "abc"}],
                 "models": [{"name": "bge", "task": "Embedding"}],
             }},
@@ -302,7 +321,8 @@ mod tests {
             runtime["env"][0],
             json!({"name": "HF_TOKEN", "value": GONE})
         );
-        assert_eq!(runtime["args"][0], format!("--api-key={GONE}"));
+        let args = ["--api-key=[redacted]", "--api-key", GONE, "--port", "1"];
+        assert_eq!(runtime["args"], json!(args));
         assert_eq!(runtime["image"], "i");
     }
 }
