@@ -65,7 +65,12 @@ pub async fn commit(
     if standing.attempt == commit.attempt {
         return Ok(Verdict::Won);
     }
-    let files = [&commit.part, &commit.errors, &commit.ledger];
+    let files = [
+        &commit.part,
+        &commit.errors,
+        &commit.ledger,
+        &commit.error_ledger,
+    ];
     for file in files.into_iter().flatten() {
         discard(output, file).await;
     }
@@ -138,7 +143,13 @@ mod tests {
     async fn the_first_commit_wins_whatever_its_epoch_and_the_loser_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let output = output(&folder);
-        let newer = attempt(&output, "newer", 2).await;
+        let mut newer = attempt(&output, "newer", 2).await;
+        let ledger = layout::error_ledger(1, 0, "newer");
+        let path = output.below(&ledger);
+        store::create(&output.store, &path, Vec::new())
+            .await
+            .unwrap();
+        newer.error_ledger = Some(ledger);
         let stalled = attempt(&output, "stalled", 1).await;
         assert_eq!(commit(&output, 1, &stalled).await.unwrap(), Verdict::Won);
         let verdict = commit(&output, 1, &newer).await.unwrap();
@@ -147,6 +158,7 @@ mod tests {
         let exists = |part: Option<String>| folder.path().join("out").join(part.unwrap()).exists();
         assert!(exists(stalled.part), "the winner's part stays");
         assert!(!exists(newer.part), "the loser's part is gone");
+        assert!(!exists(newer.error_ledger), "and its other files");
     }
 
     #[tokio::test]
