@@ -82,7 +82,8 @@ pub async fn fill_anew(
     committed: &[Commit],
 ) -> Result<(), LeaseError> {
     fill(leases, plan, committed).await?;
-    leases.reopen(&open(plan, committed)).await
+    // Of duplicates those alone are opened that were queued before.
+    leases.reopen(&without_commit(plan, committed)).await
 }
 
 /// Queues shards that finish misses.
@@ -93,9 +94,15 @@ pub async fn queue(leases: &dyn LeaseStore, missing: &[ShardIndex]) -> Result<()
 
 /// The shards without a commit, but for those of duplicates.
 fn open(plan: &Plan, committed: &[Commit]) -> Vec<ShardIndex> {
+    let mut open = without_commit(plan, committed);
+    open.retain(|shard| !plan.shards[*shard as usize].is_of_duplicates());
+    open
+}
+
+fn without_commit(plan: &Plan, committed: &[Commit]) -> Vec<ShardIndex> {
     let mut done = committed.iter().map(|commit| commit.shard).peekable();
-    let shards = (0..).zip(&plan.shards);
-    let open = shards.filter(|(shard, _)| done.next_if_eq(shard).is_none());
-    let open = open.filter(|(_, shard)| !shard.is_of_duplicates());
-    open.map(|(shard, _)| shard).collect()
+    let shards = 0..plan.shards.len() as ShardIndex;
+    shards
+        .filter(|shard| done.next_if_eq(shard).is_none())
+        .collect()
 }
