@@ -55,6 +55,11 @@ pub async fn chunks(
     if items > items_max {
         return Err(ApiError::TooManyItems { items, items_max });
     }
+    if models.len() > inference.models().len() {
+        return Err(ApiError::Invalid(
+            "the request names a model more than once".into(),
+        ));
+    }
     let models = models
         .iter()
         .map(|name| find_model(inference.models(), name));
@@ -66,7 +71,7 @@ pub async fn chunks(
         let texts = texts.map(|text| {
             let cut = match Instant::now() < deadline {
                 true => guarded(text, &chunk_limits, &rulers),
-                false => Err(failed("the text could not be cut in time")),
+                false => Err(late()),
             };
             cut.map_or_else(ChunksOfText::Err, ChunksOfText::Ok)
         });
@@ -91,6 +96,11 @@ fn guarded(
         tracing::error!(words, "a tokeniser panicked");
         Err(failed("the tokenizer failed on the text"))
     })
+}
+
+/// The server is busy, and no text is to blame.
+fn late() -> RowError {
+    RowError::new(RowErrorCode::Timeout, "the text could not be cut in time")
 }
 
 fn failed(message: &str) -> RowError {

@@ -1,6 +1,7 @@
 //! What becomes of a chunk that the server does not simply answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millrace_protocol::chunk::ChunkLimits;
@@ -77,22 +78,42 @@ async fn a_text_that_the_server_cannot_cut_fails_alone() {
             false => Say::Vectors,
         }
     });
-    let limits = ChunkLimits {
-        by_sentences: false,
-        tokens_max: None,
-        sentences_max: None,
-        overlap_tokens: 0,
-        chunks_max: 10,
-    };
     let submitter = submitter(&server, submit_options());
     let rows = texts(&["aa", "bad", "bbb", "c"]);
-    let cut = submitter.cut(&rows, limits).await.unwrap();
+    let cut = submitter.cut(&rows, chunk_limits()).await.unwrap();
     let cut = cut.into_iter().map(|cut| match cut {
         ChunksOfText::Ok(chunks) => Ok(chunks[0].end),
         ChunksOfText::Err(error) => Err(error.code),
     });
     let too_long = Err(RowErrorCode::TextTooLong);
     assert_eq!(cut.collect::<Vec<_>>(), [Ok(2), too_long, Ok(3), Ok(1)]);
+}
+
+#[tokio::test]
+async fn a_text_that_was_not_cut_in_time_is_cut_by_a_later_try() {
+    let tries = AtomicUsize::new(0);
+    let server = FakeServer::start(move |request, _| {
+        // The server is also asked whether it is ready, with nothing.
+        let is_asked = !request.texts.is_empty();
+        match is_asked && tries.fetch_add(1, Ordering::Relaxed) == 0 {
+            true => Say::Status(408),
+            false => Say::Vectors,
+        }
+    });
+    let submitter = submitter(&server, submit_options());
+    let cut = submitter.cut(&texts(&["aa", "b"]), chunk_limits()).await;
+    let is_cut = |cut: &ChunksOfText| matches!(cut, ChunksOfText::Ok(_));
+    assert!(cut.unwrap().iter().all(is_cut));
+}
+
+fn chunk_limits() -> ChunkLimits {
+    ChunkLimits {
+        by_sentences: false,
+        tokens_max: None,
+        sentences_max: None,
+        overlap_tokens: 0,
+        chunks_max: 10,
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::wire::{ChunksOfText, ChunksRequest};
 
-use super::{LONE_DEATHS_MAX, SubmitError, Submitter, Untaken, halves};
+use super::{LONE_DEATHS_MAX, SubmitError, Submitter, Untaken, backoff, halves};
 
 /// Texts that are cut by one request.
 const TEXTS_MAX: usize = 512;
@@ -17,8 +17,32 @@ const BYTES_MAX: usize = 256 << 10;
 const REQUESTS_MAX: usize = 4;
 
 impl Submitter {
-    /// Cuts every text into chunks that are short enough for the models of all steps.
+    /// Cuts every text into chunks that are short enough for the models of all steps. What the moment
+    /// spoiled is tried again, as answers are.
     pub async fn cut(
+        &self,
+        texts: &[String],
+        limits: ChunkLimits,
+    ) -> Result<Vec<ChunksOfText>, SubmitError> {
+        let mut cut = self.cut_once(texts, limits).await?;
+        for attempt in 1..self.options.retry.attempts_max {
+            let open: Vec<usize> = (0..texts.len())
+                .filter(|&text| is_spoilt(&cut[text]))
+                .collect();
+            if open.is_empty() {
+                break;
+            }
+            tokio::time::sleep(backoff(&self.options.retry, attempt)).await;
+            let again: Vec<String> = open.iter().map(|&text| texts[text].clone()).collect();
+            let chunks = self.cut_once(&again, limits).await?;
+            for (text, chunks) in open.into_iter().zip(chunks) {
+                cut[text] = chunks;
+            }
+        }
+        Ok(cut)
+    }
+
+    async fn cut_once(
         &self,
         texts: &[String],
         limits: ChunkLimits,
@@ -87,6 +111,11 @@ impl Submitter {
         let taken = self.until_taken(texts.len(), chunks).await?;
         Ok(taken.map(|reply| reply.texts))
     }
+}
+
+/// Whether another try may cut the text.
+fn is_spoilt(chunks: &ChunksOfText) -> bool {
+    matches!(chunks, ChunksOfText::Err(error) if error.code.is_retryable())
 }
 
 /// The texts in ranges within the bounds of a request.
