@@ -11,7 +11,7 @@ use millrace_crds::inference_service::Pricing;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits::{self, Account};
 use millrace_leases::{LeaseStore, RunKey, Snapshot};
-use millrace_protocol::plan::RunNumber;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::report::Report;
 
 use super::meter::Pace;
@@ -126,12 +126,14 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     Ok(seen)
 }
 
-/// Whether the job asks an API, and it is not known yet what it is going to take.
+/// Whether the job asks an API, and it is not known yet what it is going to take. A run of failed rows is
+/// not guessed at.
 fn lacks_estimate(job: &BatchJob, seen: &Seen) -> bool {
     let mut services = seen.service.iter().chain(&seen.others);
     let is_remote = services.any(|it| it.spec.remote.is_some());
     let estimate = job.status.as_ref().and_then(|it| it.estimate.as_ref());
-    is_remote && (estimate.is_none() || seen.standing.is_new)
+    let is_guessed = seen.standing.run == FIRST_RUN;
+    is_remote && is_guessed && (estimate.is_none() || seen.standing.is_new)
 }
 
 /// What the job has paid, if anybody may know.

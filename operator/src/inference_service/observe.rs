@@ -11,6 +11,7 @@ use crate::batch_job::standing::{reason, shards_left, standing, until_deadline};
 use crate::context::{Context, unless_away};
 use crate::names::{SERVICE_LABEL, label_value};
 use crate::pods::{mount_failure, waits_for};
+use crate::reasons::{self, Class};
 use crate::visit::VisitError;
 
 /// What a visit sees.
@@ -89,16 +90,7 @@ pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, 
 
 /// Whether the job's state changes without its user.
 fn is_at_work(job: &BatchJob) -> bool {
-    const MOVING: [&str; 7] = [
-        "Planning",
-        "Running",
-        "LeasesUnavailable",
-        "Finishing",
-        "Cancelling",
-        "Expiring",
-        "Stopping",
-    ];
-    reason(job).is_none_or(|reason| MOVING.contains(&reason))
+    reason(job).is_none_or(|reason| reasons::of_job(reason) == Class::Moving)
 }
 
 /// What the job's workers have still to do.

@@ -169,9 +169,16 @@ fn tokens_per_second(workers: &[(String, WorkerReport)]) -> Option<f64> {
     (mean > 0.0).then(|| (mean / unit).round() * unit)
 }
 
-/// How long a pod took until it served.
+/// How long a pod took until it served; nothing for one whose containers were started again, since it
+/// became ready once more by that.
 fn cold_start_seconds(pod: &Pod) -> Option<u32> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let status = pod.status.as_ref()?;
+    let of_start = status.init_container_statuses.iter().flatten();
+    let mut containers = of_start.chain(status.container_statuses.iter().flatten());
+    if containers.any(|container| container.restart_count > 0) {
+        return None;
+    }
+    let conditions = status.conditions.as_ref()?;
     let ready = conditions.iter().find(|it| it.type_ == "Ready")?;
     let created = pod.creation_timestamp()?;
     let ready_at = ready.last_transition_time.as_ref()?;
@@ -234,6 +241,26 @@ mod tests {
         assert_eq!(replicas(service(0, None), 1, 0), 1);
         assert_eq!(replicas(service(0, None), 100, 0), 4);
         assert_eq!(replicas(service(4, None), 1, 0), 4);
+    }
+
+    #[test]
+    fn a_pod_whose_server_was_started_again_does_not_count_as_slow_to_come_up() {
+        let pod = |restarts: i32| -> Pod {
+            let containers = json!([{
+                "name": "server", "image": "i", "imageID": "", "ready": true,
+                "restartCount": restarts,
+            }]);
+            let ready = json!([{
+                "type": "Ready", "status": "True", "lastTransitionTime": at(10_030),
+            }]);
+            serde_json::from_value(json!({
+                "metadata": {"name": "pod", "creationTimestamp": at(10_000)},
+                "status": {"conditions": ready, "containerStatuses": containers},
+            }))
+            .unwrap()
+        };
+        assert_eq!(cold_start_seconds(&pod(0)), Some(30));
+        assert_eq!(cold_start_seconds(&pod(1)), None);
     }
 
     #[test]
