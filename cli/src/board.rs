@@ -1,5 +1,5 @@
 //! `millrace run --serve`: tells over HTTP how far the run is, to whoever asks once and to whoever
-//! stays.
+//! stays, and its results.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -20,11 +20,14 @@ use millrace_edge::{Listener, ServeOptions, Token, serve, wants_events};
 use millrace_protocol::plan::RunNumber;
 use millrace_protocol::progress::{JobProgress, Phase};
 use millrace_worker::job::CheckedJob;
+use millrace_worker::reader::{self, ReaderOptions};
 use millrace_worker::run::RunEnd;
+use millrace_worker::store::Stores;
 use millrace_worker::work::progress::Progress;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::display::Rates;
 
@@ -47,8 +50,9 @@ const TOKEN_VARIABLE: &str = "MILLRACE_SERVE_TOKEN";
 #[derive(Debug, Args)]
 pub struct BoardArgs {
     /// Address at which to tell how far the run is, such as 127.0.0.1:8088, for as long as it lasts:
-    /// GET /api/v1/jobs/NAME/progress answers JSON, or server-sent events where these are accepted.
-    /// An address that other machines reach needs a token.
+    /// GET /api/v1/jobs/NAME/progress answers JSON, or server-sent events where these are accepted,
+    /// and /api/v1/jobs/NAME/results the lines of committed shards. An address that other machines
+    /// reach needs a token.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "dry_run")]
     serve: Option<SocketAddr>,
     /// File with a token that requests to the address of --serve must bring, as Authorization: Bearer
@@ -109,7 +113,11 @@ struct Shown {
 
 impl Board {
     /// Begins to listen.
-    pub async fn open(options: BoardOptions, job: &CheckedJob) -> anyhow::Result<Self> {
+    pub async fn open(
+        options: BoardOptions,
+        job: &CheckedJob,
+        stores: &Stores,
+    ) -> anyhow::Result<Self> {
         let BoardOptions { address, token } = options;
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("--serve: {address} cannot be had"))?;
@@ -127,13 +135,20 @@ impl Board {
             message: None,
         });
         let news = Arc::new(news);
+        let results = ReaderOptions {
+            output: stores.open(&job.output.uri)?,
+            job: job.name.clone(),
+            token: token.clone(),
+        };
         let shown = Shown {
             news: Arc::clone(&news),
             token,
         };
         let routes = Router::new()
             .route("/api/v1/jobs/{name}/progress", get(progress))
-            .with_state(shown);
+            .with_state(shown)
+            // Whoever follows is told the last line, and so has all of them when the board goes.
+            .merge(reader::routes(results, CancellationToken::new()));
         let mut heard = news.subscribe();
         let over = async move {
             // An error is a board that is gone, which is an end too.

@@ -1,6 +1,6 @@
 //! How much of an API's limits jobs use: each case is a job against the stand-in in compressed time,
-//! beside the least time that its limits allow. Ends with an error if a limit was exceeded or a call
-//! was put off.
+//! beside the least time that its limits allow. Ends with an error if a limit was exceeded, a call was put
+//! off, or a job took more than a twentieth longer than it had to.
 
 use millrace_e2e::redis_server::RedisServer;
 use millrace_e2e::remote::{Scene, SceneOptions, comments, transcript};
@@ -14,6 +14,15 @@ const TIME_FACTOR: f64 = 20.0;
 /// Chunks of the transcript: 1,767 calls of five.
 const CHUNKS: usize = 8_834;
 const CALLS: f64 = 1_767.0;
+
+/// Most tokens in a minute.
+const TOKENS_MAX: u64 = 1_000_000;
+
+/// Most time that a job may take of the least that its limits allow.
+const TOOK_MAX: f64 = 1.05;
+
+/// A hundredth of the chunks.
+const CHANGED: usize = CHUNKS / 100;
 
 /// Names of the logs of three workers.
 const WORKERS: [&str; 3] = ["one.log", "two.log", "three.log"];
@@ -77,7 +86,7 @@ fn cases() -> [Case; 5] {
 
 fn main() {
     println!("    by the API's clock, which runs {TIME_FACTOR} times as fast here");
-    let kept = cases().map(|case| {
+    let mut kept = cases().map(|case| {
         let (name, bound, max) = (case.name, case.bound_seconds, case.requests_max);
         let record = worked_off(case);
         let took = record.took_ms() as f64 / 1000.0;
@@ -90,9 +99,47 @@ fn main() {
             peak.requests,
             peak.in_flight,
         );
-        peak.requests <= max && refused == 0
+        let is_in_time = took / bound <= TOOK_MAX;
+        peak.requests <= max && peak.tokens <= TOKENS_MAX && refused == 0 && is_in_time
+    }).to_vec();
+    kept.push(asks_what_changed_alone());
+    assert!(
+        kept.iter().all(|kept| *kept),
+        "a limit was not kept, or not used"
+    );
+}
+
+/// A second run asks nothing, and one over an input of which a hundredth changed asks about that.
+fn asks_what_changed_alone() -> bool {
+    let scene = Scene::new(transcript(CHUNKS, json!({}), 10.0 * TIME_FACTOR));
+    scene.run().succeed();
+    let first = scene.record().calls.len();
+    scene.run().succeed();
+    let again = scene.record().calls.len() - first;
+    let rows = std::fs::read_to_string(scene.path("rows.jsonl")).expect("the chunks");
+    let changed = rows.lines().enumerate().map(|(row, line)| {
+        let is_changed = row % 100 == 7 && row / 100 < CHANGED;
+        let text = if is_changed {
+            line.replace("of row", "once more of row")
+        } else {
+            line.to_owned()
+        };
+        text + "\n"
     });
-    assert!(kept.iter().all(|kept| *kept), "a limit was not kept");
+    std::fs::write(scene.path("rows.jsonl"), changed.collect::<String>()).expect("the chunks");
+    let manifests = std::fs::read_to_string(scene.path("job.yaml")).expect("the manifests");
+    let next = r#""incremental":{"from":"out"},"output":{"uri":"next"}"#;
+    let next = manifests.replace(r#""output":{"uri":"out"}"#, next);
+    std::fs::write(scene.path("job.yaml"), next).expect("the manifests");
+    scene.run().succeed();
+    let calls = &scene.record().calls[first..];
+    let asked: usize = calls.iter().map(|call| call.rows.len()).sum();
+    println!(
+        "    8,834 chunks again: {again} calls; with {CHANGED} changed: {} calls about {asked} chunks",
+        calls.len()
+    );
+    let lines = scene.lines_of("next", "parts").len();
+    again == 0 && asked == CHANGED && lines == CHUNKS
 }
 
 fn worked_off(case: Case) -> Record {

@@ -1,5 +1,7 @@
-//! A real Postgres server for tests: on a loopback port, with its data in a folder of its own.
+//! A real Postgres server for tests: on a port of its own, with its data in a folder of its own.
 
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,22 +24,50 @@ const PASSWORD: &str = "millrace-test";
 /// Killed when dropped, and its folder deleted.
 pub struct PostgresServer {
     child: Child,
-    port: u16,
+    place: Place,
     folder: TempDir,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    address: IpAddr,
+    port: u16,
+}
+
+/// How a server is started.
+struct Options {
+    address: IpAddr,
+    is_encrypted: bool,
 }
 
 impl PostgresServer {
     /// Starts a server with an empty database and waits until it answers.
     pub fn start() -> Self {
-        Self::start_with(false)
+        Self::start_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Starts a server at an address of this machine, for whoever knows the password.
+    pub fn start_at(address: IpAddr) -> Self {
+        Self::start_with(Options {
+            address,
+            is_encrypted: false,
+        })
     }
 
     /// Starts a server that also speaks TLS, with a certificate of [`PostgresServer::authority`].
     pub fn start_encrypted() -> Self {
-        Self::start_with(true)
+        Self::start_with(Options {
+            address: Ipv4Addr::LOCALHOST.into(),
+            is_encrypted: true,
+        })
     }
 
-    fn start_with(is_encrypted: bool) -> Self {
+    fn start_with(options: Options) -> Self {
+        let Options {
+            address,
+            is_encrypted,
+        } = options;
         let folder = tempfile::tempdir().expect("a folder for the server's data");
         let owner = Owner::of_servers();
         owner.give(folder.path());
@@ -56,6 +86,14 @@ impl PostgresServer {
             .unwrap_or_else(|error| panic!("initdb cannot be run: {error}; {INSTALL}"));
         let said = String::from_utf8_lossy(&made.stderr);
         assert!(made.status.success(), "initdb failed: {said}");
+        let rules = std::fs::File::options()
+            .append(true)
+            .open(folder.path().join("data/pg_hba.conf"));
+        writeln!(
+            rules.expect("who may connect"),
+            "host all all all scram-sha-256"
+        )
+        .expect("who may connect");
         let mut settings = Vec::new();
         if is_encrypted {
             make_certificates(folder.path());
@@ -67,11 +105,14 @@ impl PostgresServer {
             settings.push(format!("ssl_cert_file={}", place("server.crt")));
             settings.push(format!("ssl_key_file={}", place("server.key")));
         }
-        let started = on_free_port(|port| Some((port, spawn(port, &folder, &owner, &settings)?)));
-        if let Some((port, child)) = started {
+        let started = on_free_port(|port| {
+            let place = Place { address, port };
+            Some((place, spawn(place, &folder, &owner, &settings)?))
+        });
+        if let Some((place, child)) = started {
             return Self {
                 child,
-                port,
+                place,
                 folder,
             };
         }
@@ -84,12 +125,12 @@ impl PostgresServer {
 
     /// `postgres://…` of the one database.
     pub fn url(&self) -> String {
-        url(self.port)
+        url(self.place)
     }
 
     /// A connection of the test's own.
     pub async fn connect(&self) -> Client {
-        connect(self.port).await.expect("the server answers")
+        connect(self.place).await.expect("the server answers")
     }
 
     /// The certificate of the authority behind the server's, as a PEM file.
@@ -113,12 +154,13 @@ impl Drop for PostgresServer {
 
 const INSTALL: &str = "install the package postgresql, 13 or later";
 
-fn url(port: u16) -> String {
-    format!("postgres://millrace:{PASSWORD}@127.0.0.1:{port}/postgres")
+fn url(place: Place) -> String {
+    let Place { address, port } = place;
+    format!("postgres://millrace:{PASSWORD}@{address}:{port}/postgres")
 }
 
-async fn connect(port: u16) -> Result<Client, tokio_postgres::Error> {
-    let mut config: Config = url(port).parse().expect("a URL");
+async fn connect(place: Place) -> Result<Client, tokio_postgres::Error> {
+    let mut config: Config = url(place).parse().expect("a URL");
     config.connect_timeout(START_TIMEOUT);
     let (client, connection) = config.connect(NoTls).await?;
     // Ends with the client.
@@ -126,8 +168,8 @@ async fn connect(port: u16) -> Result<Client, tokio_postgres::Error> {
     Ok(client)
 }
 
-/// A server that answers on `port`, or nothing where it ended at once, as for a port in use.
-fn spawn(port: u16, folder: &TempDir, owner: &Owner, settings: &[String]) -> Option<Child> {
+/// A server that answers there, or nothing where it ended at once, as for a port in use.
+fn spawn(place: Place, folder: &TempDir, owner: &Owner, settings: &[String]) -> Option<Child> {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
@@ -137,7 +179,8 @@ fn spawn(port: u16, folder: &TempDir, owner: &Owner, settings: &[String]) -> Opt
         .command("postgres")
         .arg("-D")
         .arg(folder.path().join("data"))
-        .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", ""])
+        .args(["-p", &place.port.to_string()])
+        .args(["-h", &place.address.to_string(), "-k", ""])
         // What a test writes need not outlive the machine.
         .args(["-c", "fsync=off"])
         .args(settings.iter().flat_map(|setting| ["-c", setting]))
@@ -147,7 +190,7 @@ fn spawn(port: u16, folder: &TempDir, owner: &Owner, settings: &[String]) -> Opt
         .stderr(log)
         .spawn()
         .unwrap_or_else(|error| panic!("postgres cannot be run: {error}; {INSTALL}"));
-    answering(child, START_TIMEOUT, || is_ready(port))
+    answering(child, START_TIMEOUT, || is_ready(place))
 }
 
 /// Makes an authority, and a server's certificate and key, in `folder`.
@@ -173,14 +216,14 @@ fn make_certificates(folder: &Path) {
 }
 
 /// Whether the server answers, and not only to say that it is starting.
-fn is_ready(port: u16) -> bool {
+fn is_ready(place: Place) -> bool {
     // A thread of its own, since the caller may be within a runtime already.
     let asking = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime");
-        runtime.block_on(async { connect(port).await.is_ok() })
+        runtime.block_on(async { connect(place).await.is_ok() })
     });
     asking.join().expect("asking does not panic")
 }

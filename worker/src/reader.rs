@@ -1,4 +1,5 @@
-//! The result lines of one output over HTTP: `GET /api/v1/jobs/{job}/results`, for whoever brings its token.
+//! The result lines of one output over HTTP: `GET /api/v1/jobs/{job}/results`, for whoever brings its token,
+//! if it has one.
 //!
 //! Lines are JSON lines in the order of the parts. A page begins at an offset, and parts before it are
 //! skipped by their counts, unread; whoever follows gets the lines of each shard once it is committed, up to
@@ -61,8 +62,8 @@ pub struct ReaderOptions {
     pub output: Location,
     /// Name of its job.
     pub job: String,
-    /// What requests must bring.
-    pub token: Token,
+    /// What requests must bring; nothing where only this machine is answered.
+    pub token: Option<Token>,
 }
 
 struct Reader {
@@ -71,17 +72,21 @@ struct Reader {
     stop: CancellationToken,
 }
 
-/// Answers until `stop` is cancelled, and ends what is under way.
-pub async fn listen(listener: TcpListener, options: ReaderOptions, stop: CancellationToken) {
+/// Answers requests for results. What is under way ends when `stop` is cancelled.
+pub fn routes(options: ReaderOptions, stop: CancellationToken) -> Router {
     let reader = Arc::new(Reader {
         options,
         requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-        stop: stop.clone(),
+        stop,
     });
-    let routes = Router::new()
-        .route("/health", get(|| async { StatusCode::OK }))
+    Router::new()
         .route("/api/v1/jobs/{job}/results", get(results))
-        .with_state(reader);
+        .with_state(reader)
+}
+
+/// Answers until `stop` is cancelled, and ends what is under way.
+pub async fn listen(listener: TcpListener, options: ReaderOptions, stop: CancellationToken) {
+    let routes = routes(options, stop.clone()).route("/health", get(|| async { StatusCode::OK }));
     let bounds = ServeOptions {
         connections_max: 2 * REQUESTS_MAX,
         header_deadline: Duration::from_secs(30),
@@ -138,7 +143,7 @@ async fn answer(
         job: own,
         token,
     } = &reader.options;
-    if !token.is_in(headers) {
+    if token.as_ref().is_some_and(|token| !token.is_in(headers)) {
         return Err(Refusal::Unknown);
     }
     if job != own {

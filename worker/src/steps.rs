@@ -353,11 +353,12 @@ pub async fn read(read: Read) -> anyhow::Result<()> {
         listen,
     } = read;
     let stop = on_signal()?;
+    let token = Token::read(&token_file)
+        .with_context(|| format!("--token-file: no token in {}", token_file.display()))?;
     let options = ReaderOptions {
         output: stores(credentials.as_deref())?.open(&output)?,
         job,
-        token: Token::read(&token_file)
-            .with_context(|| format!("--token-file: no token in {}", token_file.display()))?,
+        token: Some(token),
     };
     let listener = tokio::net::TcpListener::bind(&listen)
         .await

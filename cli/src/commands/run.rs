@@ -124,7 +124,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     means.check(&loaded.job)?;
     let started = Instant::now();
     let board = match board {
-        Some(options) => Some(Board::open(options, &loaded.job).await?),
+        Some(options) => {
+            let stores = Stores::from_env(means.link_local);
+            Some(Board::open(options, &loaded.job, &stores).await?)
+        }
         None => None,
     };
     let shows = Shows {

@@ -276,6 +276,12 @@ fn a_run_tells_how_far_it_is_to_whoever_asks_and_to_whoever_stays() {
     let other = ask(address, "/api/v1/jobs/other/progress", "*/*", "s3cret");
     assert!(other.starts_with("HTTP/1.1 404"), "{other}");
 
+    let results = path.replace("/progress", "/results?follow=true&limit=20");
+    let refused = ask(address, &results, "*/*", "guess");
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    let lines = ask(address, &results, "*/*", "s3cret");
+    assert_eq!(lines.matches("\"position\"").count(), 20, "{lines}");
+
     // This one stays until the end.
     let events = ask(address, path, "text/event-stream", "s3cret");
     let news: Vec<Value> = events

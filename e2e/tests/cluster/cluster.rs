@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use millrace_e2e::process::{binary, until};
@@ -25,11 +25,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub const SYSTEM: &str = "millrace-system";
 
 /// Values of the chart that name images, and which image.
-const IMAGES: [(&str, &str); 4] = [
+const IMAGES: [(&str, &str); 5] = [
     ("images.operator", "operator"),
     ("images.worker", "worker"),
     ("images.server", "inference-server"),
     ("leases.redis.image", "redis"),
+    ("cache.redis.image", "redis"),
 ];
 
 /// Takes the release and the namespaces of tests from a cluster that stays.
@@ -59,32 +60,84 @@ pub struct Cluster {
     _sweeper: Sweeper,
 }
 
-/// One test at a time: they take away each other's pods and Redis.
-static TURN: Mutex<Option<Cluster>> = Mutex::new(None);
+/// The cluster. Tests share it, but for those that take away what others need.
+static CLUSTER: RwLock<Option<Cluster>> = RwLock::new(None);
 
-/// The turn of one test at the cluster.
-pub struct Turn(MutexGuard<'static, Option<Cluster>>);
+/// Most tests that share the cluster at a time: the pods of all are on one node.
+const SHARING_MAX: usize = 2;
+
+/// Places for tests that share the cluster.
+static PLACES: (Mutex<usize>, Condvar) = (Mutex::new(SHARING_MAX), Condvar::new());
+
+/// The turn of a test at the cluster.
+pub struct Turn(Guard);
+
+enum Guard {
+    Shared(RwLockReadGuard<'static, Option<Cluster>>, Place),
+    Alone(RwLockWriteGuard<'static, Option<Cluster>>),
+}
 
 impl std::ops::Deref for Turn {
     type Target = Cluster;
 
     fn deref(&self) -> &Cluster {
-        self.0.as_ref().expect("a turn is at a running cluster")
+        let cluster = match &self.0 {
+            Guard::Shared(cluster, Place) => cluster.as_ref(),
+            Guard::Alone(cluster) => cluster.as_ref(),
+        };
+        cluster.expect("a turn is at a running cluster")
     }
 }
 
-/// Waits for this test's turn; `None`, with a note that says why, where there is no cluster.
+/// A place among those that share; given back when dropped.
+struct Place;
+
+impl Place {
+    fn take() -> Self {
+        let (places, freed) = &PLACES;
+        let places = places.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = freed.wait_while(places, |places| *places == 0);
+        *places.unwrap_or_else(PoisonError::into_inner) -= 1;
+        Self
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (places, freed) = &PLACES;
+        *places.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        freed.notify_one();
+    }
+}
+
+/// Waits for this test's turn beside others; `None`, with a note that says why, where there is no
+/// cluster.
 pub fn turn() -> Option<Turn> {
-    take_turn(None)
+    let choice = choice(None)?;
+    let place = Place::take();
+    let read = || CLUSTER.read().unwrap_or_else(PoisonError::into_inner);
+    let mut cluster = read();
+    if cluster.is_none() {
+        drop(cluster);
+        drop(up(choice));
+        cluster = read();
+    }
+    Some(Turn(Guard::Shared(cluster, place)))
 }
 
-/// The turn of a test that does something to a whole cluster or its node, as in `it drains the node`,
-/// which no user's cluster is there for.
+/// The turn of a test that takes away what others need, such as the operator.
+pub fn turn_alone() -> Option<Turn> {
+    Some(Turn(Guard::Alone(up(choice(None)?))))
+}
+
+/// The turn, alone, of a test that does something to a whole cluster or its node, as in `it drains the
+/// node`, which no user's cluster is there for.
 pub fn turn_at_own(does: &str) -> Option<Turn> {
-    take_turn(Some(does))
+    Some(Turn(Guard::Alone(up(choice(Some(does))?))))
 }
 
-fn take_turn(does: Option<&str>) -> Option<Turn> {
+/// Which cluster there is for a test that does this.
+fn choice(does: Option<&str>) -> Option<Choice> {
     let choice = Choice::of(|name| std::env::var(name).ok());
     let choice = choice.unwrap_or_else(|error| panic!("{error}"));
     match (&choice, does) {
@@ -93,27 +146,31 @@ fn take_turn(does: Option<&str>) -> Option<Turn> {
                 "only root, with the right to make namespaces, can make a cluster; \
                  {KUBECONFIG} names one that is there"
             ));
-            return None;
+            None
         }
         (Choice::Theirs(_), Some(does)) => {
             skip(&format!(
                 "{does}, which the cluster of {KUBECONFIG} is not for"
             ));
-            return None;
+            None
         }
-        _ => {}
+        _ => Some(choice),
     }
-    let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    if turn.is_none() {
+}
+
+/// The cluster, with millrace installed in it by whoever comes first.
+fn up(choice: Choice) -> RwLockWriteGuard<'static, Option<Cluster>> {
+    let mut there = CLUSTER.write().unwrap_or_else(PoisonError::into_inner);
+    if there.is_none() {
         let cluster = match choice {
             Choice::Own => Cluster::up(),
             Choice::Theirs(theirs) => Cluster::found(theirs),
         };
         cluster.install();
-        *turn = Some(cluster);
+        *there = Some(cluster);
         end_with_this_process();
     }
-    Some(Turn(turn))
+    there
 }
 
 fn can_make_clusters() -> bool {
@@ -127,8 +184,8 @@ fn can_make_clusters() -> bool {
 /// Statics are not dropped, so the sweeper is waited for when the process ends in an orderly way.
 fn end_with_this_process() {
     extern "C" fn down() {
-        let mut turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(turn.take());
+        let mut cluster = CLUSTER.write().unwrap_or_else(PoisonError::into_inner);
+        drop(cluster.take());
     }
     // SAFETY: the function is plain and takes no part in unwinding.
     unsafe { libc::atexit(down) };
@@ -223,6 +280,11 @@ impl Cluster {
     /// The folder for what tests keep on this machine.
     pub fn scratch(&self) -> &Path {
         &self.scratch
+    }
+
+    /// The reference of an image of ours, by its name.
+    pub fn image(&self, name: &str) -> String {
+        self.images.named(name)
     }
 
     /// Installs the chart as a user would.

@@ -162,6 +162,72 @@ fn a_job_is_suspended_and_resumed_by_name() {
 }
 
 #[test]
+fn failed_rows_are_run_again_by_name_and_a_report_of_the_job_names_no_row_and_no_key() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "again");
+    let mut rows = tenant.rows(200);
+    rows.extend(b"{\"id\": \"bad\", \"text\": \"\"}\n");
+    std::fs::write(tenant.bucket().join("rows.jsonl"), &rows).unwrap();
+    tenant.service("");
+    submit(&cluster, &tenant, "", &["--watch"]).expect_code(0);
+    let retried = millrace(&cluster, &tenant, &["retry", "embed", "--failed-only"]);
+    assert!(retried.expect_code(0).stdout.contains("1 failed rows"));
+    cluster.wait(tenant.namespace(), 120, "the second run is over", || {
+        let (_, reason) = tenant.condition("embed", "Succeeded")?;
+        (tenant.job("embed")["status"]["run"] == 2 && reason == "Completed").then_some(())
+    });
+    let latest = millrace(&cluster, &tenant, &["status", "@latest"]).expect_code(0);
+    assert!(latest.stdout.contains("batchjob/embed"), "{latest:#?}");
+    assert!(latest.stdout.contains("200 succeeded"), "{latest:#?}");
+
+    let report = millrace(&cluster, &tenant, &["report", "embed"]).expect_code(0);
+    let report = report.stdout;
+    let first: Value =
+        serde_json::from_slice(rows.split(|byte| *byte == b'\n').next().unwrap()).unwrap();
+    let [_, (_, secret), ..] = tenant.store_variables();
+    for hidden in [first["text"].as_str().unwrap(), &secret] {
+        assert!(!report.contains(hidden), "{hidden}");
+    }
+    assert!(report.contains("Completed"), "{report}");
+}
+
+#[test]
+fn a_job_is_cancelled_by_name() {
+    let Some(cluster) = turn() else { return };
+    let (tenant, _) = Tenant::at_work(&cluster, "cancelled");
+    let cancelled = millrace(&cluster, &tenant, &["cancel", "embed"]).expect_code(0);
+    assert!(
+        cancelled.stdout.contains("embed cancelled: "),
+        "{cancelled:#?}"
+    );
+    tenant.wait_for_reason("embed", "Cancelled", 60);
+    let status = millrace(&cluster, &tenant, &["status", "embed"]).expect_code(0);
+    assert!(status.stdout.contains("Cancelled"), "{status:#?}");
+}
+
+#[test]
+fn kubectl_finds_its_plugin() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "plugin");
+    cluster.apply(&tenant.job_manifest("embed", ""));
+    tenant.wait_for_reason("embed", "ServiceNotFound", 30);
+    let folder = tempfile::tempdir().unwrap();
+    let plugin = folder.path().join("kubectl-millrace");
+    std::os::unix::fs::symlink(binary("millrace"), plugin).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let mut kubectl = cluster.inside("kubectl");
+    kubectl.env("PATH", format!("{}:{path}", folder.path().display()));
+    let listed = kubectl.args(["millrace", "list", "-A"]).output().unwrap();
+    let said = String::from_utf8_lossy(&listed.stdout);
+    assert!(listed.status.success(), "{listed:?}");
+    let row = said.lines().find(|line| line.contains(tenant.namespace()));
+    assert!(
+        row.is_some_and(|row| row.contains("ServiceNotFound")),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_installed_cluster_passes_its_checks() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "checks");

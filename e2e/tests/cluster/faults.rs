@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{SYSTEM, turn, turn_at_own};
+use crate::cluster::{SYSTEM, turn, turn_alone, turn_at_own};
 use crate::tenant::Tenant;
 
 #[test]
@@ -21,12 +21,44 @@ fn a_killed_pod_loses_no_row() {
         "--force",
         "--wait=false",
     ]);
+    tenant.assert_at_work("embed");
+    tenant.check_succeeded("embed", &rows, 300);
+}
+
+#[test]
+fn a_killed_operator_loses_no_row() {
+    let Some(cluster) = turn_alone() else { return };
+    let (tenant, rows) = Tenant::at_work(&cluster, "killed");
+    let selector = "app.kubernetes.io/component=operator";
+    let now = ["--grace-period=0", "--force"];
+    cluster.kubectl(&[&["-n", SYSTEM, "delete", "pod", "-l", selector], &now[..]].concat());
+    tenant.assert_at_work("embed");
+    tenant.check_succeeded("embed", &rows, 300);
+}
+
+#[test]
+fn a_rolling_update_in_mid_job_loses_no_row() {
+    let Some(cluster) = turn() else { return };
+    let (tenant, rows) = Tenant::at_work(&cluster, "rolled");
+    let namespace = tenant.namespace();
+    let selector = "millrace.dev/inference-service=minilm";
+    let names = || -> Vec<String> {
+        let pods = cluster.list(namespace, "pods", selector);
+        let names = pods.iter().map(|pod| pod["metadata"]["name"].as_str());
+        names.map(|name| name.unwrap().to_owned()).collect()
+    };
+    let before = names();
+    tenant.service("  template: {podAnnotations: {rolled: 'yes'}}\n");
+    cluster.wait(namespace, 120, "other pods took over", || {
+        let now = names();
+        (!now.is_empty() && now.iter().all(|name| !before.contains(name))).then_some(())
+    });
     tenant.check_succeeded("embed", &rows, 300);
 }
 
 #[test]
 fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
-    let Some(cluster) = turn() else { return };
+    let Some(cluster) = turn_alone() else { return };
     let (tenant, rows) = Tenant::at_work(&cluster, "operator");
     let scale = |replicas: &str| {
         let replicas = format!("--replicas={replicas}");
@@ -39,12 +71,20 @@ fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
         ]);
     };
     scale("0");
-    let commits = tenant.bucket().join("embed/_millrace/runs/0001/commits");
-    let committed = || std::fs::read_dir(&commits).map_or(0, Iterator::count);
-    let before = committed();
-    cluster.wait(tenant.namespace(), 60, "shards go on", || {
-        (committed() > before + 3).then_some(())
+    let selector = "app.kubernetes.io/component=operator";
+    cluster.wait(SYSTEM, 60, "the operator is away", || {
+        cluster
+            .list(SYSTEM, "pods", selector)
+            .is_empty()
+            .then_some(())
     });
+    tenant.assert_at_work("embed");
+    let planned = tenant.shards_planned("embed");
+    cluster.wait(tenant.namespace(), 200, "shards go on to the end", || {
+        (tenant.shards_committed("embed") + 2 >= planned).then_some(())
+    });
+    let told = tenant.job("embed")["status"]["shards"]["committed"].as_u64();
+    assert!(told.unwrap() + 2 < planned as u64, "nobody told of them");
     scale("1");
     tenant.check_succeeded("embed", &rows, 300);
 }
@@ -75,6 +115,7 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
     let flush = flush.env("REDISCLI_AUTH", password);
     let flushed = flush.args(["-h", &address, "FLUSHALL"]).status();
     assert!(flushed.unwrap().success());
+    tenant.assert_at_work("embed");
     std::thread::sleep(Duration::from_secs(3));
     cluster.kubectl(&[
         "-n",

@@ -1,37 +1,157 @@
 //! Jobs as they should go.
 
-use crate::cluster::{turn, turn_at_own};
+use std::process::{Child, Stdio};
+
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use crate::cluster::{Cluster, turn, turn_at_own};
 use crate::tenant::Tenant;
 
 /// Rows of the main job: the size that people try first.
 const ROWS: usize = 20_000;
+
+/// Selects the pods of the service.
+const SELECTOR: &str = "millrace.dev/inference-service=minilm";
 
 #[test]
 fn a_job_is_planned_worked_off_by_two_pods_and_finished_with_every_row_once() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "main");
     let rows = tenant.rows(ROWS);
+    let namespace = tenant.namespace();
+    let watch = Watch::start(&cluster, namespace);
     tenant.service("  autoscaling: {minReplicas: 0, maxReplicas: 2, idleSeconds: 5}\n");
-    cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 65536}\n"));
-    tenant.wait_for_reason("embed", "Running", 60);
-    cluster.wait(tenant.namespace(), 120, "two pods serve", || {
-        let service = cluster.get(tenant.namespace(), "inferenceservice/minilm")?;
-        (service["status"]["readyReplicas"] == 2).then_some(())
+    let service = "inferenceservices.millrace.dev/minilm";
+    cluster.wait(namespace, 60, "the service sleeps", || {
+        let columns = tenant.columns(service);
+        is_shown(
+            &columns,
+            &[("READY", "True"), ("REASON", "Asleep"), ("REPLICAS", "0")],
+        )
     });
+    cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 65536}\n"));
+    tenant.wait_for_reason("embed", "Running", 120);
+    cluster.wait(namespace, 120, "two pods serve", || {
+        let columns = tenant.columns(service);
+        is_shown(
+            &columns,
+            &[("READY", "True"), ("REASON", "Serving"), ("REPLICAS", "2")],
+        )
+    });
+    let at_work = cluster.wait(namespace, 60, "both pods are counted", || {
+        let columns = tenant.columns("batchjob/embed");
+        is_shown(&columns, &[("WORKERS", "2"), ("FAILED", "0")])?;
+        Some(columns)
+    });
+    let names: Vec<&str> = at_work.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, COLUMNS);
+    let running = [
+        ("SUCCEEDED", "Unknown"),
+        ("REASON", "Running"),
+        ("OUTPUT", "s3://bucket/embed"),
+    ];
+    assert_eq!(is_shown(&at_work, &running), Some(()), "{at_work:?}");
+
     tenant.check_succeeded("embed", &rows, 400);
     assert_eq!(tenant.condition("embed", "Ready").unwrap().0, "True");
     assert_eq!(tenant.condition("embed", "Stalled").unwrap().0, "False");
-    let columns = cluster.kubectl(&["-n", tenant.namespace(), "get", "batchjob", "embed"]);
-    assert!(
-        columns.contains("Completed") && columns.contains("100%"),
-        "{columns}"
-    );
+    let columns = tenant.columns("batchjob/embed");
+    let completed = [
+        ("SUCCEEDED", "True"),
+        ("REASON", "Completed"),
+        ("PROGRESS", "100%"),
+        ("WORKERS", ""),
+    ];
+    assert_eq!(is_shown(&columns, &completed), Some(()), "{columns:?}");
+    check_course(&watch.lines());
     // The service goes to sleep again.
-    cluster.wait(tenant.namespace(), 120, "no pod is left", || {
-        let selector = "millrace.dev/inference-service=minilm";
-        let pods = cluster.list(tenant.namespace(), "pods", selector);
+    cluster.wait(namespace, 120, "no pod is left", || {
+        let pods = cluster.list(namespace, "pods", SELECTOR);
         pods.is_empty().then_some(())
     });
+}
+
+/// Columns of a job.
+const COLUMNS: [&str; 10] = [
+    "NAME",
+    "SUCCEEDED",
+    "REASON",
+    "PROGRESS",
+    "FAILED",
+    "AGE",
+    "WORKERS",
+    "ROWS/S",
+    "ETA",
+    "OUTPUT",
+];
+
+/// Whether these columns hold these words.
+fn is_shown(columns: &[(String, String)], expected: &[(&str, &str)]) -> Option<()> {
+    let holds = |(name, word): &(&str, &str)| {
+        let mut columns = columns.iter();
+        columns.any(|(column, cell)| column == name && cell == word)
+    };
+    expected.iter().all(holds).then_some(())
+}
+
+/// What `kubectl get -w` prints of the jobs of a namespace; ended when dropped.
+struct Watch {
+    process: Child,
+    printed: NamedTempFile,
+}
+
+impl Watch {
+    fn start(cluster: &Cluster, namespace: &str) -> Self {
+        let printed = NamedTempFile::new().unwrap();
+        let mut command = cluster.tied("kubectl");
+        command.args(["-n", namespace, "get", "batchjobs", "-w"]);
+        command
+            .stdout(printed.reopen().unwrap())
+            .stderr(Stdio::null());
+        Self {
+            process: command.spawn().expect("kubectl starts"),
+            printed,
+        }
+    }
+
+    /// The lines so far, without the header.
+    fn lines(&self) -> Vec<String> {
+        let printed = std::fs::read_to_string(self.printed.path()).unwrap();
+        printed.lines().skip(1).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// Checks that a job went one way: through its steps, and never back in its progress.
+fn check_course(lines: &[String]) {
+    let words = lines
+        .iter()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Before its first visit a job has a name and an age alone.
+    let visited: Vec<_> = words.filter(|words| words.len() > 2).collect();
+    let mut reasons: Vec<&str> = visited.iter().map(|words| words[2]).collect();
+    reasons.dedup();
+    assert_eq!(
+        reasons,
+        ["Planning", "Running", "Finishing", "Completed"],
+        "{lines:#?}"
+    );
+    let is_percent = |word: &&&str| word.ends_with('%');
+    let progress = visited
+        .iter()
+        .filter_map(|words| words.iter().find(is_percent));
+    let progress: Vec<u32> = progress
+        .map(|word| word.trim_end_matches('%').parse().unwrap())
+        .collect();
+    assert!(progress.is_sorted() && progress.len() > 5, "{lines:#?}");
+    assert_eq!(progress.last(), Some(&100), "{lines:#?}");
 }
 
 #[test]
@@ -50,7 +170,7 @@ fn a_suspended_job_keeps_what_is_done_and_goes_on_later() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "suspends");
     let rows = tenant.rows(4_000);
-    tenant.service("");
+    tenant.service("  autoscaling: {minReplicas: 0, maxReplicas: 1, idleSeconds: 3}\n");
     let running = tenant.job_manifest("embed", "  sharding: {targetBytes: 16384}\n");
     let resting = tenant.job_manifest(
         "embed",
@@ -60,6 +180,13 @@ fn a_suspended_job_keeps_what_is_done_and_goes_on_later() {
     tenant.wait_until_at_work("embed", 120);
     cluster.apply(&resting);
     tenant.wait_for_reason("embed", "Suspended", 30);
+    cluster.wait(tenant.namespace(), 90, "its pods are gone", || {
+        cluster
+            .list(tenant.namespace(), "pods", SELECTOR)
+            .is_empty()
+            .then_some(())
+    });
+    tenant.assert_at_work("embed");
     cluster.apply(&running);
     tenant.check_succeeded("embed", &rows, 200);
 }
@@ -113,7 +240,7 @@ fn nothing_is_written_once_everything_is_done() {
     cluster.apply(&tenant.job_manifest("embed", ""));
     tenant.check_succeeded("embed", &rows, 120);
     let versions = || {
-        let kinds = "batchjobs,inferenceservices,deployments,jobs,services,configmaps,secrets,\
+        let kinds = "batchjobs,inferenceservices,deployments,jobs,pods,services,configmaps,secrets,\
                      poddisruptionbudgets,networkpolicies,events";
         let columns =
             "custom-columns=KIND:.kind,NAME:.metadata.name,VERSION:.metadata.resourceVersion";
@@ -122,7 +249,7 @@ fn nothing_is_written_once_everything_is_done() {
     // What the cluster itself still does about the pods that ended takes a moment.
     std::thread::sleep(std::time::Duration::from_secs(10));
     let before = versions();
-    std::thread::sleep(std::time::Duration::from_secs(20));
+    std::thread::sleep(std::time::Duration::from_secs(60));
     assert_eq!(versions(), before);
 }
 
@@ -163,13 +290,36 @@ fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so()
     cluster.wait(tenant.namespace(), 120, "the service serves", || {
         (condition()?["reason"] == "Serving").then_some(())
     });
-    let pods = cluster.list(
-        tenant.namespace(),
-        "pods",
-        "millrace.dev/inference-service=minilm",
+    let pods = cluster.list(tenant.namespace(), "pods", SELECTOR);
+    let gpus_of = |pod: &Value, kind: &str| {
+        let gpus = &pod["spec"]["containers"][0]["resources"][kind]["nvidia.com/gpu"];
+        gpus.as_str().map_or(0, |gpus| gpus.parse().unwrap())
+    };
+    assert_eq!(
+        (gpus_of(&pods[0], "limits"), gpus_of(&pods[0], "requests")),
+        (2, 2)
     );
-    let server = &pods[0]["spec"]["containers"][0];
-    assert_eq!(server["resources"]["limits"]["nvidia.com/gpu"], "2");
+
+    // Room for four pods: the fifth that the backlog asks for does not fit, and the job gets on.
+    let rows = tenant.rows(3_000);
+    tenant.service(
+        "  template: {resources: {limits: {nvidia.com/gpu: '2'}}}\n  \
+         autoscaling: {minReplicas: 1, maxReplicas: 5}\n",
+    );
+    cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 8192}\n"));
+    let mut most = 0;
+    cluster.wait(tenant.namespace(), 300, "the job ends", || {
+        let pods = cluster.list(tenant.namespace(), "pods", SELECTOR);
+        let placed = pods
+            .iter()
+            .filter(|pod| pod["spec"]["nodeName"].is_string());
+        most = most.max(placed.map(|pod| gpus_of(pod, "requests")).sum());
+        assert!(most <= 8, "{most} GPUs of 8 are given away");
+        let (_, reason) = tenant.condition("embed", "Succeeded")?;
+        (reason == "Completed").then_some(())
+    });
+    tenant.check_succeeded("embed", &rows, 10);
+    assert_eq!(most, 8, "as many pods as there is room for");
 }
 
 #[test]
@@ -200,8 +350,7 @@ fn a_model_that_is_in_the_cache_is_not_fetched_again() {
     });
     tenant.wait_until_serving(120);
     std::fs::remove_dir_all(tenant.bucket().join("models")).unwrap();
-    let selector = "millrace.dev/inference-service=minilm";
-    cluster.kubectl(&["-n", tenant.namespace(), "delete", "pod", "-l", selector]);
+    cluster.kubectl(&["-n", tenant.namespace(), "delete", "pod", "-l", SELECTOR]);
     cluster.apply(&tenant.job_manifest("second", ""));
     tenant.check_succeeded("second", &rows, 120);
 }

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cluster::{SYSTEM, turn};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, SYSTEM, turn_alone};
 use crate::tenant::Tenant;
 
 #[test]
 fn an_upgrade_in_mid_job_keeps_the_password_and_loses_no_row() {
-    let Some(cluster) = turn() else { return };
+    let Some(cluster) = turn_alone() else { return };
     let (tenant, rows) = Tenant::at_work(&cluster, "upgrade");
     let password = || {
         let template = "go-template={{.data.password}}";
@@ -53,32 +55,134 @@ const OF_A_NAMESPACE: [&str; 2] = ["configmap/kube-root-ca.crt", "serviceaccount
 /// How long the objects may take that go with others.
 const COLLECTED_WITHIN: Duration = Duration::from_secs(60);
 
+/// Kinds of which the cluster keeps its own records: they go when it forgets them.
+const OF_THE_CLUSTER: [&str; 3] = ["event", "endpoint", "podmetrics"];
+
+/// Everything in a namespace, or, without one, what lies in none, as `kind/name`.
+fn everything(cluster: &Cluster, namespace: Option<&str>) -> Vec<String> {
+    let is_namespaced = format!("--namespaced={}", namespace.is_some());
+    let kinds = [
+        "api-resources",
+        "--verbs=list",
+        "-o",
+        "name",
+        &is_namespaced,
+    ];
+    let kinds = cluster.kubectl(&kinds);
+    let kinds = kinds
+        .lines()
+        .filter(|kind| !OF_THE_CLUSTER.iter().any(|own| kind.starts_with(own)));
+    let kinds = kinds.collect::<Vec<_>>().join(",");
+    let mut get = vec!["get", &kinds, "-o", "name", "--ignore-not-found"];
+    get.extend(namespace.iter().flat_map(|namespace| ["-n", namespace]));
+    let listed = cluster.kubectl(&get);
+    let names = listed.lines().filter(|name| !OF_A_NAMESPACE.contains(name));
+    names.map(str::to_owned).collect()
+}
+
 #[test]
 fn uninstalling_leaves_nothing_but_the_crds() {
-    let Some(cluster) = turn() else { return };
+    let Some(cluster) = turn_alone() else { return };
+    let tenant = Tenant::new(&cluster, "leaves");
+    let rows = tenant.rows(200);
+    tenant.service("");
+    cluster.apply(&tenant.job_manifest("embed", ""));
+    tenant.check_succeeded("embed", &rows, 120);
+    let namespace = tenant.namespace();
+    let both = ["batchjob/embed", "inferenceservices.millrace.dev/minilm"];
+    cluster.kubectl(&[&["-n", namespace, "delete"], &both[..]].concat());
     cluster.uninstall();
-    // Without a selector: what lacks the release's labels is left behind as well.
-    let kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,\
-                 poddisruptionbudgets,leases";
-    let left = || -> Vec<String> {
-        let listed = cluster.kubectl(&["-n", SYSTEM, "get", kinds, "-o", "name"]);
-        let names = listed.lines().filter(|name| !OF_A_NAMESPACE.contains(name));
-        names.map(str::to_owned).collect()
+    let left = || {
+        let of_tenant = everything(&cluster, Some(namespace));
+        let of_tenant = of_tenant.into_iter().filter(|name| name != "secret/bucket");
+        let mut left = everything(&cluster, Some(SYSTEM));
+        left.extend(of_tenant);
+        left
     };
     let begun = Instant::now();
     while !left().is_empty() && begun.elapsed() < COLLECTED_WITHIN {
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(500));
     }
     let left = left();
-    let of_release = "app.kubernetes.io/instance=millrace";
-    let cluster_wide = "clusterroles,clusterrolebindings";
-    let left_wide = cluster.kubectl(&["get", cluster_wide, "-l", of_release, "-o", "name"]);
-    let crds = cluster.kubectl(&["get", "crds", "-o", "name"]);
+    let mut of_cluster = everything(&cluster, None);
+    // Namespaces are the user's, and the cluster serves a group for as long as there is a CRD of it.
+    let stays = |name: &str| name.starts_with("namespace/") || name.starts_with("apiservice");
+    of_cluster.retain(|name| name.contains("millrace") && !stays(name));
+    of_cluster.sort();
     cluster.install();
-    assert!(
-        left.is_empty() && left_wide.is_empty(),
-        "{left:?} {left_wide}"
+    assert!(left.is_empty(), "{left:?}");
+    let crds = ["batchjobs.millrace.dev", "inferenceservices.millrace.dev"];
+    let crds = crds.map(|name| format!("customresourcedefinition.apiextensions.k8s.io/{name}"));
+    assert_eq!(of_cluster, crds);
+}
+
+/// A client that asks a URL with a token, and prints what it is told.
+const ASK: &str = "import sys, urllib.request; \
+    ask = urllib.request.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]}); \
+    sys.stdout.write(urllib.request.urlopen(ask, timeout=20).read().decode())";
+
+#[test]
+fn a_release_with_rights_in_one_namespace_works_a_job_off_with_a_cache_and_tells_of_it() {
+    let Some(cluster) = turn_alone() else { return };
+    let tenant = Tenant::new(&cluster, "single");
+    let namespace = tenant.namespace();
+    let rows = tenant.rows(200);
+    cluster.uninstall();
+    let watched = format!("watchNamespace={namespace}");
+    cluster.upgrade(&[
+        "--set",
+        &watched,
+        "--set",
+        "cache.enabled=true",
+        "--set",
+        "api.enabled=true",
+    ]);
+    tenant.service("  cache: {enabled: true}\n");
+    cluster.apply(&tenant.job_manifest("embed", ""));
+    tenant.check_succeeded("embed", &rows, 180);
+    // The same rows again are known.
+    cluster.apply(&tenant.job_manifest("again", ""));
+    tenant.check_succeeded("again", &rows, 120);
+    cluster.wait(namespace, 60, "the service tells of its cache", || {
+        let service = cluster.get(namespace, "inferenceservices.millrace.dev/minilm")?;
+        let cache = &service["status"]["cache"];
+        (cache["hits"].as_u64()? >= 200).then_some(())
+    });
+
+    let account = ["-n", namespace, "create", "serviceaccount", "reader"];
+    cluster.kubectl(&account);
+    let rights = ["--verb=get", "--resource=batchjobs.millrace.dev"];
+    cluster.kubectl(&[&["-n", namespace, "create", "role", "reader"], &rights[..]].concat());
+    let whose = format!("--serviceaccount={namespace}:reader");
+    let binding = ["rolebinding", "reader", "--role=reader", &whose];
+    cluster.kubectl(&[&["-n", namespace, "create"], &binding[..]].concat());
+    let token = cluster.kubectl(&["-n", namespace, "create", "token", "reader"]);
+    let address = "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}";
+    let address = cluster.kubectl(&["-n", SYSTEM, "get", "service/millrace-api", "-o", address]);
+    let url = format!("http://{address}/api/v1/namespaces/{namespace}/jobs/embed/progress");
+    let asked = cluster
+        .inside("python3")
+        .args(["-c", ASK, &url, token.trim()])
+        .output();
+    let asked = asked.unwrap();
+    let elsewhere = cluster.try_apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: not-watched}\n---\n\
+         apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\n\
+         metadata: {name: other, namespace: not-watched}\nspec:\n  models: [{name: m, task: \
+         Embedding, source: {uri: 's3://b/m'}}]\n",
     );
-    assert!(crds.contains("batchjobs.millrace.dev"), "{crds}");
-    assert!(crds.contains("inferenceservices.millrace.dev"), "{crds}");
+    std::thread::sleep(Duration::from_secs(3));
+    let other = cluster.get("not-watched", "inferenceservices.millrace.dev/other");
+    cluster.kubectl(&["delete", "namespace", "not-watched", "--wait=false"]);
+    cluster.uninstall();
+    cluster.install();
+    let said = String::from_utf8_lossy(&asked.stderr);
+    assert!(asked.status.success(), "{said}");
+    let progress: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!(progress["rows"]["succeeded"], 200, "{progress}");
+    assert!(elsewhere.status.success(), "{elsewhere:?}");
+    assert!(
+        other.unwrap().get("status").is_none(),
+        "it is none of the release's business"
+    );
 }

@@ -188,6 +188,54 @@ impl<'a> Tenant<'a> {
             let shards = self.job(name)["status"]["shards"].clone();
             (shards["committed"].as_u64()? > 0).then_some(())
         });
+        self.assert_at_work(name);
+    }
+
+    /// Checks that some shards of the job have no commit yet: what disturbs a job that is done shows
+    /// nothing.
+    pub fn assert_at_work(&self, name: &str) {
+        let planned = self.shards_planned(name);
+        let committed = self.shards_committed(name);
+        assert!(
+            committed < planned,
+            "{name} is done: {committed} of {planned}"
+        );
+    }
+
+    /// Shards of the job's first run.
+    pub fn shards_planned(&self, name: &str) -> usize {
+        let plan = self
+            .bucket()
+            .join(name)
+            .join("_millrace/runs/0001/plan.json");
+        let plan: Value = serde_json::from_slice(&std::fs::read(plan).unwrap()).unwrap();
+        plan["shards"].as_array().unwrap().len()
+    }
+
+    /// Those with a commit.
+    pub fn shards_committed(&self, name: &str) -> usize {
+        let commits = self.bucket().join(name).join("_millrace/runs/0001/commits");
+        std::fs::read_dir(commits).map_or(0, Iterator::count)
+    }
+
+    /// What `kubectl get -o wide` shows of an object, by the names of its columns.
+    pub fn columns(&self, object: &str) -> Vec<(String, String)> {
+        let shown = ["-n", &self.namespace, "get", object, "-o", "wide"];
+        let shown = self.cluster.kubectl(&shown);
+        let (header, row) = shown.split_once('\n').expect("a header and a row");
+        let mut columns = Vec::new();
+        let mut rest = header;
+        while !rest.is_empty() {
+            let start = header.len() - rest.len();
+            let name = rest.split(' ').next().unwrap_or_default();
+            let behind = rest[name.len()..].trim_start();
+            let end = header.len() - behind.len();
+            let cell = row.get(start..if behind.is_empty() { row.len() } else { end });
+            let cell = cell.unwrap_or_default().trim();
+            columns.push((name.to_owned(), cell.to_owned()));
+            rest = behind;
+        }
+        columns
     }
 
     /// Waits for the end of the job, which must be a success, and checks every row.

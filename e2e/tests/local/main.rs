@@ -1,7 +1,6 @@
 //! Jobs run by the built binaries on this machine: killed, stalled, raced and fed bad input.
 
 mod chunks;
-mod collector;
 mod inputs;
 mod kills;
 mod leases;

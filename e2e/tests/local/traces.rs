@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::collector::{Collector, Seen};
 use crate::scene::{Scene, SceneOptions, jsonl};
+use millrace_e2e::collector::{Collector, Seen};
 use millrace_e2e::redis_server::RedisServer;
 
 const ROWS: usize = 300;

@@ -42,6 +42,17 @@ fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     object
 }
 
+/// A service that asks an API elsewhere.
+fn remote(more: Value) -> Value {
+    let mut remote = json!({"baseUrl": "https://api.example.com/v1", "api": "Chat", "model": "m"});
+    for (name, value) in more.as_object().expect("fields") {
+        remote[name] = value.clone();
+    }
+    let mut service = service();
+    service["spec"] = json!({"remote": remote});
+    service
+}
+
 /// What users do with an object.
 enum Verb {
     Create,
@@ -222,6 +233,39 @@ async fn nothing_of_another_namespace_can_be_named() {
         let made = api.send(Verb::Create, &object, options).await.unwrap();
         assert_eq!(made["spec"][field].get("namespace"), None);
     }
+    let elsewhere = || json!({"name": "keys", "namespace": "other"});
+    let of_job = |field: &str, value: Value| with(job(), &format!("/spec/{field}"), value);
+    for (field, object) in [
+        (
+            "reader.secretRef",
+            of_job("reader", json!({"secretRef": elsewhere()})),
+        ),
+        (
+            "notify.secretRef",
+            of_job(
+                "notify",
+                json!({"url": "https://a/b", "secretRef": elsewhere()}),
+            ),
+        ),
+        (
+            "output.postgres.secretRef",
+            of_job(
+                "output/postgres",
+                json!({"table": "t", "secretRef": elsewhere()}),
+            ),
+        ),
+        (
+            "remote.apiKeySecretRef",
+            remote(json!({"apiKeySecretRef": elsewhere()})),
+        ),
+        (
+            "auth.secretRef",
+            with(service(), "/spec/auth", json!({"secretRef": elsewhere()})),
+        ),
+    ] {
+        let unknown = format!("unknown field \"spec.{field}.namespace\"");
+        api.refuses(object, &unknown).await;
+    }
 }
 
 #[tokio::test]
@@ -243,6 +287,23 @@ async fn credentials_in_a_uri_are_refused_and_never_repeated() {
                 assert!(!said.contains(secret), "{said}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn credentials_in_the_url_of_an_api_are_refused_and_never_repeated() {
+    let Some(api) = Api::new().await else { return };
+    for url in [
+        "https://user:hunter2@api.example.com/v1",
+        "https://api.example.com/v1?key=hunter2",
+        "https://api.example.com/v1#hunter2",
+        "gopher://hunter2/",
+    ] {
+        let said = api
+            .refuses(remote(json!({"baseUrl": url})), "baseUrl must be")
+            .await;
+        assert!(said.contains("apiKeySecretRef"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
     }
 }
 

@@ -52,7 +52,7 @@ impl Scene {
         let options = ReaderOptions {
             output: stores.open(&uri).unwrap(),
             job: "embed".to_owned(),
-            token: Token::new(b"s3cret").unwrap(),
+            token: Some(Token::new(b"s3cret").unwrap()),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

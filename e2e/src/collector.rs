@@ -1,4 +1,4 @@
-//! A collector of traces on a loopback port: takes OTLP over HTTP and keeps the spans.
+//! A collector of traces: takes OTLP over HTTP and keeps the spans.
 
 use std::sync::{Arc, Mutex};
 
@@ -22,8 +22,11 @@ const EXPORT_BYTES_MAX: usize = 64 << 20;
 pub struct Seen {
     /// Name of the program that sent it.
     pub service: String,
+    /// What it says that was done.
     pub name: String,
+    /// 16 bytes.
     pub trace_id: Vec<u8>,
+    /// 8 bytes.
     pub span_id: Vec<u8>,
     /// Empty for a span without a parent.
     pub parent_id: Vec<u8>,
@@ -51,10 +54,18 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Starts one.
+    /// Starts one on a loopback port.
     pub fn start() -> Self {
+        Self::start_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// Starts one where `listener` listens.
+    pub fn start_on(listener: std::net::TcpListener) -> Self {
         let runtime = Runtime::new().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let within = runtime.enter();
+        let listener = TcpListener::from_std(listener).unwrap();
+        drop(within);
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let spans = Spans::default();
         let router = Router::new()
