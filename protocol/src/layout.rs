@@ -1,7 +1,7 @@
 //! Where everything lies in an output. The only place that builds or parses these paths.
 
 use crate::cost::Cost;
-use crate::plan::{RunNumber, ShardIndex};
+use crate::plan::{RunNumber, ShardIndex, ShardOfRun};
 use crate::routes::ArmIndex;
 
 /// Written last and replaced whole.
@@ -31,8 +31,8 @@ pub fn receipts(run: RunNumber) -> String {
 }
 
 /// `_millrace/runs/0001/receipts/00012`
-pub fn receipts_of(run: RunNumber, shard: ShardIndex) -> String {
-    format!("{}/{shard:05}", receipts(run))
+pub fn receipts_of(of: ShardOfRun) -> String {
+    format!("{}/{:05}", receipts(of.run), of.shard)
 }
 
 /// `<folder>/<random>[-<arm>]-<cost>.json`: the name of a receipt says what it cost, and of which arm
@@ -140,10 +140,11 @@ mod tests {
     #[test]
     fn a_receipt_path_names_its_shard_and_its_cost() {
         let cost = Cost::of_parts(1_234_567_890_123);
-        let path = receipt(&receipts_of(3, 12), 7, None, cost);
+        let of = ShardOfRun { run: 3, shard: 12 };
+        let path = receipt(&receipts_of(of), 7, None, cost);
         assert_eq!(cost_of_receipt(&path), Some(cost));
         assert_eq!(arm_of_receipt(&path), None);
-        let routed = receipt(&receipts_of(3, 12), 7, Some(4), cost);
+        let routed = receipt(&receipts_of(of), 7, Some(4), cost);
         assert_eq!(cost_of_receipt(&routed), Some(cost));
         assert_eq!(arm_of_receipt(&routed), Some(4));
         assert_eq!(shard_of_receipt(&path), Some(12));

@@ -160,6 +160,10 @@ pub struct Shard {
     /// Which of its rows are the shard's, where a list names duplicates among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicates: Option<Duplicates>,
+    /// The shard of an earlier run that was given up and is taken up again: what was paid for its rows
+    /// lies there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_up: Option<ShardOfRun>,
 }
 
 /// How a shard takes the duplicates in its range. Both name the list of these by the shard of the first
@@ -196,7 +200,13 @@ impl Shard {
             failed_in: None,
             carried: 0,
             duplicates: None,
+            taken_up: None,
         }
+    }
+
+    /// The shard that its receipts lie with: itself, with this index in a run, or the one that it takes up.
+    pub fn receipts(&self, run: RunNumber, shard: ShardIndex) -> ShardOfRun {
+        self.taken_up.unwrap_or(ShardOfRun { run, shard })
     }
 
     /// Whether it copies what became of rows of other shards, and so comes after them.

@@ -266,3 +266,57 @@ fn a_run_that_is_killed_pays_twice_for_what_was_under_way_alone() {
     println!("{kills} kills, {} rows were asked again", asked - 600);
     assert!(asked - 600 <= kills * under_way, "{asked} rows asked");
 }
+
+#[test]
+fn what_was_paid_for_shards_that_were_given_up_is_not_paid_again_by_a_rerun() {
+    let scene = scene(
+        600,
+        json!({"sharding": {"targetBytes": 1 << 20}}),
+        Faults::default(),
+    );
+    let redis = RedisServer::start();
+    step(&scene, &redis, "plan", "plan.log").succeed();
+    let mut worker = step(&scene, &redis, "work", "work.log");
+    let seen = until(Duration::from_secs(60), || {
+        (scene.record().calls.len() >= 60).then_some(())
+    });
+    assert!(seen.is_some(), "{}", worker.log());
+    worker.kill();
+    let ended = step(&scene, &redis, "finish", "finish.log").wait();
+    assert_eq!(ended.code(), Some(3), "the one shard was given up");
+    let manifest = || -> Value {
+        let manifest = std::fs::read(scene.path("out/manifest.json")).unwrap();
+        serde_json::from_slice(&manifest).unwrap()
+    };
+    let paid = cost(manifest()["totals"]["cost"].as_str().unwrap());
+    assert!(paid > Cost::NOTHING, "receipts are counted");
+
+    let job = std::fs::read_to_string(scene.path("job.yaml")).unwrap();
+    let again = job.replace(
+        r#""output":{"uri":"out"}"#,
+        r#""output":{"uri":"out"},"rerunFailed":1"#,
+    );
+    assert_ne!(job, again);
+    std::fs::write(scene.path("job.yaml"), again).unwrap();
+    scene.work(&redis, &["again.log"]);
+    assert_eq!(scene.lines("parts").len(), 600);
+    let record = scene.record();
+    let asked = record.calls.iter().flat_map(|call| &call.rows).count();
+    assert!(
+        asked - 600 <= 6 * 3,
+        "{asked} rows asked: more than were under way"
+    );
+    let mut told = cost(manifest()["totals"]["cost"].as_str().unwrap());
+    assert!(told <= billed(&record), "{told} of {}", billed(&record));
+    for _ in 0..6 {
+        told += dearest(&record);
+    }
+    assert!(told >= billed(&record), "what was paid before is forgotten");
+    let receipts = scene.path("out/_millrace/runs/0001/receipts");
+    let left = std::fs::read_dir(receipts).map_or(0, |shards| {
+        shards
+            .map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap().count())
+            .sum()
+    });
+    assert_eq!(left, 0, "receipts of a committed shard go");
+}

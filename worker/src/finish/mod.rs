@@ -98,12 +98,13 @@ pub async fn finish(
         sink,
     } = options;
     let committed = commits::list(output, plan.run).await?;
-    let paid_besides = receipts::paid_by_arms(output, plan.run, &committed).await?;
-    let (live, mut failed, missing) = cover(plan, committed, given_up);
     let earlier = match plan.run {
         FIRST_RUN => None,
         _ => read_manifest(output).await?,
     };
+    let settled = receipts::settled(plan, &committed, earlier.as_ref());
+    let paid_besides = receipts::paid_by_arms(output, plan.run, &settled).await?;
+    let (live, mut failed, missing) = cover(plan, committed, given_up);
     match give_up {
         None if !missing.is_empty() => {
             let missing = next_of(plan, missing);
@@ -125,7 +126,7 @@ pub async fn finish(
         }
     }
     if failed.is_empty() {
-        receipts::discard_all(output, plan.run, None).await;
+        receipts::discard_all(output, plan.run).await;
         // A worker that was thought dead may still commit a shard that was given up.
         sweep::sweep(output, job.output.uri.starts_with("file://"), plan, &live).await?;
     }

@@ -1,6 +1,8 @@
 //! Plans a run that runs again what failed in the run before it: from that run's manifest alone,
 //! without a look at the input.
 
+use std::collections::HashMap;
+
 use millrace_protocol::manifest::{LivePart, Manifest};
 use millrace_protocol::plan::{Plan, RunNumber, Shard, ShardOfRun};
 
@@ -25,14 +27,28 @@ pub(super) fn draft(
             expected: job.spec_sha256.clone(),
         });
     }
-    let failed_rows = earlier.parts.iter().filter_map(with_failed_rows);
+    let given_up: Vec<Shard> = (earlier.failed_shards.iter())
+        .map(|failed| Shard {
+            carried: 0,
+            taken_up: Some(failed.range.receipts(earlier.run, failed.shard)),
+            ..failed.range
+        })
+        .collect();
     // Of a shard that ran failed rows again the rows' earlier errors are live still: it is among
     // the parts.
-    let given_up = earlier.failed_shards.iter().map(|failed| Shard {
-        carried: 0,
-        ..failed.range
+    let ran_again = given_up
+        .iter()
+        .filter_map(|range| Some((range.failed_in?, range.taken_up)));
+    let ran_again: HashMap<ShardOfRun, Option<ShardOfRun>> = ran_again.collect();
+    let failed_rows = earlier.parts.iter().filter_map(|part| {
+        let shard = with_failed_rows(part)?;
+        let taken_up = shard.failed_in.and_then(|of| *ran_again.get(&of)?);
+        Some(Shard { taken_up, ..shard })
     });
-    let given_up = given_up.filter(|range| range.failed_in.is_none());
+    let given_up = given_up
+        .iter()
+        .copied()
+        .filter(|range| range.failed_in.is_none());
     let mut shards: Vec<Shard> = failed_rows.chain(given_up).collect();
     // Duplicates get what the others end as.
     shards.sort_by_key(|shard| (shard.is_of_duplicates(), shard.place()));
@@ -58,6 +74,7 @@ fn with_failed_rows(part: &LivePart) -> Option<Shard> {
             shard: commit.shard,
         }),
         carried: 0,
+        taken_up: None,
         ..*range
     })
 }

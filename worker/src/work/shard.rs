@@ -183,10 +183,11 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
     let mut duplicates = duplicates.map_err(|error| ShardError::Duplicates(error.into()))?;
     let mut carried = carried::open_list(ctx, lease.shard).await?;
     let mut files = Files::new(ctx, lease.shard, &attempt);
+    let paid_in = shard.receipts(run, lease.shard);
     let receipts = match &ctx.answerer {
-        Answerer::Server(_) => Receipts::none(&ctx.output, run, lease.shard),
+        Answerer::Server(_) => Receipts::none(&ctx.output, paid_in),
         Answerer::Remote(_) | Answerer::Routed(_) => {
-            let receipts = Receipts::open(&ctx.output, run, lease.shard).await;
+            let receipts = Receipts::open(&ctx.output, paid_in).await;
             receipts.map_err(ShardError::Receipts)?
         }
     };
@@ -306,7 +307,8 @@ pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardEr
     let Worked { commit: ours } = worked;
     let verdict = commit(&ctx.output, ctx.plan.run, &ours).await?;
     if !matches!(&ctx.answerer, Answerer::Server(_)) {
-        receipts::discard_all(&ctx.output, ctx.plan.run, Some(ours.shard)).await;
+        let shard = &ctx.plan.shards[ours.shard as usize];
+        receipts::discard(&ctx.output, shard.receipts(ctx.plan.run, ours.shard)).await;
     }
     match verdict {
         Verdict::Won => Ok(ours.tally()),

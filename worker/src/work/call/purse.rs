@@ -10,6 +10,7 @@ use millrace_protocol::plan::RunNumber;
 use super::receipts;
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, FinishError};
+use crate::plan::{self, PlanError};
 use crate::store::{Location, StoreError};
 use crate::work::client::remote::Usage;
 
@@ -37,6 +38,9 @@ pub enum PaidError {
     /// Those of earlier runs.
     #[error(transparent)]
     Manifest(#[from] FinishError),
+    /// Which shards the commits are of.
+    #[error(transparent)]
+    Plan(#[from] Box<PlanError>),
     /// Receipts.
     #[error("the receipts could not be listed")]
     Receipts(#[from] StoreError),
@@ -65,9 +69,13 @@ impl Purse {
         let earlier = manifest.iter().flat_map(|manifest| &manifest.parts);
         let earlier = earlier.filter(|part: &&LivePart| part.run < self.run);
         let earlier: Cost = earlier.map(|part| part.commit.cost).sum();
+        let Some(plan) = plan::read(&self.output, self.run).await.map_err(Box::new)? else {
+            return Ok(earlier);
+        };
         let committed = commits::list(&self.output, self.run).await?;
         let now: Cost = committed.iter().map(|commit: &Commit| commit.cost).sum();
-        let open = receipts::paid(&self.output, self.run, &committed).await?;
-        Ok(earlier + now + open)
+        let settled = receipts::settled(&plan, &committed, manifest.as_ref());
+        let open = receipts::paid_by_arms(&self.output, self.run, &settled).await?;
+        Ok(earlier + now + open.into_iter().map(|(_, cost)| cost).sum())
     }
 }

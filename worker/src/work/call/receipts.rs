@@ -10,7 +10,8 @@ use futures::{StreamExt, TryStreamExt};
 use millrace_protocol::commit::Commit;
 use millrace_protocol::cost::Cost;
 use millrace_protocol::layout;
-use millrace_protocol::plan::{RunNumber, ShardIndex};
+use millrace_protocol::manifest::Manifest;
+use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardOfRun};
 use millrace_protocol::routes::ArmIndex;
 use millrace_protocol::tally::Tally;
 use millrace_protocol::wire::Prediction;
@@ -24,6 +25,9 @@ use crate::work::part::remove;
 
 /// Receipts read at a time.
 const READS_MAX: usize = 32;
+
+/// Receipts removed at a time.
+const REMOVALS_MAX: usize = 32;
 
 /// The receipts of one shard.
 pub struct Receipts {
@@ -66,23 +70,19 @@ struct Said {
 
 impl Receipts {
     /// None, for a shard whose rows nobody is paid for.
-    pub fn none(output: &Location, run: RunNumber, shard: ShardIndex) -> Self {
+    pub fn none(output: &Location, of: ShardOfRun) -> Self {
         Self {
             output: output.clone(),
-            folder: layout::receipts_of(run, shard),
+            folder: layout::receipts_of(of),
             said: HashMap::new(),
             paid: Tally::default(),
             paid_by: Vec::new(),
         }
     }
 
-    /// Reads the receipts of a shard.
-    pub async fn open(
-        output: &Location,
-        run: RunNumber,
-        shard: ShardIndex,
-    ) -> Result<Self, StoreError> {
-        let mut receipts = Self::none(output, run, shard);
+    /// Reads the receipts that lie with a shard.
+    pub async fn open(output: &Location, of: ShardOfRun) -> Result<Self, StoreError> {
+        let mut receipts = Self::none(output, of);
         let listed = list(output, &receipts.folder).await?;
         let read: Vec<(Listed, Receipt)> = futures::stream::iter(listed)
             .map(|listed| read(output, listed))
@@ -157,45 +157,61 @@ impl ReceiptsOf<'_> {
     }
 }
 
-/// Removes the receipts of a shard that has a commit, or, without a shard, those of a whole run.
-pub async fn discard_all(output: &Location, run: RunNumber, shard: Option<ShardIndex>) {
-    let folder = match shard {
-        Some(shard) => layout::receipts_of(run, shard),
-        None => layout::receipts(run),
-    };
-    match list(output, &folder).await {
+/// Removes the receipts that lie with a shard whose commit counts them.
+pub async fn discard(output: &Location, of: ShardOfRun) {
+    discard_below(output, &layout::receipts_of(of)).await;
+}
+
+/// Removes the receipts of all runs up to this one.
+pub async fn discard_all(output: &Location, last: RunNumber) {
+    for run in FIRST_RUN..=last {
+        discard_below(output, &layout::receipts(run)).await;
+    }
+}
+
+async fn discard_below(output: &Location, folder: &str) {
+    match list(output, folder).await {
         Ok(listed) => {
-            for Listed { path, .. } in listed {
-                remove(output, &path).await;
-            }
+            let removing = listed.iter().map(|listed| remove(output, &listed.path));
+            let removing = futures::stream::iter(removing).buffer_unordered(REMOVALS_MAX);
+            removing.collect::<()>().await;
         }
         Err(error) => tracing::debug!(folder, %error, "receipts could not be removed"),
     }
 }
 
-/// What was paid for shards of a run that are not among the `committed`.
-pub async fn paid(
-    output: &Location,
-    run: RunNumber,
-    committed: &[Commit],
-) -> Result<Cost, StoreError> {
-    let paid = paid_by_arms(output, run, committed).await?;
-    Ok(paid.into_iter().map(|(_, cost)| cost).sum())
-}
-
-/// The same for each receipt, with the arm whose call it was.
+/// What was paid in all runs up to this one and is counted by no commit: those are counted already that
+/// lie with the `settled` shards. For each receipt, with the arm whose call it was.
 pub async fn paid_by_arms(
     output: &Location,
-    run: RunNumber,
-    committed: &[Commit],
+    last: RunNumber,
+    settled: &HashSet<ShardOfRun>,
 ) -> Result<Vec<(Option<ArmIndex>, Cost)>, StoreError> {
-    let committed: HashSet<ShardIndex> = committed.iter().map(|commit| commit.shard).collect();
-    let open = list(output, &layout::receipts(run)).await?.into_iter();
-    let open = open.filter(|listed| {
-        let shard = layout::shard_of_receipt(listed.path.as_ref());
-        shard.is_some_and(|shard| !committed.contains(&shard))
+    let mut paid = Vec::new();
+    for run in FIRST_RUN..=last {
+        let open = list(output, &layout::receipts(run)).await?.into_iter();
+        let open = open.filter(|listed| {
+            let shard = layout::shard_of_receipt(listed.path.as_ref());
+            shard.is_some_and(|shard| !settled.contains(&ShardOfRun { run, shard }))
+        });
+        paid.extend(open.map(|listed| (listed.arm, listed.cost)));
+    }
+    Ok(paid)
+}
+
+/// The shards whose receipts the commits of a run and of the manifest before it count.
+pub fn settled(
+    plan: &Plan,
+    committed: &[Commit],
+    earlier: Option<&Manifest>,
+) -> HashSet<ShardOfRun> {
+    let now = committed.iter().map(|commit| {
+        let shard = &plan.shards[commit.shard as usize];
+        shard.receipts(plan.run, commit.shard)
     });
-    Ok(open.map(|listed| (listed.arm, listed.cost)).collect())
+    let earlier = earlier.into_iter().flat_map(|manifest| &manifest.parts);
+    let earlier = earlier.map(|part| part.range.receipts(part.run, part.commit.shard));
+    now.chain(earlier).collect()
 }
 
 /// Reads a receipt. One that cannot be read was paid all the same, and its rows are asked again.
@@ -235,12 +251,16 @@ mod tests {
     use super::*;
     use crate::store::{StoreOptions, Stores};
 
+    fn of_run(run: RunNumber) -> ShardOfRun {
+        ShardOfRun { run, shard: 7 }
+    }
+
     #[tokio::test]
     async fn what_was_paid_and_said_is_found_again_until_it_is_discarded() {
         let folder = tempfile::tempdir().unwrap();
         let uri = format!("file://{}/out", folder.path().display());
         let output = Stores::new(StoreOptions::default()).open(&uri).unwrap();
-        let receipts = Receipts::open(&output, 1, 7).await.unwrap();
+        let receipts = Receipts::open(&output, of_run(1)).await.unwrap();
         assert_eq!(
             (receipts.paid(), receipts.of(None).find(0, "a")),
             (Tally::default(), None)
@@ -256,7 +276,7 @@ mod tests {
         let of = |arm| receipts.of(arm);
         of(None).keep(0, said, taken(5, 30)).await.unwrap();
         of(Some(3)).keep(1, vec![], taken(2, 12)).await.unwrap();
-        let again = Receipts::open(&output, 1, 7).await.unwrap();
+        let again = Receipts::open(&output, of_run(1)).await.unwrap();
         assert_eq!((again.paid().tokens, again.paid().cost), (7, cost(42)));
         let of = |arm| again.of(arm);
         assert_eq!(of(None).find(0, "a"), Some(answer));
@@ -264,11 +284,17 @@ mod tests {
         assert_eq!(of(None).find(0, "b"), None);
         assert_eq!(of(Some(3)).find(0, "a"), None, "another was asked");
         assert_eq!(again.paid_by_arms(), [(3, taken(2, 12))]);
-        assert_eq!(paid(&output, 1, &[]).await.unwrap(), cost(42));
-        assert_eq!(paid(&output, 2, &[]).await.unwrap(), cost(0));
-        discard_all(&output, 1, Some(6)).await;
-        assert_eq!(paid(&output, 1, &[]).await.unwrap(), cost(42));
-        discard_all(&output, 1, Some(7)).await;
-        assert_eq!(paid(&output, 1, &[]).await.unwrap(), cost(0));
+        let paid = async |settled: &[ShardOfRun]| {
+            let settled = settled.iter().copied().collect();
+            let paid = paid_by_arms(&output, 2, &settled).await.unwrap();
+            paid.into_iter().map(|(_, cost)| cost).sum::<Cost>()
+        };
+        assert_eq!(paid(&[]).await, cost(42), "that of earlier runs as well");
+        assert_eq!(paid(&[of_run(2)]).await, cost(42));
+        assert_eq!(paid(&[of_run(1)]).await, cost(0), "a commit counts it");
+        discard(&output, of_run(2)).await;
+        assert_eq!(paid(&[]).await, cost(42));
+        discard(&output, of_run(1)).await;
+        assert_eq!(paid(&[]).await, cost(0));
     }
 }
