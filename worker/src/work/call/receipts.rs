@@ -172,9 +172,11 @@ pub async fn discard_all(output: &Location, last: RunNumber) {
 async fn discard_below(output: &Location, folder: &str) {
     match list(output, folder).await {
         Ok(listed) => {
-            let removing = listed.iter().map(|listed| remove(output, &listed.path));
-            let removing = futures::stream::iter(removing).buffer_unordered(REMOVALS_MAX);
-            removing.collect::<()>().await;
+            futures::stream::iter(listed)
+                .for_each_concurrent(REMOVALS_MAX, async |listed| {
+                    remove(output, &listed.path).await;
+                })
+                .await;
         }
         Err(error) => tracing::debug!(folder, %error, "receipts could not be removed"),
     }
