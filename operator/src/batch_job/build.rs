@@ -145,6 +145,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         "metadata": metadata(job, &names::step(&name, step, *run), step),
         "spec": {
             "backoffLimit": STEP_TRIES,
+            "podFailurePolicy": pods::failure_policy(),
             "template": pod_template(job, step, template, &container, &volumes),
         },
     }))
@@ -325,6 +326,11 @@ mod tests {
         assert_eq!(spec.get("ingress"), None, "nobody is let in");
         assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
         assert_eq!(spec["egress"], egress_rules(&options()));
+        assert_eq!(
+            made["spec"]["podFailurePolicy"],
+            pods::failure_policy(),
+            "an eviction is no failure"
+        );
         let selected = &spec["podSelector"]["matchLabels"];
         let labels = json!(labels("notify", JOB_LABEL, "job"));
         assert_eq!(selected[JOB_LABEL], labels[JOB_LABEL]);
