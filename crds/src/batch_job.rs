@@ -59,7 +59,6 @@ pub use service::{JobService, ServiceRef};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     printcolumn = r#"{"name":"Workers","type":"integer","jsonPath":".status.workers","priority":1}"#,
     printcolumn = r#"{"name":"Rows/s","type":"number","jsonPath":".status.rowsPerSecond","priority":1}"#,
-    printcolumn = r#"{"name":"Cost","type":"string","jsonPath":".status.cost.total","priority":1}"#,
     printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.eta","priority":1}"#,
     printcolumn = r#"{"name":"Output","type":"string","jsonPath":".spec.output.uri","priority":1}"#
 )]
