@@ -99,10 +99,7 @@ async fn apply_step(ctx: &Context, job: &BatchJob, step: Job) -> Result<(), Visi
 /// The Job that tells of an end that no step tells of, beside the pods of the job's service, if it has
 /// one.
 fn notifier(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Option<Job> {
-    let own = build::own_service(job);
-    let service = own.as_ref().or(seen.service.as_deref());
-    let template = service.map(|service| service.spec.template.clone());
-    let template = template.unwrap_or_default();
+    let template = build::service_template(job, seen.service.as_deref());
     notify::job(job, seen.standing.run, phase, &template, &ctx.options)
 }
 

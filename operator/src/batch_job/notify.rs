@@ -11,7 +11,7 @@ use millrace_protocol::event::{Event, Over};
 use millrace_protocol::plan::RunNumber;
 use serde_json::json;
 
-use super::build::{metadata, pod_template};
+use super::build::{metadata, step_template};
 use super::decide::Phase;
 use super::standing::GiveUp;
 use crate::apply::object;
@@ -74,7 +74,7 @@ pub fn job(
             "podFailurePolicy": pods::failure_policy(),
             "activeDeadlineSeconds": DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
-            "template": pod_template(job, "notify", template, &container, &volumes),
+            "template": step_template(job, "notify", template, &container, &volumes),
         },
     })))
 }
