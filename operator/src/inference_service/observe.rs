@@ -51,6 +51,19 @@ impl Seen {
 
     /// Shards that no commit stands for yet, over all jobs.
     pub fn backlog_shards(&self) -> u64 {
+    /// Pods that serve.
+    pub fn ready_pods(&self) -> u32 {
+        let is_ready = |pod: &&Pod| {
+            let conditions = pod
+                .status
+                .iter()
+                .flat_map(|it| it.conditions.iter().flatten());
+            let mut ready = conditions.filter(|it| it.type_ == "Ready");
+            pod.metadata.deletion_timestamp.is_none() && ready.any(|it| it.status == "True")
+        };
+        self.pods.iter().filter(is_ready).count() as u32
+    }
+
         self.work.iter().map(|work| work.shards).sum()
     }
 }
