@@ -4,10 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 use millrace_crds::BatchJob;
 use millrace_leases::limits::Accounts;
@@ -16,16 +14,14 @@ use millrace_leases::{
     UsersError,
 };
 
-use crate::apply::{Children, apply_unseen};
+use crate::apply::Children;
 use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
 use crate::metrics::VisitMetrics;
 use crate::names::FIELD_MANAGER;
 use crate::objects::Objects;
 use crate::pod_redis::PodRedis;
-
-/// How long a Secret that was written counts as there: the operator has no right to look.
-const SECRET_STAYS: Duration = Duration::from_secs(300);
+use crate::secrets::WrittenSecrets;
 
 /// Shortest time between two writes of a status of which only counts moved.
 const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,6 +37,8 @@ pub struct Context {
     pub options: Options,
     /// What this process applied.
     pub children: Children,
+    /// The Secrets that this process wrote.
+    pub secrets: WrittenSecrets,
     /// What is counted over visits.
     pub visits: VisitMetrics,
     redis: RedisOptions,
@@ -59,8 +57,6 @@ pub struct Context {
     meters: Mutex<HashMap<String, Meter>>,
     /// When the counts of runs were written last.
     counts_written: Mutex<HashMap<String, Instant>>,
-    /// What was written into Secrets lately, and when.
-    secrets: Mutex<HashMap<ObjectRef<Secret>, (Secret, Instant)>>,
     /// The generations of jobs whose readers were looked at lately, by the jobs' ids, and when.
     readers: Mutex<HashMap<String, (Option<i64>, Instant)>>,
     /// All objects of both kinds, as last seen, once this process leads.
@@ -89,7 +85,7 @@ impl Context {
             meters: Mutex::default(),
             counts_written: Mutex::default(),
             children: Children::default(),
-            secrets: Mutex::default(),
+            secrets: WrittenSecrets::default(),
             readers: Mutex::default(),
             objects: OnceLock::new(),
             visits: VisitMetrics::default(),
@@ -203,24 +199,6 @@ impl Context {
         let accounts = Arc::new(Accounts::new(&self.redis, namespace, service)?);
         all.insert(key, accounts.clone());
         Ok(accounts)
-    }
-
-    /// Writes a Secret, unless the same was written a moment ago.
-    pub async fn apply_secret(&self, namespace: &str, secret: Secret) -> Result<(), kube::Error> {
-        let reference = ObjectRef::from_obj(&secret);
-        let is_there = {
-            let mut written = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-            written.retain(|_, (_, at)| at.elapsed() < SECRET_STAYS);
-            let before = written.get(&reference);
-            before.is_some_and(|(before, _)| *before == secret)
-        };
-        if is_there {
-            return Ok(());
-        }
-        apply_unseen(&self.client, namespace, &secret).await?;
-        let mut written = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-        written.insert(reference, (secret, Instant::now()));
-        Ok(())
     }
 
     /// Whether it is time to look at the reader of a job: a visit comes every second.

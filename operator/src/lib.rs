@@ -22,4 +22,5 @@ pub mod pod_redis;
 pub mod pods;
 pub mod reasons;
 pub mod term;
+pub mod secrets;
 pub mod visit;

@@ -62,7 +62,10 @@ pub async fn apply(
         children
             .apply(client, &namespace, build::config_map(service))
             .await?;
-        ctx.apply_secret(&namespace, leases).await?;
+        let is_missed = seen.is_leases_secret_missed;
+        ctx.secrets
+            .apply(client, &namespace, leases, is_missed)
+            .await?;
         children
             .apply(client, &namespace, build::kube_service(service))
             .await?;
