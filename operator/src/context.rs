@@ -23,8 +23,8 @@ use crate::objects::Objects;
 use crate::pod_redis::PodRedis;
 use crate::secrets::WrittenSecrets;
 
-/// Shortest time between two writes of a status of which only counts moved.
-const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two writes of a job's status.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a reader that was looked at counts as there.
 const READER_STAYS: Duration = Duration::from_secs(60);
@@ -55,8 +55,8 @@ pub struct Context {
     accounts: Mutex<HashMap<(String, String), Arc<Accounts>>>,
     /// How fast runs get on.
     meters: Mutex<HashMap<String, Meter>>,
-    /// When the counts of runs were written last.
-    counts_written: Mutex<HashMap<String, Instant>>,
+    /// When the statuses of jobs were written lately, by the jobs' ids.
+    statuses_written: Mutex<HashMap<String, Instant>>,
     /// The generations of jobs whose readers were looked at lately, by the jobs' ids, and when.
     readers: Mutex<HashMap<String, (Option<i64>, Instant)>>,
     /// All objects of both kinds, as last seen, once this process leads.
@@ -83,7 +83,7 @@ impl Context {
             registries: Mutex::default(),
             accounts: Mutex::default(),
             meters: Mutex::default(),
-            counts_written: Mutex::default(),
+            statuses_written: Mutex::default(),
             children: Children::default(),
             secrets: WrittenSecrets::default(),
             readers: Mutex::default(),
@@ -153,24 +153,24 @@ impl Context {
         stores.remove(&key);
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         meters.remove(&key);
-        self.counts_written().remove(&key);
     }
 
-    /// How long the counts of a run have to wait until they may be written again; nothing if they may
-    /// be now, which counts as done.
-    pub fn counts_wait(&self, run: &RunKey) -> Option<Duration> {
-        let mut written = self.counts_written();
-        let key = run.key("");
-        let last = written.get(&key).map(Instant::elapsed);
-        let wait = last.and_then(|last| COUNTS_INTERVAL.checked_sub(last));
-        if wait.is_none() {
-            written.insert(key, Instant::now());
-        }
-        wait
+    /// How long the status of a job has to wait until it may be written again; nothing if it may be
+    /// now.
+    pub fn status_wait(&self, job_uid: &str) -> Option<Duration> {
+        let written = self.statuses_written().get(job_uid)?.elapsed();
+        STATUS_INTERVAL.checked_sub(written)
     }
 
-    fn counts_written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        let written = self.counts_written.lock();
+    /// Notes that the status of a job was written. Forgets those that wait for nothing any more.
+    pub fn note_status(&self, job_uid: String) {
+        let mut written = self.statuses_written();
+        written.retain(|_, at| at.elapsed() < STATUS_INTERVAL);
+        written.insert(job_uid, Instant::now());
+    }
+
+    fn statuses_written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        let written = self.statuses_written.lock();
         written.unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_counts_of_a_run_are_written_once_a_second() {
+    async fn the_status_of_a_job_is_written_once_a_second() {
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
         let options = Options::parse_from([
             "operator",
@@ -268,15 +268,10 @@ mod tests {
             "--redis-url=redis://127.0.0.1:1",
         ]);
         let ctx = Context::new(Client::try_from(config).unwrap(), options).unwrap();
-        let run = |job: &str| RunKey {
-            namespace: "tenant".to_owned(),
-            job: job.to_owned(),
-            uid: None,
-            run: 1,
-        };
-        assert_eq!(ctx.counts_wait(&run("one")), None);
-        let wait = ctx.counts_wait(&run("one")).unwrap();
-        assert!(wait <= COUNTS_INTERVAL && wait > COUNTS_INTERVAL / 2);
-        assert_eq!(ctx.counts_wait(&run("another")), None);
+        assert_eq!(ctx.status_wait("one"), None);
+        ctx.note_status("one".to_owned());
+        let wait = ctx.status_wait("one").unwrap();
+        assert!(wait <= STATUS_INTERVAL && wait > STATUS_INTERVAL / 2);
+        assert_eq!(ctx.status_wait("another"), None);
     }
 }
