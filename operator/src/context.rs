@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
-use millrace_crds::BatchJob;
 use millrace_leases::limits::Accounts;
 use millrace_leases::{
     JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
@@ -25,9 +24,6 @@ use crate::secrets::WrittenSecrets;
 
 /// Shortest time between two writes of a job's status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a reader that was looked at counts as there.
-const READER_STAYS: Duration = Duration::from_secs(60);
 
 /// What every visit needs.
 pub struct Context {
@@ -57,8 +53,6 @@ pub struct Context {
     meters: Mutex<HashMap<String, Meter>>,
     /// When the statuses of jobs were written lately, by the jobs' ids.
     statuses_written: Mutex<HashMap<String, Instant>>,
-    /// The generations of jobs whose readers were looked at lately, by the jobs' ids, and when.
-    readers: Mutex<HashMap<String, (Option<i64>, Instant)>>,
     /// All objects of both kinds, as last seen, once this process leads.
     pub objects: OnceLock<Objects>,
 }
@@ -86,7 +80,6 @@ impl Context {
             statuses_written: Mutex::default(),
             children: Children::default(),
             secrets: WrittenSecrets::default(),
-            readers: Mutex::default(),
             objects: OnceLock::new(),
             visits: VisitMetrics::default(),
             client,
@@ -199,21 +192,6 @@ impl Context {
         let accounts = Arc::new(Accounts::new(&self.redis, namespace, service)?);
         all.insert(key, accounts.clone());
         Ok(accounts)
-    }
-
-    /// Whether it is time to look at the reader of a job: a visit comes every second.
-    pub fn is_reader_due(&self, job: &BatchJob) -> bool {
-        let mut looked = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        looked.retain(|_, (_, at)| at.elapsed() < READER_STAYS);
-        let before = looked.get(job.metadata.uid.as_deref().unwrap_or_default());
-        before.is_none_or(|(generation, _)| *generation != job.metadata.generation)
-    }
-
-    /// Notes that the reader of a job is as it should be.
-    pub fn note_reader(&self, job: &BatchJob) {
-        let mut looked = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        let uid = job.metadata.uid.clone().unwrap_or_default();
-        looked.insert(uid, (job.metadata.generation, Instant::now()));
     }
 
     /// Whether the Redis of the leases answers. Asks for what nothing was ever written to.

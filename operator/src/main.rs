@@ -191,6 +191,15 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
             api::<ConfigMap>(&client, namespace.as_deref()),
             ours.clone(),
         )
+        .owns(
+            api::<NetworkPolicy>(&client, namespace.as_deref()),
+            ours.clone(),
+        )
+        .owns(
+            api::<Deployment>(&client, namespace.as_deref()),
+            ours.clone(),
+        )
+        .owns(api::<Service>(&client, namespace.as_deref()), ours.clone())
         // A job that waits for its service begins when the service is there.
         .watches(
             api::<InferenceService>(&client, namespace.as_deref()),

@@ -1,10 +1,15 @@
 //! What the operator made stays as it made it, whoever else lays hands on it.
 
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
-use kube::Api;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::jobs::Stage;
@@ -66,4 +71,47 @@ async fn a_secret_that_somebody_deleted_is_back_once_a_pod_waits_for_it() {
     stage.expect_completed(JOB).await;
     let written = "PATCH secrets/minilm-leases";
     assert_eq!(stage.operator.proxy.instants(written).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_guards_a_jobs_steps_and_what_reads_its_results_is_back_when_somebody_deleted_it() {
+    let Some(stage) = Stage::new("job-children").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.create_service(SERVICE, json!({})).await;
+    // The Secret of the receiver is not there, so the pod that finishes waits.
+    let waiting = json!({
+        "notify": {"url": "https://example.com/hook", "secretRef": {"name": "hook"}},
+        "reader": {"secretRef": {"name": "readers"}},
+    });
+    tenant.create_job(JOB, SERVICE, waiting).await;
+    let finishing = tenant.wait_for_reason(JOB, "Finishing");
+    stage.expect("a step that waits", finishing).await;
+    comes_back::<NetworkPolicy>(&stage, "embed-steps").await;
+    tenant.create_secret("hook").await;
+    stage.expect_completed(JOB).await;
+    comes_back::<Deployment>(&stage, "embed-reader").await;
+    comes_back::<Service>(&stage, "embed-reader").await;
+    comes_back::<NetworkPolicy>(&stage, "embed-reader").await;
+}
+
+/// Deletes an object and waits until another one has its name.
+async fn comes_back<K>(stage: &Stage, name: &str)
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
+{
+    let tenant = &stage.tenant;
+    let api: Api<K> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
+    let there = await_condition(api.clone(), name, |it: Option<&K>| it.is_some());
+    let before = stage.expect(name, there).await.unwrap().unwrap().uid();
+    api.delete(name, &DeleteParams::default()).await.unwrap();
+    let is_another = move |it: Option<&K>| it.is_some_and(|it| it.uid() != before);
+    let back = await_condition(api, name, is_another);
+    stage.expect(name, back).await.unwrap();
 }

@@ -57,6 +57,12 @@ pub async fn apply(
             .await
             .map_err(VisitError::Apply)?;
     }
+    if matches!(
+        phase,
+        Phase::Planning(_) | Phase::Finishing(_) | Phase::GivingUp(..)
+    ) {
+        guard_steps(ctx, job).await?;
+    }
     if let Some(made) = make {
         let manifests = build::manifests(job, &made.checked, run);
         let config_map = build::config_map(job, &manifests, run);
@@ -65,12 +71,20 @@ pub async fn apply(
             .apply(&ctx.client, &namespace, config_map)
             .await
             .map_err(VisitError::Apply)?;
-        apply_step(ctx, job, build::step(job, made, &ctx.options)).await?;
+        let step = build::step(job, made, &ctx.options);
+        ctx.children
+            .apply(&ctx.client, &namespace, step)
+            .await
+            .map_err(VisitError::Apply)?;
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
         if let Some(notify) = notifier(ctx, job, seen, phase) {
-            apply_step(ctx, job, notify).await?;
+            guard_steps(ctx, job).await?;
+            ctx.children
+                .apply(&ctx.client, &namespace, notify)
+                .await
+                .map_err(VisitError::Apply)?;
         }
         ctx.close(&run_key(job, run)).await;
         close_account(ctx, job, seen, phase).await;
@@ -83,16 +97,12 @@ pub async fn apply(
     Ok(Applied)
 }
 
-/// Makes the Job of a step. What its pod may reach is settled before there is one.
-async fn apply_step(ctx: &Context, job: &BatchJob, step: Job) -> Result<(), VisitError> {
+/// Settles what the pods of steps may reach: before there is one, and as long as one may be there.
+async fn guard_steps(ctx: &Context, job: &BatchJob) -> Result<(), VisitError> {
     let namespace = job.namespace().unwrap_or_default();
     let policy = build::network_policy(job, &ctx.options);
-    let made = async {
-        let (client, children) = (&ctx.client, &ctx.children);
-        children.apply(client, &namespace, policy).await?;
-        children.apply(client, &namespace, step).await
-    };
-    made.await.map_err(VisitError::Apply)?;
+    let guarded = ctx.children.apply(&ctx.client, &namespace, policy).await;
+    guarded.map_err(VisitError::Apply)?;
     Ok(())
 }
 

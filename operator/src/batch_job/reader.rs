@@ -47,7 +47,7 @@ pub async fn keep(
         return Ok(());
     };
     // A path of one machine would be one of the reader's own pod.
-    if !job.local_paths().is_empty() || !ctx.is_reader_due(job) {
+    if !job.local_paths().is_empty() {
         return Ok(());
     }
     let namespace = job.namespace().unwrap_or_default();
@@ -71,7 +71,6 @@ pub async fn keep(
         }
         made => drop(made?),
     }
-    ctx.note_reader(job);
     Ok(())
 }
 
@@ -213,17 +212,17 @@ mod tests {
         assert_eq!(guarded["spec"]["podSelector"]["matchLabels"], labels);
         labels["team"] = json!("search");
         assert_eq!(template["metadata"]["labels"], labels);
-        assert_eq!(pod.get("restartPolicy"), None, "it runs on");
         let pod = &template["spec"];
+        assert_eq!(pod.get("restartPolicy"), None, "it runs on");
+        assert_eq!(pod["serviceAccountName"], "tenant-account");
         assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
         assert_eq!(pod["nodeSelector"], json!({"pool": "cpu"}));
         assert_eq!(pod["tolerations"][0]["key"], "batch");
-        assert_eq!(pod["serviceAccountName"], "tenant-account");
         assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["securityContext"], pods::pod_security());
+        let container = &pod["containers"][0];
         let limits = json!({"memory": "256Mi"});
         assert_eq!(container["resources"]["limits"], limits, "and no GPU");
-        let container = &pod["containers"][0];
         assert_eq!(container["securityContext"], pods::container_security());
         let secrets = pod["volumes"].as_array().unwrap().iter();
         let secrets: Vec<_> = secrets.map(|it| &it["secret"]["secretName"]).collect();
