@@ -4,11 +4,13 @@ use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Resource, ResourceExt};
+use millrace_crds::names::JOB_LABEL;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -114,4 +116,28 @@ where
     let is_another = move |it: Option<&K>| it.is_some_and(|it| it.uid() != before);
     let back = await_condition(api, name, is_another);
     stage.expect(name, back).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_ran_again_has_the_children_of_its_last_run_alone() {
+    let Some(stage) = Stage::new("rerun").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    stage.expect_completed(JOB).await;
+    tenant.change_job(JOB, json!({"rerunFailed": 1})).await;
+    let completed = tenant.wait_for_reason(JOB, "Completed");
+    stage.expect("the end of the second run", completed).await;
+    assert_eq!(tenant.world.manifests(), 2);
+    let of_job = ListParams::default().labels(&format!("{JOB_LABEL}={JOB}"));
+    let jobs: Api<Job> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
+    let names = jobs.list(&of_job).await.unwrap();
+    let names: Vec<_> = names.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(names, ["embed-finish-2", "embed-plan-2"]);
+    let config_maps: Api<ConfigMap> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
+    let names = config_maps.list(&of_job).await.unwrap();
+    let names: Vec<_> = names.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(names, ["embed-manifests-2"]);
 }

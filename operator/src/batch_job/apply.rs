@@ -4,6 +4,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits;
+use millrace_protocol::plan::FIRST_RUN;
 use millrace_protocol::registry::RegisteredJob;
 
 use super::check::Checked;
@@ -14,6 +15,7 @@ use super::{build, notify};
 use crate::apply::delete;
 use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
+use crate::prune;
 use crate::visit::VisitError;
 
 /// What was brought about: a report takes it as proof that it happened.
@@ -74,6 +76,11 @@ pub async fn apply(
         let step = build::step(job, made, &ctx.options);
         ctx.children
             .apply(&ctx.client, &namespace, step)
+            .await
+            .map_err(VisitError::Apply)?;
+    }
+    if matches!(phase, Phase::Planning(_)) && run > FIRST_RUN {
+        prune::earlier_runs(&ctx.client, job, run)
             .await
             .map_err(VisitError::Apply)?;
     }
