@@ -14,6 +14,7 @@ mod reader;
 mod retry;
 mod routes;
 mod service;
+mod sharding;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -38,6 +39,7 @@ pub use reader::Reader;
 pub use retry::Retry;
 pub use routes::{Arm, Escalate, Route, RouteCounts};
 pub use service::{JobService, ServiceRef};
+pub use sharding::Sharding;
 
 /// Runs every row of a dataset through the models of an InferenceService. Every row ends as
 /// exactly one result or one reported error.
@@ -59,7 +61,6 @@ pub use service::{JobService, ServiceRef};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     printcolumn = r#"{"name":"Workers","type":"integer","jsonPath":".status.workers","priority":1}"#,
     printcolumn = r#"{"name":"Rows/s","type":"number","jsonPath":".status.rowsPerSecond","priority":1}"#,
-    printcolumn = r#"{"name":"Cost","type":"string","jsonPath":".status.cost.total","priority":1}"#,
     printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.eta","priority":1}"#,
     printcolumn = r#"{"name":"Output","type":"string","jsonPath":".spec.output.uri","priority":1}"#
 )]
@@ -84,6 +85,10 @@ pub use service::{JobService, ServiceRef};
         .message("serviceRef cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("!has(self.serviceTemplate) || !has(oldSelf.serviceTemplate) || (has(self.serviceTemplate.models) == has(oldSelf.serviceTemplate.models) && (!has(self.serviceTemplate.models) || self.serviceTemplate.models == oldSelf.serviceTemplate.models))")
         .message("serviceTemplate.models cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("!has(self.serviceTemplate) || !has(oldSelf.serviceTemplate) || (has(self.serviceTemplate.runtime) == has(oldSelf.serviceTemplate.runtime) && (!has(self.serviceTemplate.runtime) || self.serviceTemplate.runtime == oldSelf.serviceTemplate.runtime))")
+        .message("serviceTemplate.runtime cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("!has(self.serviceTemplate) || !has(oldSelf.serviceTemplate) || (has(self.serviceTemplate.remote) == has(oldSelf.serviceTemplate.remote) && (!has(self.serviceTemplate.remote) || [self.serviceTemplate.remote.baseUrl, self.serviceTemplate.remote.api, self.serviceTemplate.remote.model] == [oldSelf.serviceTemplate.remote.baseUrl, oldSelf.serviceTemplate.remote.api, oldSelf.serviceTemplate.remote.model]))")
+        .message("baseUrl, api and model of serviceTemplate.remote cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.steps) == has(oldSelf.steps) && (!has(self.steps) || self.steps == oldSelf.steps)")
         .message("steps cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("self.input == oldSelf.input")
@@ -385,24 +390,6 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
-}
-
-/// How the dataset is cut.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Sharding {
-    /// Size of a shard in bytes of its file. A shard should be 20 to 60 seconds of work: a kill
-    /// costs at most the shard in hand.
-    #[schemars(range(min = 1024, max = 1_073_741_824))]
-    pub target_bytes: u32,
-}
-
-impl Default for Sharding {
-    fn default() -> Self {
-        Self {
-            target_bytes: 4 << 20,
-        }
-    }
 }
 
 /// What became of the job so far. The same object is printed by a local run with `-o json`.

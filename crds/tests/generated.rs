@@ -102,6 +102,39 @@ fn every_list_and_text_of_a_spec_is_bounded() {
     }
 }
 
+/// What `kubectl get` shows of a kind: of each column its name and whether `-o wide` alone has it.
+fn columns(kind: Kind) -> Vec<(String, bool)> {
+    let definition = crd::definition(kind);
+    let columns = &definition["spec"]["versions"][0]["additionalPrinterColumns"];
+    let columns = columns.as_array().expect("columns").iter();
+    columns
+        .map(|column| {
+            let name = column["name"].as_str().expect("a name");
+            (name.to_owned(), column["priority"] == 1)
+        })
+        .collect()
+}
+
+#[test]
+fn kubectl_shows_these_columns_and_no_others() {
+    let check = |kind, usual: &[&str], wide: &[&str]| {
+        let usual = usual.iter().map(|name| ((*name).to_owned(), false));
+        let wide = wide.iter().map(|name| ((*name).to_owned(), true));
+        let expected: Vec<_> = usual.chain(wide).collect();
+        assert_eq!(columns(kind), expected);
+    };
+    check(
+        Kind::BatchJob,
+        &["Succeeded", "Reason", "Progress", "Failed", "Age"],
+        &["Workers", "Rows/s", "ETA", "Output"],
+    );
+    check(
+        Kind::InferenceService,
+        &["URL", "Ready", "Reason", "Replicas", "Age"],
+        &[],
+    );
+}
+
 fn walk_all(visit: &mut dyn FnMut(&str, &Value)) {
     for kind in Kind::ALL {
         let schema = crd::schema(kind);

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{AsyncBufReadExt, StreamExt, TryStreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -73,9 +73,10 @@ struct State {
 struct Seen {
     client: Option<i32>,
     writes: Vec<String>,
+    /// When each write came, those that change nothing included.
+    came: Vec<(String, Instant)>,
     /// What was written last, by method and path.
     last: HashMap<String, Bytes>,
-    requests: usize,
     events: usize,
     has_struck: bool,
     /// Lists by path, as they were when first asked for.
@@ -120,12 +121,19 @@ impl ApiProxy {
 
     /// How many requests to write there were so far, those that change nothing included.
     pub fn requests(&self) -> usize {
-        self.state.seen().requests
+        self.state.seen().came.len()
     }
 
     /// What the client wrote so far: method and path below its namespace.
     pub fn writes(&self) -> Vec<String> {
         self.state.seen().writes.clone()
+    }
+
+    /// When each request for this write came, those that change nothing included.
+    pub fn instants(&self, write: &str) -> Vec<Instant> {
+        let seen = self.state.seen();
+        let came = seen.came.iter().filter(|(other, _)| other == write);
+        came.map(|(_, at)| *at).collect()
     }
 
     /// How many events of watches the client was sent so far.
@@ -147,7 +155,7 @@ impl State {
     /// Writes a write down. Says what becomes of it.
     fn note(&self, write: String, body: &Bytes) -> Option<Strike> {
         let mut seen = self.seen();
-        seen.requests += 1;
+        seen.came.push((write.clone(), Instant::now()));
         let before = seen.last.insert(write.clone(), body.clone());
         if before.as_ref() == Some(body) {
             return None;

@@ -19,7 +19,7 @@ use crate::visit::note_change;
 const APPLIED: &str = "millrace.dev/applied";
 
 /// Most children that a process remembers, of some hundred bytes each.
-const REMEMBERED_MAX: usize = 20_000;
+pub const REMEMBERED_MAX: usize = 20_000;
 
 /// A child as it is written in the code that makes it.
 pub fn object<K: DeserializeOwned>(value: Value) -> K {

@@ -4,34 +4,26 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
-use millrace_crds::BatchJob;
 use millrace_leases::limits::Accounts;
 use millrace_leases::{
     JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
     UsersError,
 };
 
-use crate::apply::{Children, apply_unseen};
+use crate::apply::Children;
 use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
 use crate::metrics::VisitMetrics;
 use crate::names::FIELD_MANAGER;
 use crate::objects::Objects;
 use crate::pod_redis::PodRedis;
+use crate::secrets::WrittenSecrets;
 
-/// How long a Secret that was written counts as there: the operator has no right to look.
-const SECRET_STAYS: Duration = Duration::from_secs(300);
-
-/// Shortest time between two writes of a status of which only counts moved.
-const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a reader that was looked at counts as there.
-const READER_STAYS: Duration = Duration::from_secs(60);
+/// Shortest time between two writes of a job's status.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What every visit needs.
 pub struct Context {
@@ -41,6 +33,8 @@ pub struct Context {
     pub options: Options,
     /// What this process applied.
     pub children: Children,
+    /// The Secrets that this process wrote.
+    pub secrets: WrittenSecrets,
     /// What is counted over visits.
     pub visits: VisitMetrics,
     redis: RedisOptions,
@@ -57,12 +51,8 @@ pub struct Context {
     accounts: Mutex<HashMap<(String, String), Arc<Accounts>>>,
     /// How fast runs get on.
     meters: Mutex<HashMap<String, Meter>>,
-    /// When the counts of runs were written last.
-    counts_written: Mutex<HashMap<String, Instant>>,
-    /// What was written into Secrets lately, and when.
-    secrets: Mutex<HashMap<ObjectRef<Secret>, (Secret, Instant)>>,
-    /// The generations of jobs whose readers were looked at lately, by the jobs' ids, and when.
-    readers: Mutex<HashMap<String, (Option<i64>, Instant)>>,
+    /// When the statuses of jobs were written lately, by the jobs' ids.
+    statuses_written: Mutex<HashMap<String, Instant>>,
     /// All objects of both kinds, as last seen, once this process leads.
     pub objects: OnceLock<Objects>,
 }
@@ -87,10 +77,9 @@ impl Context {
             registries: Mutex::default(),
             accounts: Mutex::default(),
             meters: Mutex::default(),
-            counts_written: Mutex::default(),
+            statuses_written: Mutex::default(),
             children: Children::default(),
-            secrets: Mutex::default(),
-            readers: Mutex::default(),
+            secrets: WrittenSecrets::default(),
             objects: OnceLock::new(),
             visits: VisitMetrics::default(),
             client,
@@ -157,24 +146,24 @@ impl Context {
         stores.remove(&key);
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         meters.remove(&key);
-        self.counts_written().remove(&key);
     }
 
-    /// How long the counts of a run have to wait until they may be written again; nothing if they may
-    /// be now, which counts as done.
-    pub fn counts_wait(&self, run: &RunKey) -> Option<Duration> {
-        let mut written = self.counts_written();
-        let key = run.key("");
-        let last = written.get(&key).map(Instant::elapsed);
-        let wait = last.and_then(|last| COUNTS_INTERVAL.checked_sub(last));
-        if wait.is_none() {
-            written.insert(key, Instant::now());
-        }
-        wait
+    /// How long the status of a job has to wait until it may be written again; nothing if it may be
+    /// now.
+    pub fn status_wait(&self, job_uid: &str) -> Option<Duration> {
+        let written = self.statuses_written().get(job_uid)?.elapsed();
+        STATUS_INTERVAL.checked_sub(written)
     }
 
-    fn counts_written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        let written = self.counts_written.lock();
+    /// Notes that the status of a job was written. Forgets those that wait for nothing any more.
+    pub fn note_status(&self, job_uid: String) {
+        let mut written = self.statuses_written();
+        written.retain(|_, at| at.elapsed() < STATUS_INTERVAL);
+        written.insert(job_uid, Instant::now());
+    }
+
+    fn statuses_written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        let written = self.statuses_written.lock();
         written.unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -203,39 +192,6 @@ impl Context {
         let accounts = Arc::new(Accounts::new(&self.redis, namespace, service)?);
         all.insert(key, accounts.clone());
         Ok(accounts)
-    }
-
-    /// Writes a Secret, unless the same was written a moment ago.
-    pub async fn apply_secret(&self, namespace: &str, secret: Secret) -> Result<(), kube::Error> {
-        let reference = ObjectRef::from_obj(&secret);
-        let is_there = {
-            let mut written = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-            written.retain(|_, (_, at)| at.elapsed() < SECRET_STAYS);
-            let before = written.get(&reference);
-            before.is_some_and(|(before, _)| *before == secret)
-        };
-        if is_there {
-            return Ok(());
-        }
-        apply_unseen(&self.client, namespace, &secret).await?;
-        let mut written = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-        written.insert(reference, (secret, Instant::now()));
-        Ok(())
-    }
-
-    /// Whether it is time to look at the reader of a job: a visit comes every second.
-    pub fn is_reader_due(&self, job: &BatchJob) -> bool {
-        let mut looked = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        looked.retain(|_, (_, at)| at.elapsed() < READER_STAYS);
-        let before = looked.get(job.metadata.uid.as_deref().unwrap_or_default());
-        before.is_none_or(|(generation, _)| *generation != job.metadata.generation)
-    }
-
-    /// Notes that the reader of a job is as it should be.
-    pub fn note_reader(&self, job: &BatchJob) {
-        let mut looked = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        let uid = job.metadata.uid.clone().unwrap_or_default();
-        looked.insert(uid, (job.metadata.generation, Instant::now()));
     }
 
     /// Whether the Redis of the leases answers. Asks for what nothing was ever written to.
@@ -281,7 +237,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_counts_of_a_run_are_written_once_a_second() {
+    async fn the_status_of_a_job_is_written_once_a_second() {
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
         let options = Options::parse_from([
             "operator",
@@ -290,15 +246,10 @@ mod tests {
             "--redis-url=redis://127.0.0.1:1",
         ]);
         let ctx = Context::new(Client::try_from(config).unwrap(), options).unwrap();
-        let run = |job: &str| RunKey {
-            namespace: "tenant".to_owned(),
-            job: job.to_owned(),
-            uid: None,
-            run: 1,
-        };
-        assert_eq!(ctx.counts_wait(&run("one")), None);
-        let wait = ctx.counts_wait(&run("one")).unwrap();
-        assert!(wait <= COUNTS_INTERVAL && wait > COUNTS_INTERVAL / 2);
-        assert_eq!(ctx.counts_wait(&run("another")), None);
+        assert_eq!(ctx.status_wait("one"), None);
+        ctx.note_status("one".to_owned());
+        let wait = ctx.status_wait("one").unwrap();
+        assert!(wait <= STATUS_INTERVAL && wait > STATUS_INTERVAL / 2);
+        assert_eq!(ctx.status_wait("another"), None);
     }
 }

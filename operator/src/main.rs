@@ -181,6 +181,9 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
         of_objects(told_of_jobs),
         of_owners(api::<Job>(client, namespace), any.clone()),
         of_owners(api::<ConfigMap>(client, namespace), ours.clone()),
+        of_owners(api::<NetworkPolicy>(client, namespace), ours.clone()),
+        of_owners(api::<Deployment>(client, namespace), ours.clone()),
+        of_owners(api::<Service>(client, namespace), ours.clone()),
         // A job that waits for its service begins when the service is there.
         of_services
             .flat_map(move |service| {

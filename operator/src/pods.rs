@@ -90,6 +90,13 @@ fn toleration(toleration: &Toleration) -> Value {
     json!({"key": key, "operator": operator, "value": value, "effect": effect})
 }
 
+/// What counts as a failure of a Job's pod: not that it was evicted, preempted or drained, which says
+/// nothing of what it does.
+pub fn failure_policy() -> Value {
+    let disrupted = json!({"type": "DisruptionTarget", "status": "True"});
+    json!({"rules": [{"action": "Ignore", "onPodConditions": [disrupted]}]})
+}
+
 /// Rights of a pod.
 pub fn pod_security() -> Value {
     json!({

@@ -43,6 +43,9 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
              services with spec.remote in all others"
                 .to_owned()
         }
+        "Rejected" => "raise the quota, or correct the policy or the field, that the message names; the \
+             job begins by itself"
+            .to_owned(),
         "LeasesUnavailable" => format!(
             "bring the Redis of the leases back, and the job goes on; {} looks at it",
             command("check")
@@ -145,6 +148,7 @@ mod tests {
             "LocalPath",
             "SecretNotShared",
             "RouteNotRemote",
+            "Rejected",
             "LeasesUnavailable",
             "Suspended",
             "ShardsFailed",

@@ -184,6 +184,50 @@ async fn what_decides_the_results_cannot_be_changed_and_the_rest_can() {
 }
 
 #[tokio::test]
+async fn what_answers_the_rows_of_a_job_cannot_be_changed_where_the_job_brings_it() {
+    let Some(api) = Api::new().await else { return };
+    let runtime = json!({
+        "image": "server:1", "port": 8000, "protocol": "TEI",
+        "models": [{"name": "bge", "task": "Embedding"}],
+    });
+    let remote = json!({"baseUrl": "https://api.example.com/v1", "api": "Chat", "model": "m"});
+    for (kind, brought, changes) in [
+        (
+            "runtime",
+            runtime,
+            vec![("image", json!("server:2")), ("args", json!(["--fast"]))],
+        ),
+        (
+            "remote",
+            remote,
+            vec![
+                ("baseUrl", json!("https://api.example.com/v2")),
+                ("api", json!("Responses")),
+                ("model", json!("other")),
+            ],
+        ),
+    ] {
+        let mut created = with(job(), "/metadata/name", json!(format!("bringing-{kind}")));
+        created["spec"]
+            .as_object_mut()
+            .unwrap()
+            .remove("serviceRef");
+        let created = with(created, "/spec/serviceTemplate", json!({kind: brought}));
+        let created = api.send(Verb::Create, &created, "").await.unwrap();
+        for (field, value) in changes {
+            let pointer = format!("/spec/serviceTemplate/{kind}/{field}");
+            let changed = with(created.clone(), &pointer, value);
+            let said = api.send(Verb::Replace, &changed, "").await.unwrap_err();
+            let expected =
+                format!("serviceTemplate.{kind} cannot be changed; create a new BatchJob instead");
+            assert!(said.contains(&expected), "{said}");
+        }
+        let resting = with(created, "/spec/suspend", json!(true));
+        api.send(Verb::Replace, &resting, "").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn only_stores_that_are_known_can_be_named_whatever_form_an_address_has() {
     let Some(api) = Api::new().await else { return };
     for uri in [

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use crate::control_plane::control_plane;
 use crate::jobs::Stage;
 use crate::picture::Painter;
-use crate::scenario::Scenario;
 use crate::tenant::{self, JOB, SERVICE, deployment_of};
 use crate::world::SHARDS;
 
@@ -106,21 +105,45 @@ async fn the_course_of_a_job_is_told_by_events() {
         return;
     };
     let tenant = &stage.tenant;
-    let course = Scenario::Suspended.play(tenant);
-    stage.expect("the end", course).await;
+    tenant.world.pause_after(1);
+    tenant.create_service(SERVICE, json!({})).await;
+    // What passes within a second is not told: finish waits for this Secret.
+    let receiver = json!({"url": "https://example.com/hook", "secretRef": {"name": "hook"}});
+    let told = json!({"notify": receiver});
+    tenant.create_job(JOB, SERVICE, told).await;
+    let reached = async |reason: &str| {
+        stage
+            .expect(reason, tenant.wait_for_reason(JOB, reason))
+            .await;
+    };
+    reached("Running").await;
+    let serving = tenant.wait_for_readiness(SERVICE, "Serving");
+    stage.expect("its pods", serving).await;
+    tenant.suspend(JOB, true).await;
+    reached("Suspended").await;
+    tenant.world.go_on();
+    tenant.suspend(JOB, false).await;
+    reached("Finishing").await;
+    tenant.create_secret("hook").await;
+    reached("Completed").await;
     let input = json!({"input": {"uris": ["file:///rows.jsonl"]}});
     tenant.create_job("refused", SERVICE, input).await;
+    let source = json!({"uri": "hf://acme/minilm"});
+    let models = json!([{"name": "minilm", "task": "Embedding", "source": source}]);
+    tenant
+        .create_service("refused", json!({"models": models}))
+        .await;
     let events: Api<Event> = Api::namespaced(tenant.client.clone(), "events");
-    // Of a job, by the time at which each was said first: kind and reason.
-    let told = async |job: &str| {
+    // Of an object, by the time at which each was said first: kind and reason.
+    let told = async |kind: &str, name: &str| {
         let mut events = events.list(&ListParams::default()).await.unwrap().items;
         events.sort_by_key(|event| event.event_time.clone());
-        let is_of_job = |event: &Event| {
+        let is_of_object = |event: &Event| {
             let object = event.regarding.clone().unwrap_or_default();
-            object.kind.as_deref() == Some("BatchJob") && object.name.as_deref() == Some(job)
+            object.kind.as_deref() == Some(kind) && object.name.as_deref() == Some(name)
         };
-        let of_job = events.into_iter().filter(is_of_job);
-        of_job
+        let of_object = events.into_iter().filter(is_of_object);
+        of_object
             .map(|event| {
                 [event.type_, event.reason]
                     .map(Option::unwrap_or_default)
@@ -128,9 +151,9 @@ async fn the_course_of_a_job_is_told_by_events() {
             })
             .collect::<Vec<String>>()
     };
-    let all_told = async |job: &str, expected: &[&str]| {
+    let all_told = async |kind: &str, name: &str, expected: &[&str]| {
         loop {
-            let mut told = told(job).await.into_iter();
+            let mut told = told(kind, name).await.into_iter();
             if expected.iter().all(|it| told.any(|told| told == *it)) {
                 return;
             }
@@ -144,9 +167,21 @@ async fn the_course_of_a_job_is_told_by_events() {
         "Normal Finishing",
         "Normal Completed",
     ];
-    stage.expect("the course", all_told(JOB, &course)).await;
-    let refused = all_told("refused", &["Warning LocalPath"]);
+    let of_job = all_told("BatchJob", JOB, &course);
+    stage.expect("the course", of_job).await;
+    let refused = all_told("BatchJob", "refused", &["Warning LocalPath"]);
     stage.expect("the refusal", refused).await;
+    // It has been asleep before as well, which is told of it once.
+    for course in [
+        &["Normal Scaling", "Normal Serving"][..],
+        &["Normal Asleep"],
+    ] {
+        let of_service = all_told("InferenceService", SERVICE, course);
+        stage.expect("the course of the service", of_service).await;
+    }
+    let refused = ["Warning SourceNotSupported"];
+    let refused = all_told("InferenceService", "refused", &refused);
+    stage.expect("the refusal of the service", refused).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

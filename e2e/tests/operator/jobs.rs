@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
+use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use millrace_e2e::redis_server::RedisServer;
@@ -137,6 +137,14 @@ async fn a_job_that_is_suspended_a_hundred_times_counts_every_row_once() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     stage.expect_completed(JOB).await;
+    let written = stage
+        .operator
+        .proxy
+        .instants("PATCH batchjobs/embed/status");
+    assert!(written.len() > 2, "{written:?}");
+    let gaps = written.windows(2).map(|pair| pair[1] - pair[0]);
+    let shortest = gaps.min().unwrap();
+    assert!(shortest >= Duration::from_millis(950), "{shortest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,11 +167,7 @@ async fn a_job_whose_secret_is_missing_says_so_and_goes_on_once_it_is_there() {
         }
     };
     stage.expect("the reason", said).await;
-    let secret = json!({"metadata": {"name": "bucket"}, "stringData": {"AWS_REGION": "x"}});
-    let secret: Secret = serde_json::from_value(secret).unwrap();
-    let secrets: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
-    let created = secrets.create(&PostParams::default(), &secret).await;
-    created.unwrap();
+    tenant.create_secret("bucket").await;
     stage.expect_completed(JOB).await;
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -83,6 +83,15 @@ impl Tenant {
     pub async fn create_job(&self, name: &str, service: &str, patch: Value) {
         let job = serde_json::from_value(job(name, service, patch)).unwrap();
         let created = self.jobs().create(&PostParams::default(), &job).await;
+        created.unwrap();
+    }
+
+    /// Creates a Secret, with what does not matter here in it.
+    pub async fn create_secret(&self, name: &str) {
+        let secret = json!({"metadata": {"name": name}, "stringData": {"AWS_REGION": "x"}});
+        let secret: Secret = serde_json::from_value(secret).unwrap();
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let created = secrets.create(&PostParams::default(), &secret).await;
         created.unwrap();
     }
 

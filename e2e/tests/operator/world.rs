@@ -17,6 +17,7 @@ use millrace_leases::{
     Claim, JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey,
 };
 use millrace_protocol::cost::Cost;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::report::Report;
 use millrace_protocol::tally::{Rows, Tally};
 use serde::de::DeserializeOwned;
@@ -54,7 +55,7 @@ pub struct World {
 /// What lies in the output store, and what the world has to say.
 #[derive(Default)]
 struct Store {
-    /// Committed shards by the uid of their job.
+    /// Committed shards by [`commits_key`] of their run.
     commits: BTreeMap<String, BTreeMap<u32, Tally>>,
     /// How often a manifest was written.
     manifests: usize,
@@ -74,8 +75,8 @@ impl Store {
     }
 
     /// Commits a shard, unless it is: the first commit wins.
-    fn commit(&mut self, uid: String, shard: u32) -> Tally {
-        let commits = self.commits.entry(uid).or_default();
+    fn commit(&mut self, run: &RunKey, shard: u32) -> Tally {
+        let commits = self.commits.entry(commits_key(run)).or_default();
         *commits.entry(shard).or_insert(tally_of(shard))
     }
 }
@@ -126,7 +127,7 @@ impl World {
         lock(&self.store).count()
     }
 
-    /// How many shards of the job with this uid are committed.
+    /// How many shards are committed in the first run of the job with this uid.
     pub fn commits_of(&self, uid: &str) -> usize {
         lock(&self.store).commits.get(uid).map_or(0, BTreeMap::len)
     }
@@ -139,6 +140,15 @@ impl World {
     /// What went wrong last, for whoever waits in vain.
     pub fn trouble(&self) -> Option<String> {
         lock(&self.store).trouble.clone()
+    }
+}
+
+/// The uid of a job, with the number of the run unless it is the first.
+fn commits_key(run: &RunKey) -> String {
+    let uid = run.uid.clone().unwrap_or_default();
+    match run.run {
+        FIRST_RUN => uid,
+        run => format!("{uid}/{run}"),
     }
 }
 
@@ -317,8 +327,7 @@ impl Players {
         let manifests = self.api::<ConfigMap>().get(&manifests).await?;
         let manifests = manifests.data.unwrap_or_default();
         let run = run_of(manifests.get("manifests.yaml").ok_or("no manifests")?)?;
-        let uid = run.uid.clone().unwrap_or_default();
-        let commits = lock(&self.store).commits.get(&uid).cloned();
+        let commits = lock(&self.store).commits.get(&commits_key(&run)).cloned();
         let commits = commits.unwrap_or_default();
         let leases = self.leases(&run)?;
         let open: Vec<u32> = (0..SHARDS).filter(|it| !commits.contains_key(it)).collect();
@@ -394,14 +403,13 @@ impl Players {
         jobs.sort_by_key(|(_, job)| Reverse(job.priority));
         for (_, job) in jobs {
             let run = run_of(&job.manifests)?;
-            let uid = run.uid.clone().unwrap_or_default();
             if !lock(&self.store).may_commit() {
                 continue;
             }
             let store = self.store.clone();
             let leases = self.leases(&run)?;
             if let Claim::Lease(lease) = leases.claim("worker").await? {
-                let tally = lock(&store).commit(uid, lease.shard);
+                let tally = lock(&store).commit(&run, lease.shard);
                 leases.acknowledge(&lease, &tally).await?;
                 return Ok(());
             }
@@ -497,10 +505,14 @@ fn service_of(deployment: &Deployment) -> Option<String> {
 fn run_of(manifests: &str) -> Result<RunKey, Failure> {
     let job = manifests.lines().next().unwrap_or_default();
     let job: Value = serde_json::from_str(job)?;
-    run_key(&job["metadata"])
+    let reruns = job["spec"]["rerunFailed"].as_u64().unwrap_or_default();
+    Ok(RunKey {
+        run: FIRST_RUN + RunNumber::try_from(reruns)?,
+        ..run_key(&job["metadata"])?
+    })
 }
 
-/// The run of the job with this metadata.
+/// The first run of the job with this metadata.
 pub fn run_key(metadata: &Value) -> Result<RunKey, Failure> {
     let word = |name: &str| {
         let word = metadata[name].as_str();
@@ -510,6 +522,6 @@ pub fn run_key(metadata: &Value) -> Result<RunKey, Failure> {
         namespace: word("namespace")?,
         job: word("name")?,
         uid: Some(word("uid")?),
-        run: 1,
+        run: FIRST_RUN,
     })
 }

@@ -4,6 +4,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits;
+use millrace_protocol::plan::FIRST_RUN;
 use millrace_protocol::registry::RegisteredJob;
 
 use super::check::Checked;
@@ -14,6 +15,7 @@ use super::{build, notify};
 use crate::apply::delete;
 use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
+use crate::prune;
 use crate::visit::VisitError;
 
 /// What was brought about: a report takes it as proof that it happened.
@@ -57,6 +59,12 @@ pub async fn apply(
             .await
             .map_err(VisitError::Apply)?;
     }
+    if matches!(
+        phase,
+        Phase::Planning(_) | Phase::Finishing(_) | Phase::GivingUp(..)
+    ) {
+        guard_steps(ctx, job).await?;
+    }
     if let Some(made) = make {
         let manifests = build::manifests(job, &made.checked, run);
         let config_map = build::config_map(job, &manifests, run);
@@ -65,12 +73,25 @@ pub async fn apply(
             .apply(&ctx.client, &namespace, config_map)
             .await
             .map_err(VisitError::Apply)?;
-        apply_step(ctx, job, build::step(job, made, &ctx.options)).await?;
+        let step = build::step(job, made, &ctx.options);
+        ctx.children
+            .apply(&ctx.client, &namespace, step)
+            .await
+            .map_err(VisitError::Apply)?;
+    }
+    if matches!(phase, Phase::Planning(_)) && run > FIRST_RUN {
+        prune::earlier_runs(&ctx.client, job, run)
+            .await
+            .map_err(VisitError::Apply)?;
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
         if let Some(notify) = notifier(ctx, job, seen, phase) {
-            apply_step(ctx, job, notify).await?;
+            guard_steps(ctx, job).await?;
+            ctx.children
+                .apply(&ctx.client, &namespace, notify)
+                .await
+                .map_err(VisitError::Apply)?;
         }
         ctx.close(&run_key(job, run)).await;
         close_account(ctx, job, seen, phase).await;
@@ -83,26 +104,19 @@ pub async fn apply(
     Ok(Applied)
 }
 
-/// Makes the Job of a step. What its pod may reach is settled before there is one.
-async fn apply_step(ctx: &Context, job: &BatchJob, step: Job) -> Result<(), VisitError> {
+/// Settles what the pods of steps may reach: before there is one, and as long as one may be there.
+async fn guard_steps(ctx: &Context, job: &BatchJob) -> Result<(), VisitError> {
     let namespace = job.namespace().unwrap_or_default();
     let policy = build::network_policy(job, &ctx.options);
-    let made = async {
-        let (client, children) = (&ctx.client, &ctx.children);
-        children.apply(client, &namespace, policy).await?;
-        children.apply(client, &namespace, step).await
-    };
-    made.await.map_err(VisitError::Apply)?;
+    let guarded = ctx.children.apply(&ctx.client, &namespace, policy).await;
+    guarded.map_err(VisitError::Apply)?;
     Ok(())
 }
 
 /// The Job that tells of an end that no step tells of, beside the pods of the job's service, if it has
 /// one.
 fn notifier(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Option<Job> {
-    let own = build::own_service(job);
-    let service = own.as_ref().or(seen.service.as_deref());
-    let template = service.map(|service| service.spec.template.clone());
-    let template = template.unwrap_or_default();
+    let template = build::service_template(job, seen.service.as_deref());
     notify::job(job, seen.standing.run, phase, &template, &ctx.options)
 }
 

@@ -145,22 +145,35 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         "metadata": metadata(job, &names::step(&name, step, *run), step),
         "spec": {
             "backoffLimit": STEP_TRIES,
-            "template": pod_template(job, step, template, &container, &volumes),
+            "podFailurePolicy": pods::failure_policy(),
+            "template": step_template(job, step, template, &container, &volumes),
         },
     }))
 }
 
-/// What the pods of all steps have in common: they run once, beside the service that the template is of.
-pub fn pod_template(
+/// The pod template of a step: it runs once.
+pub fn step_template(
     job: &BatchJob,
     step: &str,
     template: &PodTemplate,
     container: &Value,
     volumes: &[Value],
 ) -> Value {
-    let labels = labels(step, JOB_LABEL, &job.name_any());
+    let mut made = pod_template(job, step, template, container, volumes);
+    made["spec"]["restartPolicy"] = json!("Never");
+    made
+}
+
+/// What all pods of a job have in common: they run beside the service that the template is of.
+pub fn pod_template(
+    job: &BatchJob,
+    component: &str,
+    template: &PodTemplate,
+    container: &Value,
+    volumes: &[Value],
+) -> Value {
+    let labels = labels(component, JOB_LABEL, &job.name_any());
     let mut pod = json!({
-        "restartPolicy": "Never",
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "securityContext": pods::pod_security(),
@@ -172,6 +185,14 @@ pub fn pod_template(
         "metadata": pods::pod_metadata(template, labels, BTreeMap::new()),
         "spec": pod,
     })
+}
+
+/// The template of the pods beside which the job's own run: that of the service that it brings, or else
+/// of the one that is there.
+pub fn service_template(job: &BatchJob, service: Option<&InferenceService>) -> PodTemplate {
+    let own = own_service(job);
+    let service = own.as_ref().or(service);
+    service.map_or_else(PodTemplate::default, |it| it.spec.template.clone())
 }
 
 /// What the pods of the steps reach over the network. Nobody has anything to ask of them.
@@ -305,6 +326,11 @@ mod tests {
             },
         };
         let made = json!(step(&job(json!({})), &made, &options()));
+        assert_eq!(
+            made["spec"]["podFailurePolicy"],
+            pods::failure_policy(),
+            "an eviction is no failure"
+        );
         let template = &made["spec"]["template"];
         let pod = &template["spec"];
         assert_eq!(pod["serviceAccountName"], "reader");

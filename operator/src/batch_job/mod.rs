@@ -18,6 +18,7 @@ pub mod trace;
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use millrace_crds::BatchJob;
 
@@ -31,6 +32,11 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
     let seen = observe::observe(&ctx, &job).await?;
     let checked = check::check(&job, &seen);
     let mut decision = decide::decide(&job, &checked, &seen);
+    // An end takes away what it was decided by, so it does not begin before it can be written.
+    let is_end = decision.phase.is_end();
+    if is_end && let Some(wait) = ctx.status_wait(&job.uid().unwrap_or_default()) {
+        return Ok(Action::requeue(wait));
+    }
     let applied = match apply::apply(&ctx, &job, &seen, &decision).await {
         Err(ref error) if let Some(why) = error.rejection() => {
             decision = decide::rejected(why);

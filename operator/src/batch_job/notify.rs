@@ -11,7 +11,7 @@ use millrace_protocol::event::{Event, Over};
 use millrace_protocol::plan::RunNumber;
 use serde_json::json;
 
-use super::build::{metadata, pod_template};
+use super::build::{metadata, step_template};
 use super::decide::Phase;
 use super::standing::GiveUp;
 use crate::apply::object;
@@ -71,9 +71,10 @@ pub fn job(
         "metadata": metadata(job, &names::step(&job.name_any(), "notify", run), "notify"),
         "spec": {
             "backoffLimit": TRIES,
+            "podFailurePolicy": pods::failure_policy(),
             "activeDeadlineSeconds": DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
-            "template": pod_template(job, "notify", template, &container, &volumes),
+            "template": step_template(job, "notify", template, &container, &volumes),
         },
     })))
 }
@@ -150,6 +151,9 @@ mod tests {
         };
         let made = made(&phase).expect("somebody is told");
         assert_eq!(made["metadata"]["name"], "job-notify-3");
+        let ignored = &made["spec"]["podFailurePolicy"]["rules"][0];
+        assert_eq!(ignored["action"], "Ignore", "an eviction is no failure");
+        assert_eq!(ignored["onPodConditions"][0]["type"], "DisruptionTarget");
         let pod = &made["spec"]["template"]["spec"];
         let container = &pod["containers"][0];
         let variables = container["env"].as_array().unwrap().iter();

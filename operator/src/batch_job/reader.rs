@@ -47,7 +47,7 @@ pub async fn keep(
         return Ok(());
     };
     // A path of one machine would be one of the reader's own pod.
-    if !job.local_paths().is_empty() || !ctx.is_reader_due(job) {
+    if !job.local_paths().is_empty() {
         return Ok(());
     }
     let namespace = job.namespace().unwrap_or_default();
@@ -71,11 +71,10 @@ pub async fn keep(
         }
         made => drop(made?),
     }
-    ctx.note_reader(job);
     Ok(())
 }
 
-/// The objects of a reader; its pod has the account that the job's other pods have. Pure.
+/// The objects of a reader; its pod runs as and where the job's other pods do. Pure.
 fn objects(
     job: &BatchJob,
     reader: &Reader,
@@ -85,9 +84,7 @@ fn objects(
     let Reader {
         secret_ref: SecretKeyRef { name: secret, key },
     } = reader;
-    let own = build::own_service(job);
-    let service = own.as_ref().or(service);
-    let account = service.and_then(|it| it.spec.template.service_account_name.as_deref());
+    let template = build::service_template(job, service);
     let key = key.as_deref().unwrap_or(TOKEN_KEY);
     let name = child(&job.name_any(), READER);
     let selector = labels(READER, JOB_LABEL, &job.name_any());
@@ -130,17 +127,7 @@ fn objects(
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": selector},
-            "template": {
-                "metadata": {"labels": selector},
-                "spec": {
-                    "automountServiceAccountToken": false,
-                    "enableServiceLinks": false,
-                    "serviceAccountName": account,
-                    "securityContext": pods::pod_security(),
-                    "containers": [container],
-                    "volumes": volumes,
-                },
-            },
+            "template": build::pod_template(job, READER, &template, &container, &volumes),
         },
     });
     let service = json!({
@@ -190,7 +177,14 @@ mod tests {
         let service = serde_json::from_value(json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "minilm"},
-            "spec": {"models": [], "template": {"serviceAccountName": "tenant-account"}},
+            "spec": {"models": [], "template": {
+                "serviceAccountName": "tenant-account",
+                "imagePullSecrets": [{"name": "registry"}],
+                "nodeSelector": {"pool": "cpu"},
+                "tolerations": [{"key": "batch"}],
+                "podLabels": {"team": "search"},
+                "resources": {"limits": {"nvidia.com/gpu": "1"}},
+            }},
         }));
         let options = Options::parse_from([
             "operator",
@@ -211,15 +205,24 @@ mod tests {
             (&json!("BatchJob"), &json!("u"))
         );
         let template = &deployment["spec"]["template"];
-        let labels = &template["metadata"]["labels"];
-        assert_eq!(&service["spec"]["selector"], labels);
+        let mut labels = json!(labels(READER, JOB_LABEL, "embed"));
+        assert_eq!(service["spec"]["selector"], labels);
+        assert_eq!(deployment["spec"]["selector"]["matchLabels"], labels);
         let guarded = json!(network_policy);
-        assert_eq!(&guarded["spec"]["podSelector"]["matchLabels"], labels);
+        assert_eq!(guarded["spec"]["podSelector"]["matchLabels"], labels);
+        labels["team"] = json!("search");
+        assert_eq!(template["metadata"]["labels"], labels);
         let pod = &template["spec"];
+        assert_eq!(pod.get("restartPolicy"), None, "it runs on");
         assert_eq!(pod["serviceAccountName"], "tenant-account");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+        assert_eq!(pod["nodeSelector"], json!({"pool": "cpu"}));
+        assert_eq!(pod["tolerations"][0]["key"], "batch");
         assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["securityContext"], pods::pod_security());
         let container = &pod["containers"][0];
+        let limits = json!({"memory": "256Mi"});
+        assert_eq!(container["resources"]["limits"], limits, "and no GPU");
         assert_eq!(container["securityContext"], pods::container_security());
         let secrets = pod["volumes"].as_array().unwrap().iter();
         let secrets: Vec<_> = secrets.map(|it| &it["secret"]["secretName"]).collect();

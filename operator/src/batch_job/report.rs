@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
+use kube::ResourceExt;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::{Estimate, RouteCounts, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
@@ -14,7 +15,7 @@ use millrace_protocol::tally::{Rows, Tally};
 use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
 use super::meter::Pace;
-use super::observe::{Seen, Step, run_key};
+use super::observe::{Seen, Step};
 use super::standing::{GiveUp, succeeded};
 use super::trace;
 use crate::apply::write_status;
@@ -22,8 +23,8 @@ use crate::conditions::{Is, Said, find, written};
 use crate::context::Context;
 use crate::visit::VisitError;
 
-/// Writes the status if it changed. Where only counts moved since a moment ago it is left for later:
-/// returns after which pause.
+/// Writes the status if it changed. One that was written a moment ago is left for later: returns after
+/// which pause.
 pub async fn report(
     ctx: &Context,
     job: &BatchJob,
@@ -40,14 +41,14 @@ pub async fn report(
     if status == before {
         return Ok(None);
     }
-    if only_counts_moved(&before, &status)
-        && let Some(wait) = ctx.counts_wait(&run_key(job, seen.standing.run))
-    {
+    let uid = job.uid().unwrap_or_default();
+    // Shards may be committed by the hundred in a second, and a user may change a job as often.
+    if let Some(wait) = ctx.status_wait(&uid) {
         return Ok(Some(wait));
     }
-    write_status(&ctx.client, job, &before, &status)
-        .await
-        .map_err(VisitError::Report)?;
+    let written = write_status(&ctx.client, job, &before, &status).await;
+    ctx.note_status(uid);
+    written.map_err(VisitError::Report)?;
     if decision.phase.is_end() {
         trace::write_whole(job, &status, ctx.now());
     }
@@ -65,22 +66,6 @@ pub async fn report(
         ctx.say(job, kind, reason, message).await;
     }
     Ok(None)
-}
-
-/// Whether nothing else differs: shards may be committed by the hundred in a second.
-fn only_counts_moved(before: &BatchJobStatus, after: &BatchJobStatus) -> bool {
-    let counted = BatchJobStatus {
-        progress: after.progress.clone(),
-        rows: after.rows,
-        shards: after.shards,
-        tokens: after.tokens,
-        rows_per_second: after.rows_per_second,
-        eta: after.eta.clone(),
-        cost: after.cost.clone(),
-        workers: after.workers,
-        ..before.clone()
-    };
-    counted == *after
 }
 
 /// The status of a job that is over, for a spec that was changed since: nothing comes of the change,
@@ -439,27 +424,6 @@ mod tests {
             after,
             "and nothing is written twice"
         );
-    }
-
-    #[test]
-    fn counts_may_wait_and_what_the_job_is_may_not() {
-        let time = |second| Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap());
-        let running = BatchJobStatus {
-            conditions: written(conditions(&Phase::Running), &[], 1, time(1)),
-            ..BatchJobStatus::default()
-        };
-        let further = BatchJobStatus {
-            progress: Some("10%".to_owned()),
-            tokens: Some(10),
-            ..running.clone()
-        };
-        assert!(only_counts_moved(&running, &further));
-        let away = conditions(&Phase::LeasesAway);
-        let away = BatchJobStatus {
-            conditions: written(away, &running.conditions, 1, time(2)),
-            ..further
-        };
-        assert!(!only_counts_moved(&running, &away));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::check::{Checked, Refused};
 use super::observe::Seen;
 use super::scale::Scale;
 use crate::context::{Context, unless_away};
+use crate::names::FIELD_MANAGER;
 use crate::visit::{REJECTED, VisitError};
 
 /// What a ReplicaSet goes by when it has to choose which pods go: the cheapest first.
@@ -61,7 +62,10 @@ pub async fn apply(
         children
             .apply(client, &namespace, build::config_map(service))
             .await?;
-        ctx.apply_secret(&namespace, leases).await?;
+        let is_missed = seen.is_leases_secret_missed;
+        ctx.secrets
+            .apply(client, &namespace, leases, is_missed)
+            .await?;
         children
             .apply(client, &namespace, build::kube_service(service))
             .await?;
@@ -104,7 +108,10 @@ async fn price(ctx: &Context, pods: &[Pod], in_hand: &[(String, u32)]) -> Result
         let api: Api<Pod> =
             Api::namespaced(ctx.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = json!({"metadata": {"annotations": {DELETION_COST: cost}}});
-        let params = PatchParams::default();
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
         match api
             .patch_metadata(&name, &params, &Patch::Merge(patch))
             .await

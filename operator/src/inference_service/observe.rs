@@ -7,9 +7,9 @@ use kube::{Api, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_protocol::registry::WorkerReport;
 
-use crate::batch_job::standing::{reason, shards_left, standing, until_deadline};
+use crate::batch_job::standing::{reason, shards_left, standing, succeeded, until_deadline};
 use crate::context::{Context, unless_away};
-use crate::names::{SERVICE_LABEL, label_value};
+use crate::names::{SERVICE_LABEL, label_value, leases_secret};
 use crate::pods::{mount_failure, waits_for};
 use crate::reasons::{self, Class};
 use crate::visit::VisitError;
@@ -31,6 +31,8 @@ pub struct Seen {
     pub pods: Vec<Pod>,
     /// What a pod of the service waits for.
     pub pods_wait_for: Option<String>,
+    /// Whether a pod of the service, or of a step of its jobs, waits for the Secret with the leases.
+    pub is_leases_secret_missed: bool,
 }
 
 /// What a job at work has still to be done.
@@ -50,6 +52,19 @@ impl Seen {
         (self.workers.as_ref()).is_some_and(|workers| !workers.is_empty())
     }
 
+    /// Pods that serve.
+    pub fn ready_pods(&self) -> u32 {
+        let is_ready = |pod: &&Pod| {
+            let conditions = pod
+                .status
+                .iter()
+                .flat_map(|it| it.conditions.iter().flatten());
+            let mut ready = conditions.filter(|it| it.type_ == "Ready");
+            pod.metadata.deletion_timestamp.is_none() && ready.any(|it| it.status == "True")
+        };
+        self.pods.iter().filter(is_ready).count() as u32
+    }
+
     /// Shards that no commit stands for yet, over all jobs.
     pub fn backlog_shards(&self) -> u64 {
         self.work.iter().map(|work| work.shards).sum()
@@ -62,11 +77,15 @@ pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, 
     let mut seen = Seen::default();
     let mut names = Vec::new();
     let now = ctx.now();
+    let leases = leases_secret(&name);
     for job in ctx.objects().jobs_of(&namespace, &name) {
         names.push(job.name_any());
         seen.work.extend(work(&job, &now));
         seen.is_planning |= reason(&job) == Some("Planning");
         seen.is_at_work |= is_at_work(&job);
+        // What the pod of a step waits for stands there.
+        let succeeded = job.status.as_ref().and_then(succeeded);
+        seen.is_leases_secret_missed |= succeeded.is_some_and(|it| names_it(&it.message, &leases));
     }
     let registry = ctx.registry(&namespace, &name)?;
     let asked = async { Ok((registry.list().await?, registry.workers().await?)) };
@@ -80,12 +99,20 @@ pub async fn observe(ctx: &Context, service: &InferenceService) -> Result<Seen, 
     let of_service = ListParams::default().labels(&of_service);
     let pods = pods.list(&of_service).await.map_err(VisitError::Observe)?;
     seen.pods = pods.items;
-    seen.pods_wait_for = seen.pods.iter().find_map(waits_for);
+    let mut waits = seen.pods.iter().filter_map(waits_for);
+    seen.is_leases_secret_missed |= waits.clone().any(|it| names_it(&it, &leases));
+    seen.pods_wait_for = waits.next();
     if seen.pods_wait_for.is_none() {
         let failure = mount_failure(&ctx.client, &namespace, &seen.pods, &now).await;
         seen.pods_wait_for = failure.map_err(VisitError::Observe)?;
     }
     Ok(seen)
+}
+
+/// Whether a text names an object: its name is in it, and not as a part of another one.
+fn names_it(text: &str, name: &str) -> bool {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    text.split(|c| !is_of_name(c)).any(|word| word == name)
 }
 
 /// Whether the job's state changes without its user.
@@ -106,4 +133,23 @@ fn work(job: &BatchJob, now: &Time) -> Option<Work> {
         tokens,
         deadline_seconds: deadline.map(|left| left.as_secs_f64()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_missed_by_whoever_waits_for_it_by_name() {
+        let check = |text: &str, expected: bool| {
+            assert_eq!(names_it(text, "minilm-leases"), expected, "{text}");
+        };
+        check(
+            "CreateContainerConfigError: secret \"minilm-leases\" not found",
+            true,
+        );
+        check("couldn't find key url in Secret tenant/minilm-leases", true);
+        check("secret \"all-minilm-leases\" not found", false);
+        check("secret \"minilm\" not found", false);
+    }
 }

@@ -63,7 +63,8 @@ fn status(
     let generation = service.metadata.generation.unwrap_or_default();
     let ready = match deployment {
         Ok(deployment) => ready_replicas(deployment),
-        Err(_) => 0,
+        // The pods of the spec before serve on.
+        Err(_) => seen.ready_pods(),
     };
     let said = match deployment {
         Err(refused) => conditions(Is::False, false, refused.reason, &refused.message),
@@ -139,4 +140,89 @@ fn conditions(ready: Is, is_moving: bool, reason: &'static str, message: &str) -
         said("Reconciling", flag(is_moving)),
         said("Stalled", flag(ready == Is::False && !is_moving)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn service() -> InferenceService {
+        serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "service", "namespace": "default", "generation": 2},
+            "spec": {"models": [], "autoscaling": {"minReplicas": 2, "maxReplicas": 2}},
+        }))
+        .unwrap()
+    }
+
+    fn pod(ready: &str, deleted_at: Value) -> k8s_openapi::api::core::v1::Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "pod", "deletionTimestamp": deleted_at},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        }))
+        .unwrap()
+    }
+
+    fn deployment(ready: u32, conditions: Value) -> Deployment {
+        let status = json!({"readyReplicas": ready, "conditions": conditions});
+        let spec = json!({"replicas": 2, "selector": {}, "template": {}});
+        serde_json::from_value(json!({"metadata": {}, "spec": spec, "status": status})).unwrap()
+    }
+
+    fn status_with(seen: &Seen, deployment: Result<Deployment, Refused>) -> InferenceServiceStatus {
+        let now = Time(k8s_openapi::jiff::Timestamp::from_second(1).unwrap());
+        let scale = crate::inference_service::scale::decide(&service(), seen, now.clone());
+        status(&service(), seen, &scale, &deployment, now)
+    }
+
+    fn ready_message(status: &InferenceServiceStatus) -> (String, String) {
+        let ready = find(&status.conditions, "Ready").unwrap();
+        (ready.reason.clone(), ready.message.clone())
+    }
+
+    #[test]
+    fn pods_that_serve_on_are_counted_though_the_spec_is_refused() {
+        let seen = Seen {
+            pods: vec![
+                pod("True", Value::Null),
+                pod("False", Value::Null),
+                pod("True", json!("2026-01-01T00:00:00Z")),
+            ],
+            ..Seen::default()
+        };
+        let refused = Refused {
+            reason: REJECTED,
+            message: "a quota".to_owned(),
+        };
+        let status = status_with(&seen, Err(refused));
+        assert_eq!(status.ready_replicas, Some(1));
+        let expected = (REJECTED.to_owned(), "a quota".to_owned());
+        assert_eq!(ready_message(&status), expected);
+    }
+
+    #[test]
+    fn what_keeps_pods_from_being_made_is_said_before_what_pods_wait_for() {
+        let seen = Seen {
+            pods_wait_for: Some("ImagePullBackOff: no such image".to_owned()),
+            is_planning: true,
+            ..Seen::default()
+        };
+        let message = |conditions| {
+            let status = status_with(&seen, Ok(deployment(1, conditions)));
+            ready_message(&status)
+        };
+        let said = |why: &str| ("Scaling".to_owned(), format!("1 of 2 pods serve; {why}"));
+        let failure = |status| {
+            json!([
+                {"type": "Available", "status": "False", "message": "too few"},
+                {"type": "ReplicaFailure", "status": status, "message": "exceeded quota"},
+            ])
+        };
+        assert_eq!(message(failure("True")), said("exceeded quota"));
+        let waits = said("ImagePullBackOff: no such image");
+        assert_eq!(message(failure("False")), waits);
+        assert_eq!(message(Value::Null), waits);
+    }
 }

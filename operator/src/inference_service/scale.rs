@@ -123,9 +123,10 @@ fn wanted(seen: &Seen, scale: &Scale) -> u32 {
     wanted.ceil() as u32
 }
 
-/// The end of the work: all shards are in hand. Pods that have had none for long enough may go. What
-/// counts are the pods that are there and stay: those that are on their way out have been taken off
-/// already, whatever they last said of themselves.
+/// The end of the work: all shards are in hand. Pods that have had none for long enough go one by one,
+/// the next once the last is on its way: by then those that stay may have taken a shard. What counts are
+/// the pods that are there and stay: those that are on their way out have been taken off already,
+/// whatever they last said of themselves.
 fn tail(scale: Scale, seen: &Seen, current: u32, autoscaling: &Autoscaling) -> Scale {
     let Autoscaling {
         mode: _,
@@ -144,11 +145,17 @@ fn tail(scale: Scale, seen: &Seen, current: u32, autoscaling: &Autoscaling) -> S
         |report: &WorkerReport| report.shards_in_hand == 0 && report.idle_seconds >= idle_seconds;
     let spare = workers.iter().filter(|(_, report)| is_spare(report));
     let stay = (live.len() - spare.count()) as u32;
+    let is_one_to_go = live.len() as u32 > current;
+    let replicas = if is_one_to_go {
+        current
+    } else {
+        current.min(stay).max(current.saturating_sub(1))
+    };
     let in_hand = workers
         .iter()
         .map(|(pod, report)| (pod.clone(), report.shards_in_hand));
     Scale {
-        replicas: current.min(stay).max(min_replicas).max(1),
+        replicas: replicas.max(min_replicas).max(1),
         in_hand: in_hand.collect(),
         again_in: Some(TAIL),
         ..scale
@@ -363,5 +370,18 @@ mod tests {
         assert_eq!(decide(&service(3, None), &seen, at(0)).replicas, 3);
         seen.pods.remove(1);
         assert_eq!(decide(&service(3, None), &seen, at(0)).replicas, 3);
+    }
+
+    #[test]
+    fn of_several_pods_that_have_nothing_to_do_one_goes_at_a_time() {
+        let mut seen = in_the_tail();
+        seen.workers.as_mut().unwrap()[3] = worker("d", 0, 61);
+        let replicas = |seen: &Seen, current| decide(&service(current, None), seen, at(0)).replicas;
+        assert_eq!(replicas(&seen, 4), 3);
+        assert_eq!(replicas(&seen, 3), 3, "the first is still there");
+        seen.pods[1] = pod("b", Some(0));
+        assert_eq!(replicas(&seen, 3), 2, "and then the next");
+        seen.pods[3] = pod("d", Some(0));
+        assert_eq!(replicas(&seen, 2), 2, "those that work stay");
     }
 }

@@ -151,6 +151,28 @@ fn every_status_that_argo_cd_knows_of_a_job_is_in_the_table() {
     }
 }
 
+/// The reasons that the operator knows of a job, but that of one which it has not visited.
+fn reasons_of_jobs() -> Vec<String> {
+    let source = files::text("operator/src/reasons.rs");
+    let table = source.split("const OF_JOBS").nth(1).expect("the table");
+    let table = table.split("];").next().unwrap_or_default();
+    let words = table.split('"').skip(1).step_by(2);
+    words.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_reason_that_the_operator_knows_of_a_job_is_in_the_table() {
+    let mut seen = Vec::new();
+    each(Kind::BatchJob, |_, object, _| {
+        let reason = &object["status"]["conditions"][0]["reason"];
+        seen.extend(reason.as_str().map(str::to_owned));
+    });
+    let known = reasons_of_jobs();
+    assert!(known.len() > 20, "{known:?}");
+    let missing: Vec<_> = known.iter().filter(|it| !seen.contains(it)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
 #[test]
 fn the_objects_of_the_tables_pass_the_check_and_none_is_left_out() {
     for kind in Kind::ALL {

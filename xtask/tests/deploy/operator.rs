@@ -28,6 +28,13 @@ fn the_operator_may_do_nothing_that_it_does_not_do() {
     assert_eq!(everywhere("batchjobs/status"), ["patch"]);
     assert_eq!(everywhere("batchjobs/finalizers"), [""; 0]);
     assert_eq!(everywhere("pods"), ["list", "patch"]);
+    let kept = ["get", "list", "watch", "create", "patch"];
+    let deleted_as_well = [&kept[..], &["delete"]].concat();
+    assert_eq!(everywhere("jobs"), deleted_as_well);
+    assert_eq!(everywhere("configmaps"), deleted_as_well);
+    for kind in ["services", "deployments", "networkpolicies"] {
+        assert_eq!(everywhere(kind), kept, "{kind}");
+    }
     assert_eq!(everywhere("leases"), [""; 0], "only at home");
     let at_home = |resource| verbs("Role", "millrace-election", resource);
     assert_eq!(at_home("leases"), ["create", "get", "update"]);
