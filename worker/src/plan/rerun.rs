@@ -35,7 +35,7 @@ pub(super) fn draft(
     let given_up = given_up.filter(|range| range.failed_in.is_none());
     let mut shards: Vec<Shard> = failed_rows.chain(given_up).collect();
     // Duplicates get what the others end as.
-    shards.sort_by_key(|shard| (shard.is_of_duplicates(), shard.place()));
+    shards.sort_by_key(|shard| (shard.is_of_duplicates(), shard.class, shard.place()));
     Ok(Plan {
         version: Plan::VERSION,
         run,
@@ -46,6 +46,7 @@ pub(super) fn draft(
         dedup: earlier.dedup.clone(),
         inputs: earlier.inputs.clone(),
         shards,
+        order: earlier.order.clone(),
     })
 }
 
