@@ -349,6 +349,13 @@ pub struct Input {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Filter>,
 
+    /// Which rows are worked off first: Jinja expressions over the fields of the row, as
+    /// `filter.expression`. Rows that the first one is true for come before all others, then those of
+    /// the second, and so on; every other row comes last. By default the order is that of the input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4), inner(length(min = 1, max = 4096)))]
+    pub order: Option<Vec<String>>,
+
     /// How long texts are cut into chunks; by default a text is asked about whole, and models cut off
     /// what is too long for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

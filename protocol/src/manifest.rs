@@ -33,8 +33,11 @@ pub struct Manifest {
     pub currency: Option<String>,
     /// The input files, in the plan's order.
     pub inputs: Vec<InputFile>,
-    /// For each input range its live parts, in input order: one, and one more for each later run that
-    /// ran its failed rows again.
+    /// The expressions that the shards' classes are made by, if the job says `order`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<String>,
+    /// For each input range its live parts, in input order: one, or one for each class of its rows, and
+    /// one more for each later run that ran failed rows again.
     pub parts: Vec<LivePart>,
     /// Shards of the run that were given up, with the reason; empty when `complete`.
     pub failed_shards: Vec<FailedShard>,

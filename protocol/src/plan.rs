@@ -29,6 +29,10 @@ pub struct Plan {
     pub inputs: Vec<InputFile>,
     /// The shards; a shard's index is its place in this list.
     pub shards: Vec<Shard>,
+    /// Expressions of which each makes a class of rows, the first one first, if the job says `order`.
+    /// Shards are of the classes that they make, whatever the job says by now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<String>,
     /// URI of the earlier output, if the job is incremental.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental_from: Option<String>,
@@ -164,6 +168,10 @@ pub struct Shard {
     /// lies there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_up: Option<ShardOfRun>,
+    /// Which class of the range's rows is the shard's, if the job says `order`: that of an expression
+    /// of [`Plan::order`], or the one after all of these, of all other rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<u8>,
 }
 
 /// How a shard takes the duplicates in its range. Both name the list of these by the shard of the first
@@ -201,6 +209,7 @@ impl Shard {
             carried: 0,
             duplicates: None,
             taken_up: None,
+            class: None,
         }
     }
 
@@ -214,15 +223,21 @@ impl Shard {
         matches!(self.duplicates, Some(Duplicates::Only(_)))
     }
 
-    /// What shards of all runs are sorted by: their place in the input.
-    pub fn place(&self) -> (u32, u64, u64) {
+    /// Whether no shard before it in its plan has the same range: whoever asks for each range once
+    /// takes these.
+    pub fn is_first_of_range(&self) -> bool {
+        !self.is_of_duplicates() && self.class.is_none_or(|class| class == 0)
+    }
+
+    /// What shards of all runs are sorted by: their place in the input, and in one place their class.
+    pub fn place(&self) -> (u32, u64, u64, Option<u8>) {
         match self.range {
-            ShardRange::Bytes { start, end: _ } => (self.input, 0, start),
+            ShardRange::Bytes { start, end: _ } => (self.input, 0, start, self.class),
             ShardRange::Rows {
                 row_group,
                 start,
                 end: _,
-            } => (self.input, u64::from(row_group), start),
+            } => (self.input, u64::from(row_group), start, self.class),
         }
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::TryStreamExt;
-use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_protocol::plan::{Dedup, Difference};
 use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::tally::Rows;
@@ -63,22 +62,11 @@ impl Scene {
     }
 
     fn options(&self) -> WorkOptions {
-        let options = LeaseOptions::default();
-        WorkOptions {
-            server: self.server.address(),
-            leases: Arc::new(MemoryLeaseStore::new(options)),
-            lease_ttl: options.lease_ttl,
-            progress: Arc::new(Progress::default()),
-            stop: CancellationToken::new(),
-        }
+        testing::options(&self.server)
     }
 
     async fn drive(&self, job: &CheckedJob) -> Manifest {
-        let prepared = prepare(&self.stores, job).await.unwrap();
-        match drive(&self.stores, job, prepared, &self.options(), None).await {
-            Ok(RunEnd::Finished(manifest)) => *manifest,
-            other => panic!("{other:?}"),
-        }
+        testing::drive(&self.stores, job, &self.options()).await
     }
 
     /// The line of each row, result or error, by id. No row has two.

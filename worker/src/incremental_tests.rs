@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::TryStreamExt;
-use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_protocol::plan::Difference;
 use serde_json::{Value, json};
 
@@ -48,19 +47,7 @@ impl Scene {
     }
 
     async fn drive(&self, job: &CheckedJob) -> Manifest {
-        let options = LeaseOptions::default();
-        let options = WorkOptions {
-            server: self.server.address(),
-            leases: Arc::new(MemoryLeaseStore::new(options)),
-            lease_ttl: options.lease_ttl,
-            progress: Arc::new(Progress::default()),
-            stop: CancellationToken::new(),
-        };
-        let prepared = prepare(&self.stores, job).await.unwrap();
-        match drive(&self.stores, job, prepared, &options, None).await {
-            Ok(RunEnd::Finished(manifest)) => *manifest,
-            other => panic!("{other:?}"),
-        }
+        testing::drive(&self.stores, job, &testing::options(&self.server)).await
     }
 
     /// The result of each id.

@@ -33,6 +33,7 @@ pub use self::remote::Remote;
 pub use self::routes::{Arm, Routing, Service};
 use crate::filter::{BadFilter, Filter};
 use crate::normalize::Normalizer;
+use crate::order::{BadOrder, Order};
 use crate::store::{INLINE_ROWS, Location};
 use crate::work::call::purse::Purse;
 
@@ -177,6 +178,8 @@ pub struct Input {
     pub fields: Fields,
     /// Which rows are asked about.
     pub filter: Option<Filter>,
+    /// Which rows are worked off first.
+    pub order: Option<Order>,
     /// How long texts are cut into chunks.
     pub chunking: Option<Chunking>,
     /// Longest row in bytes.
@@ -194,7 +197,7 @@ pub struct Fields {
     pub join: Vec<String>,
     /// Fields that prompts are made of.
     pub prompted: Vec<String>,
-    /// Fields that the filter names.
+    /// Fields that the filter, the order or conditions of routes name.
     pub filtered: Vec<String>,
     /// How the text is written wherever it goes but into the result line.
     pub normalize: Option<Normalizer>,
@@ -291,6 +294,8 @@ pub fn check_all(
     let filter = input.filter.as_ref().map(Filter::new).transpose();
     let filter =
         filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
+    let order = Order::new(input.order.as_deref().unwrap_or_default());
+    let order = order.map_err(|BadOrder { index, message }| JobError::Order { index, message })?;
     let filtered = filter.iter().flat_map(|filter| filter.fields().to_vec());
     let filtered = filtered.chain(routing.iter().flat_map(|it| it.fields().to_vec()));
     let uris = input.uris.iter().flatten();
@@ -314,6 +319,7 @@ pub fn check_all(
                 .map(|spec| Normalizer::new(spec, input.max_row_bytes as usize)),
         },
         filter,
+        order,
         chunking,
         row_bytes_max: input.max_row_bytes as usize,
     };
@@ -382,8 +388,8 @@ fn sha256(decisive: &impl Serialize) -> String {
     data_encoding::HEXLOWER.encode(&Sha256::digest(&json))
 }
 
-/// Hashes what decides what a result line says. Where the output lies, how the input is cut and
-/// how often rows are tried do not: a run goes on when they change.
+/// Hashes what decides what a result line says. Where the output lies, how the input is cut, which rows
+/// come first and how often they are tried do not: a run goes on when they change.
 fn spec_sha256(answers_sha256: &str, spec: &BatchJobSpec, uris: &[String]) -> String {
     let batch_job::Input {
         uris: _,
@@ -394,6 +400,7 @@ fn spec_sha256(answers_sha256: &str, spec: &BatchJobSpec, uris: &[String]) -> St
         text_field,
         normalize,
         filter,
+        order: _,
         chunking,
         max_row_bytes,
     } = &spec.input;

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod models;
 pub mod normalize;
 pub mod notify;
+pub mod order;
 pub mod output;
 pub mod plan;
 pub mod postgres;

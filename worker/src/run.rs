@@ -366,6 +366,9 @@ mod dedup_tests;
 #[path = "incremental_tests.rs"]
 mod incremental_tests;
 #[cfg(test)]
+#[path = "order_tests.rs"]
+mod order_tests;
+#[cfg(test)]
 #[path = "rerun_tests.rs"]
 mod rerun_tests;
 #[cfg(test)]

@@ -19,14 +19,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let server = FakeServer::start(|_, _| Say::Vectors);
-        let options = LeaseOptions::default();
-        let options = WorkOptions {
-            server: server.address(),
-            leases: Arc::new(MemoryLeaseStore::new(options)),
-            lease_ttl: options.lease_ttl,
-            progress: Arc::new(Progress::default()),
-            stop: CancellationToken::new(),
-        };
+        let options = testing::options(&server);
         Self {
             folder: tempfile::tempdir().unwrap(),
             stores: Stores::new(StoreOptions::default()),
@@ -41,11 +34,7 @@ impl Scene {
     }
 
     async fn drive(&self, job: &CheckedJob) -> Manifest {
-        let prepared = prepare(&self.stores, job).await.unwrap();
-        match drive(&self.stores, job, prepared, &self.options, None).await {
-            Ok(RunEnd::Finished(manifest)) => *manifest,
-            other => panic!("{other:?}"),
-        }
+        testing::drive(&self.stores, job, &self.options).await
     }
 }
 

@@ -85,6 +85,7 @@ fn job(keys: &[&str]) -> CheckedJob {
                 normalize: None,
             },
             filter: None,
+            order: None,
             chunking: None,
             row_bytes_max: ROW_BYTES_MAX,
         },

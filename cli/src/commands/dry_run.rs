@@ -221,6 +221,7 @@ async fn in_chunks(
 fn summary(name: &str, found: &DryRun) -> String {
     let Preflight {
         rows,
+        classes,
         skipped,
         bad_rows,
         input_bytes,
@@ -247,6 +248,16 @@ fn summary(name: &str, found: &DryRun) -> String {
             found.preflight_seconds
         ),
     );
+    if !classes.is_empty() {
+        let classes: Vec<String> = classes
+            .iter()
+            .map(|it| HumanCount(*it).to_string())
+            .collect();
+        line(
+            "order",
+            format!("{} rows, one class after the other", classes.join(", ")),
+        );
+    }
     if *skipped > 0 {
         line("skipped", format!("{} rows", HumanCount(*skipped)));
     }

@@ -127,6 +127,7 @@ impl OutputFolder {
             dedup: None,
             inputs: vec![input],
             shards: (0..shards).map(shard).collect(),
+            order: Vec::new(),
         };
         let output = Self {
             folder: folder.to_owned(),
@@ -211,6 +212,7 @@ impl OutputFolder {
             complete: true,
             totals: parts.iter().map(|part| part.commit.tally()).sum(),
             inputs: self.plan.inputs.clone(),
+            order: Vec::new(),
             parts,
             failed_shards: Vec::new(),
             models: Vec::new(),

@@ -5,6 +5,7 @@ mod inputs;
 mod kills;
 mod leases;
 mod notify;
+mod order;
 mod poison;
 mod postgres;
 mod s3;

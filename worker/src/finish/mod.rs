@@ -168,6 +168,7 @@ pub async fn finish(
         routes,
         currency: job.pricing().map(|pricing| pricing.currency.clone()),
         inputs: plan.inputs.clone(),
+        order: plan.order.clone(),
         models: models(&live),
         difference,
         dedup,
@@ -336,6 +337,7 @@ mod tests {
             dedup: None,
             inputs: Vec::new(),
             shards: (0..shards).map(shard).collect(),
+            order: Vec::new(),
         }
     }
 

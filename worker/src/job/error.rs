@@ -50,6 +50,14 @@ pub enum JobError {
         /// Another.
         second: String,
     },
+    /// The order of rows cannot be used.
+    #[error("spec.input.order[{index}]: {message}")]
+    Order {
+        /// Index of the expression.
+        index: usize,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// The filter cannot be used.
     #[error("spec.input.filter.{field}: {message}")]
     Filter {

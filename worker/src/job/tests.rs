@@ -121,3 +121,15 @@ fn only_what_decides_an_answer_changes_the_answers_hash() {
     let other = serde_json::json!({"steps": [{"name": "e", "model": "embed"}]});
     assert_ne!(plain, hash(other));
 }
+
+#[test]
+fn an_order_that_cannot_be_used_is_refused_by_the_index_of_its_expression() {
+    let order = |order: serde_json::Value| {
+        check_spec(serde_json::json!({"input": {"uris": ["a.jsonl"], "order": order}}))
+    };
+    let job = order(serde_json::json!(["tier == 'gold'", "stars > 3"])).unwrap();
+    assert_eq!(job.input.order.map(|order| order.classes()), Some(3));
+    let refused = order(serde_json::json!(["tier == 'gold'", "stars >"])).unwrap_err();
+    let message = refused.to_string();
+    assert!(message.starts_with("spec.input.order[1]: "), "{message}");
+}

@@ -58,6 +58,22 @@ pub async fn cut(
     Ok(shards)
 }
 
+/// For each class a shard of each of these ranges, class by class: shards are worked off in the order of
+/// their index.
+pub(super) fn by_class(ranges: &[Shard], classes: u8) -> Result<Vec<Shard>, PlanError> {
+    if ranges.len() * usize::from(classes) > SHARDS_MAX {
+        return Err(too_many());
+    }
+    let of_class = |class| {
+        let ranges = ranges.iter();
+        ranges.map(move |range| Shard {
+            class: Some(class),
+            ..*range
+        })
+    };
+    Ok((0..classes).flat_map(of_class).collect())
+}
+
 fn too_many() -> PlanError {
     PlanError::TooManyShards {
         shards_max: SHARDS_MAX,
@@ -181,6 +197,29 @@ mod tests {
         assert_eq!(cut(10, 200), [range(0, 5), range(5, 10)]);
         assert_eq!(cut(2, 1000), [range(0, 1), range(1, 2)]);
         assert_eq!(cut(0, 1000), []);
+    }
+
+    #[test]
+    fn all_ranges_of_a_class_come_before_those_of_the_next_and_the_limit_holds_for_all() {
+        let range = |start| {
+            Shard::of(
+                0,
+                ShardRange::Bytes {
+                    start,
+                    end: start + 1,
+                },
+            )
+        };
+        let shards = by_class(&[range(0), range(1)], 3).unwrap();
+        let found: Vec<_> = shards.iter().map(|it| (it.class, it.range)).collect();
+        let expected = [0, 1, 2].map(|class| [0, 1].map(|at| (Some(class), range(at).range)));
+        assert_eq!(found, expected.concat());
+        let first: Vec<_> = shards.iter().filter(|it| it.is_first_of_range()).collect();
+        assert_eq!(first.len(), 2);
+        let many = vec![range(0); SHARDS_MAX / 2 + 1];
+        assert!(by_class(&many, 1).is_ok());
+        let refused = by_class(&many, 2).unwrap_err();
+        assert!(matches!(refused, PlanError::TooManyShards { .. }));
     }
 
     #[test]

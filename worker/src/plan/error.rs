@@ -1,6 +1,9 @@
 //! Why a job could not be planned.
 
-use crate::{finish::FinishError, read::ReadError, store::StoreError};
+use crate::{
+    finish::FinishError, read::ReadError, records::RecordsError, store::StoreError,
+    work::selection::SelectionError,
+};
 
 /// Why a job could not be planned.
 #[derive(Debug, thiserror::Error)]
@@ -132,10 +135,23 @@ pub enum PlanError {
         /// What is wrong.
         reason: String,
     },
+    /// It is not known which rows are a shard's.
+    #[error("it is not known which rows a shard has")]
+    Selection(#[source] Box<SelectionError>),
     /// An input file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<SelectionError> for PlanError {
+    fn from(error: SelectionError) -> Self {
+        match error {
+            SelectionError::Duplicates(RecordsError::NotFound(path)) => Self::NoList(path),
+            SelectionError::Duplicates(RecordsError::Store(error)) => error.into(),
+            other => Self::Selection(Box::new(other)),
+        }
+    }
 }

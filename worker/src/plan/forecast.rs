@@ -84,7 +84,7 @@ pub async fn forecast(
 /// The first rows of some shards that lie evenly over the plan.
 async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<Row>, ReadError> {
     let shards = plan.shards.iter();
-    let asked = shards.filter(|shard| !shard.is_of_duplicates());
+    let asked = shards.filter(|shard| shard.is_first_of_range());
     let stride = asked.clone().count().div_ceil(SHARDS_MAX).max(1);
     let (fields, row_bytes_max) = (&job.input.fields, job.input.row_bytes_max);
     let mut sampled = Vec::new();

@@ -27,6 +27,7 @@ use millrace_protocol::{
 
 use crate::{
     job::CheckedJob,
+    order,
     store::{self, Created, Location, Stores},
 };
 
@@ -84,12 +85,17 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
     let stores = &stores.with_inline_rows(&job.input);
     let mut inputs = list_inputs(stores, &job.input).await?;
     overlap::check(stores, job, &inputs)?;
+    let fields = order::fields(job.input.order.as_ref(), &job.input.fields);
     let options = CutOptions {
         shard_bytes_target: job.shard_bytes_target,
-        fields: &job.input.fields,
+        fields: &fields,
         row_bytes_max: job.input.row_bytes_max,
     };
-    let shards = cut(stores, &mut inputs, options).await?;
+    let mut shards = cut(stores, &mut inputs, options).await?;
+    let order = job.input.order.as_ref();
+    if let Some(order) = order {
+        shards = cut::by_class(&shards, order.classes())?;
+    }
     let spec_sha256 = job.spec_sha256.clone();
     Ok(Plan {
         version: Plan::VERSION,
@@ -101,6 +107,7 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
         dedup: None,
         inputs,
         shards,
+        order: order.map_or_else(Vec::new, |order| order.expressions().to_vec()),
     })
 }
 

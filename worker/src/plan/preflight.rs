@@ -23,6 +23,7 @@ use super::{
 use crate::{
     filter::{Filter, Verdict},
     job::{CheckedJob, Fields},
+    order::{self, Order},
     read::{
         self, ReadError,
         view::{Refused, RowView},
@@ -48,6 +49,9 @@ pub type TokenCounter = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 pub struct Preflight {
     /// Rows for the models.
     pub rows: u64,
+    /// How many of them are in each class of the job's order, all others last; empty without one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<u64>,
     /// Rows that the job's filter leaves out.
     pub skipped: u64,
     /// Rows that would end as errors, by code.
@@ -115,16 +119,18 @@ pub async fn preflight(
         fields: Fields {
             join: Vec::new(),
             prompted: Vec::new(),
-            ..job.input.fields.clone()
+            ..order::fields(job.input.order.as_ref(), &job.input.fields)
         },
         filter: job.input.filter.clone(),
+        order: job.input.order.clone(),
         row_bytes_max: job.input.row_bytes_max,
         zstd: Semaphore::new(1),
         samples: Samples::new(guess_rows(stores, job, plan).await?, token_counter),
     });
     let mut found = Found::default();
     let mut running = JoinSet::new();
-    let mut shards = plan.shards.iter().zip(0_u64..);
+    let ranges = plan.shards.iter().filter(|it| it.is_first_of_range());
+    let mut shards = ranges.zip(0_u64..);
     loop {
         while running.len() < SHARDS_AT_ONCE {
             let Some((shard, index)) = shards.next() else {
@@ -158,7 +164,7 @@ pub(super) async fn guess_rows(
         });
     }
     let mut looked_at = 0;
-    for shard in &plan.shards {
+    for shard in plan.shards.iter().filter(|it| it.is_first_of_range()) {
         match shard.range {
             ShardRange::Rows { start, end, .. } => rows = rows.saturating_add(end - start),
             ShardRange::Bytes { start, end } => {
@@ -199,6 +205,7 @@ struct Reader {
     stores: Stores,
     fields: Fields,
     filter: Option<Filter>,
+    order: Option<Order>,
     row_bytes_max: usize,
     /// Decoding one zstd file may take 128 MiB, so it is done for one at a time.
     zstd: Semaphore,
@@ -220,6 +227,7 @@ impl Reader {
         let stream = read::open_shard(&self.stores, &input, &shard, fields, row_bytes_max).await?;
         let mut found = ShardFound {
             input: shard.input,
+            classes: vec![0; self.order.as_ref().map_or(0, Order::classes).into()],
             ..ShardFound::default()
         };
         let salt = spread(shard_index);
@@ -237,6 +245,9 @@ impl Reader {
                 match row {
                     Ok(row) => {
                         found.rows += 1;
+                        if let Some(order) = &self.order {
+                            found.classes[usize::from(row.class(order))] += 1;
+                        }
                         found.text_bytes += row.text.len() as u64;
                         if found.longest.is_none_or(|(longest, _)| bytes > longest) {
                             found.longest = Some((bytes, place));
@@ -323,6 +334,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct ShardFound {
     input: u32,
     rows: u64,
+    /// By class.
+    classes: Vec<u64>,
     skipped: u64,
     row_bytes: u64,
     text_bytes: u64,
@@ -340,6 +353,7 @@ struct BadPlaces {
 #[derive(Debug, Default)]
 struct Found {
     rows: u64,
+    classes: Vec<u64>,
     skipped: u64,
     row_bytes: u64,
     text_bytes: u64,
@@ -353,6 +367,7 @@ impl Found {
         let ShardFound {
             input,
             rows,
+            classes,
             skipped,
             row_bytes,
             text_bytes,
@@ -360,6 +375,10 @@ impl Found {
             bad,
         } = shard;
         self.rows += rows;
+        self.classes.resize(classes.len(), 0);
+        for (all, rows) in self.classes.iter_mut().zip(classes) {
+            *all += rows;
+        }
         self.skipped += skipped;
         self.row_bytes += row_bytes;
         self.text_bytes += text_bytes;
@@ -402,6 +421,7 @@ impl Found {
         let tokens = lock(&samples.tokens);
         Preflight {
             rows: self.rows,
+            classes: self.classes,
             skipped: self.skipped,
             bad_rows: bad_rows.collect(),
             input_bytes: plan.inputs.iter().map(|input| input.size_bytes).sum(),

@@ -51,7 +51,7 @@ pub(super) fn draft(
         .filter(|range| range.failed_in.is_none());
     let mut shards: Vec<Shard> = failed_rows.chain(given_up).collect();
     // Duplicates get what the others end as.
-    shards.sort_by_key(|shard| (shard.is_of_duplicates(), shard.place()));
+    shards.sort_by_key(|shard| (shard.is_of_duplicates(), shard.class, shard.place()));
     Ok(Plan {
         version: Plan::VERSION,
         run,
@@ -62,6 +62,7 @@ pub(super) fn draft(
         dedup: earlier.dedup.clone(),
         inputs: earlier.inputs.clone(),
         shards,
+        order: earlier.order.clone(),
     })
 }
 

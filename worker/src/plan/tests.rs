@@ -59,6 +59,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
                 normalize: None,
             },
             filter: None,
+            order: None,
             chunking: None,
             row_bytes_max: 1 << 20,
         },

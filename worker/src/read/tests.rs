@@ -80,6 +80,7 @@ impl File {
             compression: None,
             fields: self.fields.clone(),
             filter: None,
+            order: None,
             chunking: None,
             row_bytes_max: ROW_BYTES_MAX,
         };

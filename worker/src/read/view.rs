@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use crate::filter::{Filter, Verdict};
 use crate::job::Fields;
 use crate::normalize::Normalizer;
+use crate::order::Order;
 
 /// A row for the models. Borrows where the bytes need no unescaping.
 #[derive(Debug)]
@@ -26,6 +27,12 @@ impl RowView<'_> {
         let fields = self.beside.filtered.as_ref().map(|fields| fields.get());
         filter.verdict(Ok(&self.text), fields)
     }
+
+    /// The class of the row.
+    pub(crate) fn class(&self, order: &Order) -> u8 {
+        let fields = self.beside.filtered.as_ref().map(|fields| fields.get());
+        order.class(fields)
+    }
 }
 
 /// What is wanted of a row beside its text, each as one JSON object.
@@ -35,7 +42,7 @@ pub(crate) struct Beside {
     pub(crate) input: Option<Box<RawValue>>,
     /// The fields that prompts name, if the job has prompts.
     pub(crate) prompted: Option<Box<RawValue>>,
-    /// The fields that the filter names, if it names any.
+    /// The fields that the filter, the order or routes name, if they name any.
     pub(crate) filtered: Option<Box<RawValue>>,
 }
 

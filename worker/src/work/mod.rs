@@ -18,6 +18,7 @@ mod listed;
 pub mod part;
 pub mod progress;
 pub mod routed;
+pub mod selection;
 mod shard;
 pub mod submit;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod window;
+mod windows;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

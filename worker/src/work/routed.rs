@@ -22,9 +22,10 @@ use super::carried::EarlierRow;
 use super::lines::PendingRow;
 use super::listed::{Laid, Listed};
 use super::progress::Progress;
-use super::shard::{CHUNK_LIMITS, ShardContext, ShardError, answered_tally};
+use super::shard::{ShardContext, ShardError};
 use super::submit::{Answered, RowOutcome, SubmitError, Submitter};
 use super::window::{Window, WindowRows, chunks};
+use super::windows::{CHUNK_LIMITS, answered_tally};
 use crate::job::{Arm, CheckedJob, Routing};
 
 /// Asks the services of a job with routes.

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use millrace_leases::{LeaseOptions, LeaseStore, MemoryLeaseStore};
 use millrace_protocol::chunk::Chunk;
+use millrace_protocol::manifest::Manifest;
 use millrace_protocol::wire::{
     CHUNKS_PATH, ChunksOfText, ChunksReply, ChunksRequest, ModelReply, Prediction, ROWS_PATH,
     RowsReply, RowsRequest,
@@ -20,6 +21,7 @@ use millrace_protocol::wire::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::{Client, Own, ServerAddress};
@@ -28,6 +30,7 @@ use super::submit::{SubmitOptions, Submitter};
 use super::{Answerer, ShardContext, Worker};
 use crate::job::{self, CheckedJob, Retry};
 use crate::plan;
+use crate::run::{self, RunEnd, WorkOptions};
 use crate::store::{Location, StoreOptions, Stores};
 
 /// What the server says to one request.
@@ -206,6 +209,27 @@ fn checked(folder: &Path, service: Value, input: Value, more: Value) -> CheckedJ
         serde_json::from_value(service).unwrap(),
     );
     job::check(&job, &service, folder).unwrap()
+}
+
+/// How a run is worked off beside `server`, with leases of its own.
+pub(crate) fn options(server: &FakeServer) -> WorkOptions {
+    let options = LeaseOptions::default();
+    WorkOptions {
+        server: server.address(),
+        leases: Arc::new(MemoryLeaseStore::new(options)),
+        lease_ttl: options.lease_ttl,
+        progress: Arc::new(Progress::default()),
+        stop: CancellationToken::new(),
+    }
+}
+
+/// Brings a job's run to its end.
+pub(crate) async fn drive(stores: &Stores, job: &CheckedJob, options: &WorkOptions) -> Manifest {
+    let prepared = run::prepare(stores, job).await.unwrap();
+    match run::drive(stores, job, prepared, options, None).await {
+        Ok(RunEnd::Finished(manifest)) => *manifest,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// How rows are submitted where a test does not care.

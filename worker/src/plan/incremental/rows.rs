@@ -11,13 +11,11 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::content::content;
-use crate::filter::Filter;
-use crate::job::{CheckedJob, Fields, Routing};
+use crate::job::{CheckedJob, Fields, Input, Routing};
 use crate::plan::PlanError;
 use crate::read;
-use crate::records::RecordsError;
 use crate::store::{Location, Stores};
-use crate::work::duplicates::{DuplicateRows, Taken};
+use crate::work::selection::{Selected, Selection};
 
 /// Shards that are read at a time.
 const SHARDS_AT_ONCE: usize = 4;
@@ -38,10 +36,8 @@ pub(in crate::plan) struct Reader<T> {
 struct RowReading<T> {
     stores: Stores,
     output: Location,
-    fields: Fields,
-    filter: Option<Filter>,
+    input: Input,
     routing: Option<Arc<Routing>>,
-    row_bytes_max: usize,
     make: Box<dyn Fn(&str) -> T + Send + Sync>,
 }
 
@@ -61,13 +57,14 @@ impl<T: Send + 'static> Reader<T> {
         let reading = RowReading {
             stores: stores.with_inline_rows(&job.input),
             output: stores.open(&job.output.uri)?,
-            fields: Fields {
-                join: Vec::new(),
-                ..job.input.fields.clone()
+            input: Input {
+                fields: Fields {
+                    join: Vec::new(),
+                    ..job.input.fields.clone()
+                },
+                ..job.input.clone()
             },
-            filter: job.input.filter.clone(),
             routing: job.routing.clone(),
-            row_bytes_max: job.input.row_bytes_max,
             make: Box::new(make),
         };
         Ok(Self {
@@ -112,12 +109,8 @@ impl<T: Send + 'static> Reader<T> {
     async fn begin(&self, plan: &Plan, shard: &Shard) -> Result<Reading<T>, PlanError> {
         let (sender, rows) = mpsc::channel(2);
         let (reading, shard, input) = (self.reading.clone(), *shard, plan.input_of(shard).clone());
-        let duplicates = DuplicateRows::open(&reading.output, plan, &shard).await;
-        let duplicates = duplicates.map_err(|error| match error {
-            RecordsError::NotFound(path) => PlanError::NoList(path),
-            RecordsError::Store(error) => error.into(),
-        })?;
-        let task = tokio::spawn(reading.read_shard(shard, input, duplicates, sender));
+        let selection = Selection::open(&reading.output, &reading.input, plan, &shard).await?;
+        let task = tokio::spawn(reading.read_shard(shard, input, selection, sender));
         Ok(Reading {
             rows,
             task: AbortOnDropHandle::new(task),
@@ -130,28 +123,18 @@ impl<T: Send + 'static> RowReading<T> {
         self: Arc<Self>,
         shard: Shard,
         input: InputFile,
-        mut duplicates: Option<DuplicateRows>,
+        mut selection: Selection,
         sender: mpsc::Sender<Contents<T>>,
     ) -> Result<(), PlanError> {
-        let (fields, row_bytes_max) = (&self.fields, self.row_bytes_max);
+        let (fields, row_bytes_max) = (selection.fields(), self.input.row_bytes_max);
         let mut rows =
             read::open_shard(&self.stores, &input, &shard, fields, row_bytes_max).await?;
         loop {
-            let mut batch = rows.next_batch(ROWS_MAX, BYTES_MAX).await?;
+            let batch = rows.next_batch(ROWS_MAX, BYTES_MAX).await?;
             if batch.is_empty() {
                 return Ok(());
             }
-            if let Some(duplicates) = &mut duplicates {
-                let taken = duplicates.take(batch).await?;
-                let Taken {
-                    rows,
-                    duplicates: _,
-                } = taken;
-                batch = rows;
-            }
-            if let Some(filter) = &self.filter {
-                batch = filter.applied(batch).await.0;
-            }
+            let Selected { rows: batch, .. } = selection.among(batch).await?;
             let reading = self.clone();
             // Comparing long texts takes milliseconds of pure computing.
             let made = tokio::task::spawn_blocking(move || reading.contents(&batch)).await;

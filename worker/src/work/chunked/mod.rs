@@ -20,9 +20,10 @@ use serde_json::{Map, Value};
 use self::join::{Span, joined, spans};
 use super::call::receipts::Receipts;
 use super::lines::Ending;
-use super::shard::{Answerer, CHUNK_LIMITS, ShardContext};
+use super::shard::{Answerer, ShardContext};
 use super::submit::{Answered, RowOutcome, SubmitError, Submitter};
 use super::window::chunks;
+use super::windows::CHUNK_LIMITS;
 use crate::job::{Chunking, Fields};
 
 /// Bytes that are asked about at a time. The chunks of a row may have far more than the row: each goes
