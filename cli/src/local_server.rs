@@ -4,16 +4,20 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use millrace_answers::Lookups;
+use millrace_answers::disk::{Disk, DiskOptions};
 use millrace_crds::InferenceService;
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Limiter, MemoryLimiter};
 use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
+use millrace_worker::manifests::Loaded;
 use millrace_worker::secrets::Secrets;
 use millrace_worker::store::LinkLocal;
-use millrace_worker::work::call::{Gates, minute_from_env};
+use millrace_worker::work::call::{Caches, CachesOptions, Gates, minute_from_env};
 use millrace_worker::work::client::remote::Access;
 use millrace_worker::work::client::{ServerAddress, ServerUrl};
 use tempfile::TempDir;
@@ -21,6 +25,12 @@ use tempfile::TempDir;
 /// Deaths before it was ever ready after which the server is given up. A broken model says so by
 /// its exit code at the first one; the rest are accidents of a busy machine.
 const EARLY_DEATHS_MAX: u32 = 10;
+
+/// Most bytes of the answers of APIs elsewhere that are kept in a folder, unless the command line says.
+const CACHE_FOLDER_BYTES_MAX: u64 = 1 << 30;
+
+/// Folder of those answers in the folder of all that are kept.
+const REMOTE_ANSWERS: &str = "remote";
 
 /// Which server answers the rows, as the command line says.
 #[derive(Debug, Args)]
@@ -33,7 +43,7 @@ pub struct ServerArgs {
     #[arg(long, env = "MILLRACE_SERVER_URL", value_name = "URL")]
     server_url: Option<ServerUrl>,
     /// Folder in which answers are kept over runs, for spec.cache.ttlSeconds: texts that come again are
-    /// not computed again. One run at a time uses it.
+    /// not computed again, and of an API (spec.remote) not paid again. One run at a time uses it.
     #[arg(long, value_name = "FOLDER")]
     cache_folder: Option<PathBuf>,
     /// Most bytes in that folder; what was used least lately goes first [default: 1 GiB].
@@ -41,15 +51,18 @@ pub struct ServerArgs {
     cache_folder_max_bytes: Option<u64>,
 }
 
+/// Who answers the rows of a local run.
+pub struct Answering {
+    /// Which server does.
+    pub origin: Origin,
+    /// Where answers are kept over runs, if they are.
+    pub cache: Option<CacheFolder>,
+}
+
 /// Which server answers the rows of a local run.
 pub enum Origin {
-    /// A child of this program.
-    Child {
-        /// Its binary.
-        program: PathBuf,
-        /// Where it keeps answers over runs, if it does.
-        cache: Option<CacheFolder>,
-    },
+    /// A child of this program, by its binary.
+    Child(PathBuf),
     /// One that somebody else started.
     Running(ServerUrl),
     /// None: an API elsewhere answers.
@@ -68,6 +81,8 @@ pub struct CacheFolder {
 pub struct LocalServer {
     address: ServerAddress,
     child: Option<Child>,
+    /// How APIs elsewhere are asked.
+    access: Access,
 }
 
 struct Child {
@@ -77,21 +92,29 @@ struct Child {
 }
 
 impl LocalServer {
-    /// Starts the server for `service`, whose relative paths are taken from `base`, or takes the one
-    /// that is there.
-    pub fn start(origin: &Origin, service: &InferenceService, base: &Path) -> anyhow::Result<Self> {
-        let (program, cache) = match origin {
-            Origin::Child { program, cache } => (program, cache),
+    /// Starts the server for `service`, which is the one of `loaded` with models that are here, or takes the
+    /// one that is there.
+    pub async fn start(
+        answering: &Answering,
+        service: &InferenceService,
+        loaded: &Loaded,
+    ) -> anyhow::Result<Self> {
+        let Answering { origin, cache } = answering;
+        let access = access(loaded, cache.as_ref()).await?;
+        let program = match origin {
+            Origin::Child(program) => program,
             Origin::Running(url) => {
                 return Ok(Self {
                     address: ServerAddress::Url(url.clone()),
                     child: None,
+                    access,
                 });
             }
             Origin::Remote => {
                 return Ok(Self {
-                    address: ServerAddress::Remote(access()),
+                    address: ServerAddress::Remote(access.clone()),
                     child: None,
+                    access,
                 });
             }
         };
@@ -99,7 +122,7 @@ impl LocalServer {
         // Whoever can reach the socket can use the models, so the folder is ours alone.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700))?;
         let service_file = folder.path().join("service.json");
-        let mut service = absolute_sources(service, base);
+        let mut service = absolute_sources(service, &loaded.base);
         // Whoever names a folder wants answers kept.
         service.spec.cache.enabled |= cache.is_some();
         let service = serde_json::to_vec(&service)?;
@@ -139,6 +162,7 @@ impl LocalServer {
                 handle,
                 _folder: folder,
             }),
+            access,
         })
     }
 
@@ -146,7 +170,7 @@ impl LocalServer {
     pub fn address(&self, with_others: bool) -> ServerAddress {
         match (&self.address, with_others) {
             (server @ (ServerAddress::Socket(_) | ServerAddress::Url(_)), true) => {
-                ServerAddress::Beside(Box::new(server.clone()), access())
+                ServerAddress::Beside(Box::new(server.clone()), self.access.clone())
             }
             (address, _) => address.clone(),
         }
@@ -169,8 +193,9 @@ impl LocalServer {
         }
     }
 
-    /// Stops a child and waits for its end.
+    /// Stops a child and waits for its end, and until answers are kept.
     pub async fn stop(self) {
+        self.access.caches.flush().await;
         if let Some(child) = self.child {
             child.handle.stop().await;
         }
@@ -191,10 +216,10 @@ fn absolute_sources(service: &InferenceService, base: &Path) -> InferenceService
 /// Why no server can be had for the service in this way.
 pub fn misfit(service: &InferenceService, args: &ServerArgs) -> Option<&'static str> {
     let url = args.server_url.as_ref();
-    if args.cache_folder.is_some() && service.spec.models.is_empty() {
+    if args.cache_folder.is_some() && service.spec.runtime.is_some() {
         return Some(
-            "--cache-folder: the rows of the service are answered by a server or an API of its own, \
-             whose answers are not kept; leave the option out",
+            "--cache-folder: the rows of the service are answered by a server of its own, whose answers \
+             are not kept; leave the option out",
         );
     }
     if service.spec.remote.is_some() && url.is_some() {
@@ -217,24 +242,23 @@ pub fn misfit(service: &InferenceService, args: &ServerArgs) -> Option<&'static 
 }
 
 /// The server that is named, or the one to start.
-pub fn origin(service: &InferenceService, args: ServerArgs) -> anyhow::Result<Origin> {
+pub fn answering(service: &InferenceService, args: ServerArgs) -> anyhow::Result<Answering> {
     let ServerArgs {
         inference_server,
         server_url,
         cache_folder,
         cache_folder_max_bytes,
     } = args;
-    match server_url {
-        Some(url) => Ok(Origin::Running(url)),
-        None if service.spec.remote.is_some() => Ok(Origin::Remote),
-        None => Ok(Origin::Child {
-            program: program(inference_server)?,
-            cache: cache_folder.map(|path| CacheFolder {
-                path,
-                bytes_max: cache_folder_max_bytes,
-            }),
-        }),
-    }
+    let origin = match server_url {
+        Some(url) => Origin::Running(url),
+        None if service.spec.remote.is_some() => Origin::Remote,
+        None => Origin::Child(program(inference_server)?),
+    };
+    let cache = cache_folder.map(|path| CacheFolder {
+        path,
+        bytes_max: cache_folder_max_bytes,
+    });
+    Ok(Answering { origin, cache })
 }
 
 impl ServerArgs {
@@ -247,16 +271,37 @@ impl ServerArgs {
     }
 }
 
-/// How this process, which has the limits to itself, asks an API elsewhere.
-fn access() -> Access {
+/// How this process, which has the limits to itself, asks the APIs elsewhere of a job.
+async fn access(loaded: &Loaded, cache: Option<&CacheFolder>) -> anyhow::Result<Access> {
     let limiter = |_: &str| -> Result<Arc<dyn Limiter>, LeaseError> {
         Ok(Arc::new(MemoryLimiter::new(minute_from_env())))
     };
-    Access {
+    let lookups = Lookups::default();
+    let ttls = loaded.job.remotes().map(|remote| remote.cache.ttl_seconds);
+    let disk = match (cache, ttls.min()) {
+        (Some(CacheFolder { path, bytes_max }), Some(ttl_seconds)) => {
+            let options = DiskOptions {
+                folder: path.join(REMOTE_ANSWERS),
+                bytes_max: bytes_max.unwrap_or(CACHE_FOLDER_BYTES_MAX),
+            };
+            let ttl = Duration::from_secs(ttl_seconds.into());
+            let opened = Disk::open(options, ttl, lookups.clone()).await;
+            opened.context("--cache-folder cannot be used: name another one")?
+        }
+        (None, _) | (_, None) => None,
+    };
+    let caches = CachesOptions {
+        namespace: loaded.job.namespace.clone(),
+        redis_url: None,
+        disk: disk.map(Arc::new),
+        lookups,
+    };
+    Ok(Access {
         secrets: Secrets::Environment,
         gates: Arc::new(Gates::new(limiter)),
+        caches: Arc::new(Caches::new(caches)),
         link_local: LinkLocal::Allowed,
-    }
+    })
 }
 
 /// The server's binary: what the user names, else the one beside this program.

@@ -17,14 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Which items run first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Priority {
-    /// Someone waits for the answer.
-    Online,
-    /// Part of a job; runs when nothing online is waiting.
-    Batch,
-}
+pub use millrace_protocol::priority::Priority;
 
 /// Bounds of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Instant};
 
 use futures::StreamExt;
+use millrace_answers::{Cache, Keys, Lead, Role};
 use millrace_models::model::{Encoding, Model};
 use millrace_protocol::{
     row::{RowError, RowErrorCode},
@@ -20,7 +21,6 @@ use tracing::Span;
 use crate::{
     answers::Answers,
     batcher::{Item, Priority},
-    cache::{Cache, Keys, Lead, Role},
     metrics::Metrics,
     queue::{DoorError, QueueHandle},
     trace,

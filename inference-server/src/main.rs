@@ -5,9 +5,9 @@ use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
+use millrace_answers::disk::DiskOptions;
 use millrace_crds::inference_service::Task;
 use millrace_inference_server::{
-    cache::disk::DiskOptions,
     options::Options,
     server::{Server, ServerConfig, ServerError},
     service_file,

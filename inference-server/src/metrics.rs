@@ -5,7 +5,8 @@
 
 use std::time::Instant;
 
-use millrace_protocol::{registry::CacheCounts, row::RowErrorCode};
+use millrace_answers::Lookups;
+use millrace_protocol::row::RowErrorCode;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -25,7 +26,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     request_seconds: Family<EndpointLabel, Histogram, fn() -> Histogram>,
     row_errors: Family<CodeLabel, Counter>,
-    cache_lookups: Family<LookupLabels, Counter>,
+    /// Answers sought in the cache.
+    pub cache_lookups: Lookups,
     queue_seconds: Histogram,
     batch_items: Histogram,
     batch_tokens: Histogram,
@@ -57,12 +59,6 @@ struct CodeLabel {
     code: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LookupLabels {
-    tier: &'static str,
-    outcome: &'static str,
-}
-
 /// 0.5 ms to 65 s: from one short text on a GPU to a full queue on a laptop.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.0005, 2.0, 18))
@@ -76,7 +72,7 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(seconds),
             row_errors: Family::default(),
-            cache_lookups: Family::default(),
+            cache_lookups: Lookups::default(),
             queue_seconds: seconds(),
             batch_items: Histogram::new(exponential_buckets(1.0, 2.0, 17)),
             batch_tokens: Histogram::new(exponential_buckets(8.0, 2.0, 17)),
@@ -154,7 +150,7 @@ impl Metrics {
         registry.register(
             "cache_lookups",
             "Answers sought in a tier of the cache",
-            cache_lookups.clone(),
+            cache_lookups.family(),
         );
         registry.register("tokens", "Tokens that went through models", tokens.clone());
     }
@@ -188,27 +184,6 @@ impl Metrics {
                 code: code.as_str(),
             })
             .inc();
-    }
-
-    /// Notes that an answer was sought in a tier of the cache.
-    pub fn note_lookup(&self, tier: &'static str, known: bool) {
-        let outcome = if known { "hit" } else { "miss" };
-        self.cache_lookups
-            .get_or_create(&LookupLabels { tier, outcome })
-            .inc();
-    }
-
-    /// What the cache knew so far. The memory is asked for every answer, slower tiers for what it lacks.
-    pub fn cache_counts(&self) -> CacheCounts {
-        let count = |tier, outcome| {
-            let labels = LookupLabels { tier, outcome };
-            self.cache_lookups.get_or_create(&labels).get()
-        };
-        let slower = count("disk", "hit") + count("redis", "hit");
-        CacheCounts {
-            hits: count("memory", "hit") + slower,
-            misses: count("memory", "miss").saturating_sub(slower),
-        }
     }
 
     /// All metrics in OpenMetrics' text format.

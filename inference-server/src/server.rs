@@ -6,6 +6,10 @@
 
 use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
+use millrace_answers::{
+    Cache, CacheOptions,
+    disk::{Disk, DiskError, DiskOptions},
+};
 use millrace_crds::inference_service::{Auth, Batching, Cache as CacheSpec, InferenceServiceSpec};
 use millrace_edge::{Listener, ServeOptions, serve};
 use millrace_leases::LeaseError;
@@ -22,10 +26,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     batcher::Limits,
-    cache::{
-        Cache, CacheOptions,
-        disk::{Disk, DiskError, DiskOptions},
-    },
     engine::Engine,
     http::{
         app::{App, HttpLimits},
@@ -304,7 +304,10 @@ impl Server {
         }
         let ttl = Duration::from_secs(ttl_seconds.into());
         let disk = match &self.config.cache_disk {
-            Some(disk) => Disk::open(disk.clone(), ttl, metrics.clone()).await?,
+            Some(disk) => {
+                let lookups = metrics.cache_lookups.clone();
+                Disk::open(disk.clone(), ttl, lookups).await?.map(Arc::new)
+            }
             None => None,
         };
         let options = CacheOptions {
@@ -314,7 +317,7 @@ impl Server {
             disk,
             namespace: self.config.namespace.clone(),
         };
-        let cache = Cache::new(options, metrics.clone());
+        let cache = Cache::new(options, metrics.cache_lookups.clone());
         cache.map(Some).map_err(ServerError::Cache)
     }
 

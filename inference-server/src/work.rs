@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use millrace_answers::Lead;
 use millrace_models::model::Encoding;
 use millrace_protocol::{
     row::{RowError, RowErrorCode},
@@ -10,8 +11,6 @@ use millrace_protocol::{
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::Span;
-
-use crate::cache::Lead;
 
 /// A tokenised text that waits for its model.
 #[derive(Debug)]

@@ -7,7 +7,7 @@
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
 //! [`routes`] tells which of several services answered, [`cost`] counts money and [`forecast`] guesses it,
 //! [`progress`] is what whoever asks is told of a job, and [`event`] what others are told when it is over.
-//! [`panic`] quotes what was caught.
+//! [`priority`] says whose question goes first, and [`panic`] quotes what was caught.
 
 pub mod chunk;
 pub mod commit;
@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod manifest;
 pub mod panic;
 pub mod plan;
+pub mod priority;
 pub mod progress;
 pub mod registry;
 pub mod report;

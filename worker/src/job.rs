@@ -29,7 +29,7 @@ use self::answering::{Answering, answering};
 pub use self::chunking::Chunking;
 pub use self::error::JobError;
 pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
-pub use self::remote::Remote;
+pub use self::remote::{Remote, decisive};
 pub use self::routes::{Arm, Routing, Service};
 use crate::filter::{BadFilter, Filter};
 use crate::normalize::Normalizer;

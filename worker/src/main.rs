@@ -42,6 +42,8 @@ enum Step {
         job: Job,
         #[command(flatten)]
         server: Server,
+        #[command(flatten)]
+        cache: Cache,
     },
     /// Verifies that commits cover the plan and writes the manifest.
     Finish {
@@ -110,6 +112,20 @@ struct Server {
     remote: bool,
 }
 
+/// Where the answers of APIs elsewhere are kept.
+#[derive(Debug, Args)]
+struct Cache {
+    /// Redis that shares kept answers with other workers, where the service has spec.cache and
+    /// spec.remote. One of its own that forgets what was used least lately.
+    #[arg(
+        long,
+        env = "MILLRACE_CACHE_REDIS_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    cache_redis_url: Option<String>,
+}
+
 /// What telling a receiver takes.
 #[derive(Debug, Args)]
 struct Notify {
@@ -158,6 +174,8 @@ struct Serve {
     listen: String,
     #[command(flatten)]
     server: Server,
+    #[command(flatten)]
+    cache: Cache,
     #[command(flatten)]
     leases: Leases,
 }
@@ -208,7 +226,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let Cli { report, step } = Cli::parse();
     let ended = match step {
         Step::Plan(job) => steps::plan(job).await.map(Some),
-        Step::Work { job, server } => steps::work(job, server).await.map(|()| None),
+        Step::Work { job, server, cache } => steps::work(job, server, cache).await.map(|()| None),
         Step::Finish {
             job,
             give_up,

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use millrace_answers::Lookups;
 use millrace_protocol::tally::{Rows, Tally};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -41,6 +42,7 @@ pub struct Metrics {
     cost: Counter<f64, AtomicU64>,
     shards: Family<OutcomeLabel, Counter>,
     shards_in_hand: Gauge,
+    cache_lookups: Lookups,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,6 +77,11 @@ impl Metrics {
         self.tokens.get()
     }
 
+    /// What was sought before APIs elsewhere were asked.
+    pub fn cache_lookups(&self) -> Lookups {
+        self.cache_lookups.clone()
+    }
+
     /// A shard is in hand for as long as what this returns is kept.
     pub fn take_in_hand(&self) -> InHand {
         self.shards_in_hand.inc();
@@ -95,6 +102,7 @@ impl Metrics {
             cost,
             shards,
             shards_in_hand,
+            cache_lookups,
         } = self.clone();
         let mut registry = Registry::with_prefix("millrace_worker");
         let help = "Rows answered, those of shards that were given back later included";
@@ -106,6 +114,8 @@ impl Metrics {
         registry.register("shards", "Shards that went out of hand", shards);
         let help = "Shards that are worked on";
         registry.register("shards_in_hand", help, shards_in_hand);
+        let help = "Answers of APIs elsewhere sought in a tier of the cache";
+        registry.register("cache_lookups", help, cache_lookups.family());
         let mut text = String::new();
         encode(&mut text, &registry).expect("writing to a string cannot fail");
         text

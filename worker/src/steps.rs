@@ -11,7 +11,8 @@ use millrace_crds::manifest::{self, Manifest};
 use millrace_edge::Token;
 use millrace_leases::limits::{Limiter, RedisLimiter};
 use millrace_leases::{
-    JobRegistry, LeaseError, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions,
+    JobRegistry, LeaseError, LeaseOptions, LeaseStore, RedisConnection, RedisLeaseStore,
+    RedisOptions,
 };
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::report::{ErrorSample, Report};
@@ -19,6 +20,7 @@ use millrace_telemetry::{chain, on_signal};
 use millrace_worker::commits;
 use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
+use millrace_worker::metrics::Metrics;
 use millrace_worker::notify::Means;
 use millrace_worker::plan::forecast;
 use millrace_worker::postgres::Sink;
@@ -27,13 +29,13 @@ use millrace_worker::run::{self, WorkOptions};
 use millrace_worker::secrets::Secrets;
 use millrace_worker::serve::{self, Door, ServeOptions};
 use millrace_worker::store::{LinkLocal, Stores};
-use millrace_worker::work::call::{Gates, minute_from_env};
+use millrace_worker::work::call::{Caches, CachesOptions, Gates, minute_from_env};
 use millrace_worker::work::client::ServerAddress;
 use millrace_worker::work::client::remote::Access;
 use millrace_worker::work::progress::Progress;
 use millrace_worker::{manifests, models, notify, output};
 
-use crate::{Job, Leases, Models, Notify, Read, Serve, Server};
+use crate::{Cache, Job, Leases, Models, Notify, Read, Serve, Server};
 
 /// Row errors in a report.
 const SAMPLE_ERRORS_MAX: usize = 20;
@@ -132,6 +134,8 @@ struct Shared<'a> {
     namespace: &'a str,
     service: &'a str,
     secrets: Secrets,
+    cache: Cache,
+    metrics: Metrics,
 }
 
 /// Where the server is, or how the API is asked.
@@ -154,7 +158,21 @@ fn address(server: Server, shared: Option<Shared>) -> anyhow::Result<ServerAddre
         namespace,
         service,
         secrets,
+        cache: Cache { cache_redis_url },
+        metrics,
     } = shared;
+    if let Some(url) = &cache_redis_url {
+        // One that is away is done without.
+        RedisConnection::new(&RedisOptions::new(url)).context(
+            "the URL of the cache's Redis cannot be used: set --cache-redis-url to redis://host:port",
+        )?;
+    }
+    let caches = CachesOptions {
+        namespace: namespace.to_owned(),
+        redis_url: cache_redis_url,
+        disk: None,
+        lookups: metrics.cache_lookups(),
+    };
     let namespace = namespace.to_owned();
     let limiter = move |service: &str| -> Result<Arc<dyn Limiter>, LeaseError> {
         let limiter = RedisLimiter::new(&redis, &namespace, service, minute_from_env());
@@ -168,6 +186,7 @@ fn address(server: Server, shared: Option<Shared>) -> anyhow::Result<ServerAddre
     let access = Access {
         secrets,
         gates: Arc::new(gates),
+        caches: Arc::new(Caches::new(caches)),
         link_local: LinkLocal::from_env(),
     };
     Ok(match server {
@@ -177,7 +196,7 @@ fn address(server: Server, shared: Option<Shared>) -> anyhow::Result<ServerAddre
 }
 
 /// Works off the shards of one run.
-pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
+pub async fn work(job: Job, server: Server, cache: Cache) -> anyhow::Result<()> {
     let redis = RedisOptions::new(&job.leases.redis_url);
     let Opened {
         stores,
@@ -187,17 +206,20 @@ pub async fn work(job: Job, server: Server) -> anyhow::Result<()> {
         lease_ttl,
     } = open(job)?;
     let prepared = run::resume(&stores, &job).await?;
+    let metrics = Metrics::default();
     let limits = job.remotes().next().map(|remote| Shared {
         redis,
         namespace: &job.namespace,
         service: &remote.service,
         secrets: Secrets::Environment,
+        cache,
+        metrics: metrics.clone(),
     });
     let options = WorkOptions {
         server: address(server, limits)?,
         leases,
         lease_ttl,
-        progress: Arc::new(Progress::default()),
+        progress: Arc::new(Progress::counted_in(metrics)),
         stop: on_signal()?,
     };
     let ended = run::work(&stores, &job, &prepared, &options).await?;
@@ -297,6 +319,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         secrets,
         listen,
         server,
+        cache,
         leases: Leases {
             redis_url,
             lease_ttl_ms,
@@ -322,6 +345,8 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         namespace: &namespace,
         service: &service,
         secrets: Secrets::Folder(secrets.clone()),
+        cache,
+        metrics: door.metrics.clone(),
     };
     let options = ServeOptions {
         registry,

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::display::OutputMode;
 use crate::local_models;
-use crate::local_server::{LocalServer, Origin};
+use crate::local_server::{Answering, LocalServer, Origin};
 use crate::output;
 
 /// Rows that are computed for the estimate of time.
@@ -58,7 +58,7 @@ pub async fn dry_run(
     stores: &Stores,
     loaded: &Loaded,
     mode: OutputMode,
-    server: anyhow::Result<Origin>,
+    server: anyhow::Result<Answering>,
 ) -> anyhow::Result<ExitCode> {
     let job = &loaded.job;
     let started = Instant::now();
@@ -73,10 +73,10 @@ pub async fn dry_run(
     let forecast = plan::forecast(stores, job, &plan, Some(asked_rows)).await?;
     let rows_per_second = match server {
         // Whoever wants to see what a job is about to do does not want to pay for it.
-        Ok(Origin::Remote) => None,
+        Ok(answering) if matches!(answering.origin, Origin::Remote) => None,
         // What one of several services does for some rows says nothing of the others.
         Ok(_) if job.routing.is_some() => None,
-        Ok(origin) => measured(stores, loaded, &plan, &origin, mode).await,
+        Ok(answering) => measured(stores, loaded, &plan, &answering, mode).await,
         Err(_) => None,
     };
     let found = DryRun {
@@ -124,10 +124,10 @@ async fn measured(
     stores: &Stores,
     loaded: &Loaded,
     plan: &Plan,
-    origin: &Origin,
+    answering: &Answering,
     mode: OutputMode,
 ) -> Option<f64> {
-    match measure(stores, loaded, plan, origin).await {
+    match measure(stores, loaded, plan, answering).await {
         Ok(rate) => rate,
         Err(error) => {
             if mode == OutputMode::Text {
@@ -142,7 +142,7 @@ async fn measure(
     stores: &Stores,
     loaded: &Loaded,
     plan: &Plan,
-    origin: &Origin,
+    answering: &Answering,
 ) -> anyhow::Result<Option<f64>> {
     let job = &loaded.job;
     let Some(shard) = plan.shards.get(plan.shards.len() / 2) else {
@@ -168,7 +168,7 @@ async fn measure(
         texts,
     };
     let service = local_models::fetched(stores, &loaded.service).await?;
-    let server = LocalServer::start(origin, &service, &loaded.base)?;
+    let server = LocalServer::start(answering, &service, loaded).await?;
     let client = Client::new(&server.address(false), job)?;
     let measuring = async {
         client.wait_ready(SERVER_PATIENCE).await?;

@@ -29,7 +29,7 @@ use crate::board::{Board, BoardArgs};
 use crate::display::{Display, OutputMode};
 use crate::exit;
 use crate::local_models;
-use crate::local_server::{self, LocalServer, Origin, ServerArgs};
+use crate::local_server::{self, Answering, LocalServer, ServerArgs};
 use crate::report::{self, End};
 
 /// In one process nobody else can take a lease, so it only has to outlive a pause of the machine.
@@ -85,7 +85,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if dry_run {
         let server = match misfit {
             Some(misfit) => Err(anyhow::Error::msg(misfit)),
-            None => local_server::origin(&loaded.service, server.without_cache()),
+            None => local_server::answering(&loaded.service, server.without_cache()),
         };
         return super::dry_run::dry_run(&stores, &loaded, output, server).await;
     }
@@ -116,7 +116,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         return Ok(exit::BAD_MANIFEST.into());
     }
     memory::give_back_large_blocks();
-    let origin = local_server::origin(&loaded.service, server)?;
+    let answering = local_server::answering(&loaded.service, server)?;
     let means = Means {
         secrets: Secrets::Environment,
         link_local: LinkLocal::Allowed,
@@ -134,7 +134,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         output,
         board: board.as_ref(),
     };
-    let ended = runs(&stores, &loaded, next, &origin, shows).await;
+    let ended = runs(&stores, &loaded, next, &answering, shows).await;
     if let Some(board) = board {
         board.close(&ended).await;
     }
@@ -174,7 +174,7 @@ async fn runs(
     stores: &Stores,
     loaded: &Loaded,
     mut next: RunNumber,
-    origin: &Origin,
+    answering: &Answering,
     shows: Shows<'_>,
 ) -> anyhow::Result<RunEnd> {
     let started_at = SystemTime::now();
@@ -194,7 +194,7 @@ async fn runs(
             sink: sink.as_ref(),
             board: shows.board,
         };
-        let worked = work(run, prepared, origin, &display).await;
+        let worked = work(run, prepared, answering, &display).await;
         display.clear();
         match worked? {
             RunEnd::Finished(manifest) => {
@@ -260,7 +260,7 @@ fn refused(spec: &BatchJobSpec) -> Option<&'static str> {
 async fn work(
     run: LocalRun<'_>,
     prepared: Prepared,
-    origin: &Origin,
+    answering: &Answering,
     display: &Display,
 ) -> anyhow::Result<RunEnd> {
     let LocalRun {
@@ -271,7 +271,7 @@ async fn work(
         board,
     } = run;
     let service = local_models::fetched(stores, &loaded.service).await?;
-    let server = LocalServer::start(origin, &service, &loaded.base)?;
+    let server = LocalServer::start(answering, &service, loaded).await?;
     let has_others = job.routing.is_some();
     let lease_options = LeaseOptions {
         lease_ttl: LEASE_TTL,

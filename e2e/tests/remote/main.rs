@@ -1,6 +1,7 @@
 //! Jobs that ask an API elsewhere, run by the built binaries against the stand-in: what its record
 //! says of limits, of time, and of what was paid.
 
+mod cache;
 mod chunks;
 mod cost;
 mod dedup;

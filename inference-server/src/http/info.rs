@@ -79,7 +79,7 @@ pub async fn info(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
         max_client_batch_size: app.limits.client_batch_items_max,
         max_concurrent_requests: app.limits.concurrent_requests_max,
         auto_truncate: app.limits.auto_truncate,
-        cache: app.metrics.cache_counts(),
+        cache: app.metrics.cache_lookups.counts(),
     };
     Ok(Json(info).into_response())
 }

@@ -2,9 +2,9 @@
 
 use std::{path::Path, time::Duration};
 
+use millrace_answers::disk::DiskOptions;
 use millrace_crds::inference_service::Cache;
 use millrace_e2e::redis_server::RedisServer;
-use millrace_inference_server::cache::disk::DiskOptions;
 use millrace_protocol::wire::ModelReply;
 use serde_json::{Value, json};
 

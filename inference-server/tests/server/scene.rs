@@ -6,9 +6,9 @@ use std::{
 };
 
 use http::Method;
+use millrace_answers::disk::DiskOptions;
 use millrace_crds::inference_service::{Auth, Cache, InferenceServiceSpec};
 use millrace_inference_server::{
-    cache::disk::DiskOptions,
     http::app::HttpLimits,
     server::{Server, ServerConfig, ServerError},
 };

@@ -17,6 +17,8 @@ pub struct Remote {
     pub service: String,
     /// Most workers that there can be at a time.
     pub workers_max: u32,
+    /// Which answers are kept.
+    pub cache: inference_service::Cache,
 }
 
 impl Remote {
@@ -40,6 +42,7 @@ pub fn remote(service: &InferenceService) -> Option<Remote> {
         spec,
         service: service.metadata.name.clone().unwrap_or_default(),
         workers_max: service.spec.autoscaling.max_replicas,
+        cache: service.spec.cache.clone(),
     })
 }
 

@@ -1,9 +1,11 @@
-//! What the cache of this worker's server knew so far, asked for now and then.
+//! What the caches of this worker and of its server knew so far; the server is asked now and then.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_protocol::registry::CacheCounts;
 
+use crate::work::call::Caches;
 use crate::work::client::{Own, ServerAddress};
 
 /// How often the server is asked.
@@ -12,9 +14,11 @@ const ASK_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the worker waits for it: a server that is busy is asked another time.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// The counts of a server, as last heard.
+/// The counts of a server, as last heard, and those of the worker.
 pub struct Answers {
-    /// Absent for a foreign server and for an API elsewhere, of which nobody knows.
+    /// Before the APIs elsewhere that are asked.
+    caches: Option<Arc<Caches>>,
+    /// Absent for a foreign server, of which nobody knows, and where there is none.
     server: Option<Own>,
     asked: Option<Instant>,
     heard: Option<CacheCounts>,
@@ -28,6 +32,7 @@ impl Answers {
             ServerAddress::Url(_) | ServerAddress::Remote(_) | ServerAddress::Beside(..) => None,
         };
         Self {
+            caches: address.access().map(|access| access.caches.clone()),
             server,
             asked: None,
             heard: None,
@@ -45,7 +50,12 @@ impl Answers {
                 self.heard = Some(counts);
             }
         }
-        self.heard
+        let own = self.caches.as_ref().map(|caches| caches.counts());
+        let known = own.into_iter().chain(self.heard);
+        known.reduce(|one, other| CacheCounts {
+            hits: one.hits + other.hits,
+            misses: one.misses + other.misses,
+        })
     }
 }
 

@@ -21,7 +21,8 @@ const OPERATOR: [&str; 10] = [
 ];
 
 /// What the worker counts.
-const WORKER: [&str; 5] = [
+const WORKER: [&str; 6] = [
+    "millrace_worker_cache_lookups_total",
     "millrace_worker_cost_total",
     "millrace_worker_rows_total",
     "millrace_worker_shards_in_hand",

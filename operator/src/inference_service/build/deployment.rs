@@ -177,6 +177,8 @@ fn worker(service: &InferenceService, options: &Options) -> Value {
     variables.push(json!({"name": "MILLRACE_NAMESPACE", "value": service.namespace()}));
     variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
     variables.extend(pods::telemetry_variables(options));
+    // Of the APIs elsewhere; a server keeps its own.
+    variables.extend(requests::cache_variable(service, options));
     let shared = service.spec.secrets.iter().cloned();
     let secrets: BTreeSet<SecretRef> = shared.chain(remote::secret(service)).collect();
     mounts.extend(

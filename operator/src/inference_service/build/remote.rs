@@ -42,13 +42,16 @@ mod tests {
         let service = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "service", "namespace": "tenant", "uid": "u"},
-            "spec": {"secrets": [{"name": "store"}], "remote": remote},
+            "spec": {
+                "secrets": [{"name": "store"}], "remote": remote, "cache": {"enabled": true},
+            },
         });
         let options = Options::parse_from([
             "operator",
             "--worker-image=w",
             "--server-image=s",
             "--redis-url=redis://redis",
+            "--cache-redis-url=redis://cache",
         ]);
         let service = serde_json::from_value(service).unwrap();
         let made = json!(super::super::deployment(&service, Some(2), &options));
@@ -63,6 +66,11 @@ mod tests {
         let remote = json!({"name": "MILLRACE_REMOTE", "value": "true"});
         let variables = worker["env"].as_array().unwrap();
         assert!(variables.contains(&remote), "{variables:#?}");
+        let cache = json!({
+            "name": "MILLRACE_CACHE_REDIS_URL",
+            "valueFrom": {"secretKeyRef": {"name": "service-leases", "key": pods::CACHE_URL_KEY}},
+        });
+        assert!(variables.contains(&cache), "{variables:#?}");
         let mounts = worker["volumeMounts"].as_array().unwrap().iter();
         let places: Vec<_> = mounts.map(|mount| &mount["mountPath"]).collect();
         let folder = |name| format!("{}/{name}", pods::SECRETS);

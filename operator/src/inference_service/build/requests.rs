@@ -30,13 +30,7 @@ impl Given {
             mounts: Vec::new(),
             volumes: Vec::new(),
         };
-        if service.spec.cache.enabled && options.cache_redis_url.is_some() {
-            let secret = leases_secret(&service.name_any());
-            given.variables.push(json!({
-                "name": "MILLRACE_CACHE_REDIS_URL",
-                "valueFrom": {"secretKeyRef": {"name": secret, "key": CACHE_URL_KEY}},
-            }));
-        }
+        given.variables.extend(cache_variable(service, options));
         if let Some(auth) = &service.spec.auth {
             let variable = json!({"name": "MILLRACE_API_KEYS", "value": API_KEYS});
             given.variables.push(variable);
@@ -48,6 +42,18 @@ impl Given {
         }
         given
     }
+}
+
+/// The Redis in which answers are kept, for whoever keeps those of the service, if they are kept there.
+pub fn cache_variable(service: &InferenceService, options: &Options) -> Option<Value> {
+    let is_kept = service.spec.cache.enabled && options.cache_redis_url.is_some();
+    let secret = leases_secret(&service.name_any());
+    is_kept.then(|| {
+        json!({
+            "name": "MILLRACE_CACHE_REDIS_URL",
+            "valueFrom": {"secretKeyRef": {"name": secret, "key": CACHE_URL_KEY}},
+        })
+    })
 }
 
 #[cfg(test)]

@@ -4,22 +4,26 @@
 //! A call that fails is tried again after a while, then split; rows whose answers cannot be told
 //! apart are asked alone. Nothing that one row does keeps another from its answer.
 
+mod caches;
 mod gate;
 pub mod guess;
 mod pace;
 mod pass;
 pub mod purse;
+mod recall;
 pub mod receipts;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use millrace_answers::Cache;
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Ask, Limits, Minute};
 use millrace_protocol::row::RowError;
 use millrace_protocol::tally::{Rows, Tally};
 use millrace_telemetry::chain;
 
+pub use self::caches::{Caches, CachesOptions};
 use self::gate::{Entered, Turn};
 pub use self::gate::{Gate, Gates};
 use self::guess::Guess;
@@ -75,6 +79,8 @@ pub struct Caller {
     prompts: Prompts,
     steps: Vec<Step>,
     gate: Arc<Gate>,
+    /// Where answers are kept, if they are.
+    cache: Option<Arc<Cache>>,
     remote: Remote,
     options: CallerOptions,
     pace: Mutex<Pace>,
@@ -102,6 +108,7 @@ impl Caller {
             pace: Mutex::new(Pace::new(spec.rows_per_call(), spec.rows_per_call_max)),
             guess: Mutex::new(Guess::new(&steps)),
             steps,
+            cache: (access.caches.of(remote)).map_err(|error| unusable(&error))?,
             gate: (access.gates.of(&remote.service)).map_err(|error| unusable(&error))?,
             remote: remote.clone(),
             options,

@@ -16,6 +16,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::Caller;
 use super::gate::Bought;
+use super::recall::{Recall, Sought};
 use super::receipts::ReceiptsOf;
 use crate::job::Retry;
 use crate::work::client::remote::{ApiError, CallError, Hints, Made, Said, Taken, Usage};
@@ -59,6 +60,22 @@ struct Open {
     later: Vec<(Duration, Piece)>,
 }
 
+impl Open {
+    /// Ends the rows that are known, and asks about the others.
+    fn begin(
+        &mut self,
+        sought: Vec<Sought>,
+        end: &mut impl FnMut(usize, Result<Prediction, RowError>),
+    ) {
+        for sought in sought {
+            match sought {
+                Sought::Known(row, answer) => end(row, Ok(answer)),
+                Sought::Open(row) => self.fresh.push_back(row),
+            }
+        }
+    }
+}
+
 impl<'a> Pass<'a> {
     pub fn new(
         caller: &'a Caller,
@@ -86,12 +103,16 @@ impl<'a> Pass<'a> {
             again: VecDeque::new(),
             later: Vec::new(),
         };
+        let mut unpaid = Vec::new();
         for (row, prompt) in self.prompts.iter().enumerate() {
             match self.receipts.find(self.step, prompt) {
                 Some(said) => end(row, Ok(said)),
-                None => open.fresh.push_back(row),
+                None => unpaid.push(row),
             }
         }
+        let fingerprint = self.caller.api.fingerprint(self.step);
+        let mut recall = Recall::new(self.caller.cache.as_ref(), fingerprint, self.prompts);
+        open.begin(recall.seek(unpaid).await, &mut end);
         let mut all = Tally::default();
         let mut calls = FuturesUnordered::new();
         let mut resting = FuturesUnordered::new();
@@ -109,8 +130,12 @@ impl<'a> Pass<'a> {
                     let (piece, ended, taken): (Piece, End, Tally) = ended?;
                     all += taken;
                     tell(taken);
-                    self.take(piece, ended, &mut open, &mut end);
+                    self.take(piece, ended, &mut open, &mut |row, ended| {
+                        recall.ended(row, &ended);
+                        end(row, ended);
+                    });
                 }
+                Some(sought) = recall.waited(), if recall.is_waiting() => open.begin(sought, &mut end),
                 Some(piece) = resting.next(), if !resting.is_empty() => open.again.push_back(piece),
                 seat = self.caller.gate.seat(), if is_open => {
                     let piece = open.again.pop_front().unwrap_or_else(|| self.next(&mut open.fresh));

@@ -1,11 +1,12 @@
-//! By what right an API is asked: its key, and the limits that its callers share.
+//! By what right an API is asked: its key, the limits that its callers share, and the answers that it
+//! need not be asked for.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::secrets::{Purpose, Secrets};
 use crate::store::LinkLocal;
-use crate::work::call::Gates;
+use crate::work::call::{Caches, Gates};
 
 /// The key of an API.
 pub const KEY: Purpose = Purpose {
@@ -21,6 +22,8 @@ pub struct Access {
     pub secrets: Secrets,
     /// The limits, shared by all who ask.
     pub gates: Arc<Gates>,
+    /// The answers that are kept.
+    pub caches: Arc<Caches>,
     /// Whether addresses of the machine's own link may be asked.
     pub link_local: LinkLocal,
 }

@@ -13,17 +13,22 @@ mod request;
 
 use std::ops::AddAssign;
 
+use millrace_crds::batch_job::Prompt;
 use millrace_crds::inference_service::{self, RemoteApi};
 use millrace_protocol::row::RowError;
 use millrace_protocol::wire::Prediction;
+use sha2::{Digest, Sha256};
 
 pub use self::access::{Access, KEY};
 use self::answer::Reader;
 pub use self::hints::Hints;
 use self::http::Http;
-use crate::job::Step;
+use crate::job::{Step, decisive};
 use crate::secrets::Secret;
 use crate::store::LinkLocal;
+
+/// Begins what a fingerprint is made of. What decides answers in another way takes another word.
+const FINGERPRINT: &str = "remote 1";
 
 /// A handle on an API.
 pub struct Api {
@@ -36,6 +41,7 @@ pub struct Api {
 struct Asked {
     prompt: request::Prompt,
     reader: Reader,
+    fingerprint: [u8; 32],
 }
 
 /// A request that is ready to be sent, as often as it takes.
@@ -149,7 +155,11 @@ impl Api {
         let asked = steps.iter().map(|step| {
             let prompt = request::Prompt::new(step.prompt.as_ref());
             let reader = Reader::new(spec.api, prompt.schema());
-            Asked { prompt, reader }
+            Asked {
+                prompt,
+                reader,
+                fingerprint: fingerprint(spec, step.prompt.as_ref()),
+            }
         });
         Ok(Self {
             http: Http::new(spec, key, link_local)?,
@@ -161,6 +171,11 @@ impl Api {
     /// What tells the results of this model from those of another.
     pub fn identity(&self) -> String {
         format!("{}#{}", self.spec.base_url, self.spec.model)
+    }
+
+    /// What stands for everything that decides the answer to a prompt of a step but the prompt.
+    pub fn fingerprint(&self, step: usize) -> [u8; 32] {
+        self.steps[step].fingerprint
     }
 
     /// The call that asks these prompts of a step.
@@ -201,6 +216,24 @@ impl Api {
     }
 }
 
+/// Hashes what decides the answer to a prompt, but for the prompt. How it travels does not.
+fn fingerprint(spec: &inference_service::Remote, prompt: Option<&Prompt>) -> [u8; 32] {
+    let asked = prompt.map(|prompt| {
+        let Prompt {
+            system,
+            // The prompt is what it makes of a row.
+            template: _,
+            output_schema,
+            max_output_tokens,
+            temperature,
+        } = prompt;
+        (system, output_schema, max_output_tokens, temperature)
+    });
+    let decisive = (FINGERPRINT, decisive(spec), asked);
+    let decisive = serde_json::to_vec(&decisive).expect("a spec serialises");
+    Sha256::digest(&decisive).into()
+}
+
 /// The body of the request that asks these prompts.
 fn body(spec: &inference_service::Remote, prompt: &request::Prompt, prompts: &[&str]) -> Vec<u8> {
     let body = match spec.api {
@@ -221,5 +254,46 @@ impl Call {
     /// Bytes that are sent.
     pub fn bytes(&self) -> usize {
         self.body.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn another_question_has_another_fingerprint_and_another_way_to_ask_it_has_not() {
+        let of = |remote: Value, prompt: Value| {
+            let mut api = json!({"baseUrl": "https://a/v1", "api": "Chat", "model": "m"});
+            for (field, value) in remote.as_object().unwrap() {
+                api[field] = value.clone();
+            }
+            let spec = serde_json::from_value(api).unwrap();
+            fingerprint(&spec, Some(&serde_json::from_value(prompt).unwrap()))
+        };
+        let plain = of(json!({}), json!({"system": "a"}));
+        for (remote, prompt) in [
+            (json!({"baseUrl": "https://b/v1"}), json!({"system": "a"})),
+            (json!({"api": "Responses"}), json!({"system": "a"})),
+            (json!({"model": "n"}), json!({"system": "a"})),
+            (json!({}), json!({"system": "b"})),
+            (json!({}), json!({"system": "a", "maxOutputTokens": 7})),
+            (json!({}), json!({"system": "a", "temperature": 0.5})),
+            (
+                json!({}),
+                json!({"system": "a", "outputSchema": {"type": "object"}}),
+            ),
+        ] {
+            assert_ne!(
+                of(remote.clone(), prompt.clone()),
+                plain,
+                "{remote} {prompt}"
+            );
+        }
+        let same = json!({"rowsPerCall": 9, "limits": {"concurrency": 2}, "timeout": "9s"});
+        let prompt = json!({"system": "a", "template": "{{ text }}"});
+        assert_eq!(of(same, prompt), plain);
     }
 }

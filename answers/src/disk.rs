@@ -21,8 +21,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Key;
-use crate::metrics::Metrics;
+use super::{Key, Lookups};
 
 /// What an entry takes of a disk at least.
 const BLOCK_BYTES: u32 = 4_096;
@@ -78,7 +77,7 @@ struct Entries {
     ttl: Duration,
     /// Set by the first write that fails: a disk that is full or gone is said once, and left alone.
     is_broken: AtomicBool,
-    metrics: Arc<Metrics>,
+    lookups: Lookups,
     /// Held as long as the folder is used.
     _lock: File,
 }
@@ -89,9 +88,9 @@ impl Disk {
     pub async fn open(
         options: DiskOptions,
         ttl: Duration,
-        metrics: Arc<Metrics>,
+        lookups: Lookups,
     ) -> Result<Option<Self>, DiskError> {
-        let opened = tokio::task::spawn_blocking(move || Entries::open(options, ttl, metrics));
+        let opened = tokio::task::spawn_blocking(move || Entries::open(options, ttl, lookups));
         let Some(entries) = opened.await.expect("opening a folder does not panic")? else {
             return Ok(None);
         };
@@ -126,7 +125,7 @@ impl Disk {
     }
 
     /// Waits until what was put before is written, and what had to go for it is gone.
-    pub(super) async fn flush(&self) {
+    pub async fn flush(&self) {
         let (mark, passed) = oneshot::channel();
         if self.writes.send(Write::Mark(mark)).await.is_ok() {
             passed.await.ok();
@@ -162,7 +161,7 @@ impl Entries {
     fn open(
         options: DiskOptions,
         ttl: Duration,
-        metrics: Arc<Metrics>,
+        lookups: Lookups,
     ) -> Result<Option<Self>, DiskError> {
         let DiskOptions { folder, bytes_max } = options;
         let failed = |source| DiskError {
@@ -205,7 +204,7 @@ impl Entries {
             index,
             ttl,
             is_broken: AtomicBool::new(false),
-            metrics,
+            lookups,
             _lock: lock,
         }))
     }
@@ -219,7 +218,7 @@ impl Entries {
             }
             answer
         });
-        self.metrics.note_lookup("disk", answer.is_some());
+        self.lookups.note("disk", answer.is_some());
         answer.map(Arc::new)
     }
 
@@ -335,8 +334,8 @@ mod tests {
             folder: folder.to_owned(),
             bytes_max,
         };
-        let metrics = Arc::new(Metrics::new());
-        Disk::open(options, ttl, metrics).await.unwrap()
+        let metrics = Lookups::default();
+        Disk::open(options, ttl, Lookups::default()).await.unwrap()
     }
 
     /// Bytes of all entries of a folder.

@@ -5,16 +5,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use millrace_protocol::priority::Priority;
 use millrace_protocol::wire::Prediction;
 use tokio::sync::oneshot;
 
 use super::{Cache, Key};
-use crate::batcher::Priority;
 
 type Follower = oneshot::Sender<Arc<Prediction>>;
 
-/// What is being found out, and who waits for it. Bounded by the queue: whoever leads or waits holds
-/// a place there.
+/// What is being found out, and who waits for it. Bounded by those who ask: whoever leads
+/// or waits holds a place in a queue, or a row of a shard.
 #[derive(Default)]
 pub(super) struct Flights(Mutex<HashMap<(Key, Priority), Vec<Follower>>>);
 

@@ -1,25 +1,28 @@
-//! Answers that were given before, in front of tokenising: in this process, then on disk, then in Redis.
+//! Answers that were given before: in this process, then on disk, then in Redis.
 //!
 //! An answer belongs to what decides it and to nothing else ([`Key`]), so pods, jobs and online
-//! requests share them. Identical texts that are asked about at the same time are computed once.
-//! Nothing here is needed: whatever a tier does not know is computed.
+//! requests share them. Identical texts that are asked about at the same time are asked about once.
+//! Nothing here is needed: whatever a tier does not know is found out, by a model of one's own or by an API
+//! elsewhere, of which nothing is known here.
 
 pub mod disk;
 mod flight;
 mod key;
+mod lookups;
 mod shared;
 
 use std::{sync::Arc, time::Duration};
 
 use millrace_leases::LeaseError;
+use millrace_protocol::priority::Priority;
 use millrace_protocol::wire::Prediction;
 
 use self::{disk::Disk, flight::Flights, shared::Shared};
 pub use self::{
     flight::{Lead, Role},
     key::{Key, Keys},
+    lookups::Lookups,
 };
-use crate::{batcher::Priority, metrics::Metrics};
 
 /// What an entry costs beside its numbers and names: key, pointers and the cache's own books.
 const ENTRY_BYTES: usize = 256;
@@ -32,8 +35,8 @@ pub struct CacheOptions {
     pub bytes_max: u64,
     /// Redis to share answers with other processes; not printable, since it may hold a password.
     pub redis_url: Option<String>,
-    /// Answers on disk, which outlive the process.
-    pub disk: Option<Disk>,
+    /// Answers on disk, which outlive the process. Caches of one process may share them.
+    pub disk: Option<Arc<Disk>>,
     /// Whose answers they are: namespaces share none.
     pub namespace: String,
 }
@@ -41,15 +44,15 @@ pub struct CacheOptions {
 /// Answers that were given before.
 pub struct Cache {
     memory: moka::sync::Cache<Key, Arc<Prediction>>,
-    disk: Option<Disk>,
+    disk: Option<Arc<Disk>>,
     shared: Option<Shared>,
     flights: Flights,
-    metrics: Arc<Metrics>,
+    lookups: Lookups,
 }
 
 impl Cache {
     /// An empty cache in this process, before what Redis has. Needs a runtime.
-    pub fn new(options: CacheOptions, metrics: Arc<Metrics>) -> Result<Arc<Self>, LeaseError> {
+    pub fn new(options: CacheOptions, lookups: Lookups) -> Result<Arc<Self>, LeaseError> {
         let CacheOptions {
             ttl,
             bytes_max,
@@ -65,21 +68,21 @@ impl Cache {
             .time_to_live(ttl)
             .build();
         let shared = redis_url
-            .map(|url| Shared::new(url, &namespace, ttl, metrics.clone()))
+            .map(|url| Shared::new(url, &namespace, ttl, lookups.clone()))
             .transpose()?;
         Ok(Arc::new(Self {
             memory,
             disk,
             shared,
             flights: Flights::default(),
-            metrics,
+            lookups,
         }))
     }
 
     /// What this process knows.
     pub fn get(&self, key: &Key) -> Option<Arc<Prediction>> {
         let known = self.memory.get(key);
-        self.metrics.note_lookup("memory", known.is_some());
+        self.lookups.note("memory", known.is_some());
         known
     }
 
@@ -135,7 +138,6 @@ fn bytes(prediction: &Prediction) -> usize {
             .iter()
             .map(|it| it.entity.len() + it.word.len() + 64)
             .sum(),
-        // Only an API elsewhere gives one, and nobody caches it here.
         Prediction::Answer(answer) => answer.to_string().len(),
     };
     ENTRY_BYTES + numbers
@@ -153,7 +155,7 @@ mod tests {
             disk: None,
             namespace: "default".into(),
         };
-        Cache::new(options, Arc::new(Metrics::new())).unwrap()
+        Cache::new(options, Lookups::default()).unwrap()
     }
 
     fn key(text: &str) -> Key {

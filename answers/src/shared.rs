@@ -14,8 +14,7 @@ use redis::{Cmd, FromRedisValue};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Key;
-use crate::metrics::Metrics;
+use super::{Key, Lookups};
 
 /// Longest that a call may take. Computing a text takes as long on a slow machine.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(100);
@@ -48,7 +47,7 @@ impl Shared {
         url: String,
         namespace: &str,
         ttl: Duration,
-        metrics: Arc<Metrics>,
+        lookups: Lookups,
     ) -> Result<Self, LeaseError> {
         let connection = RedisConnection::new(&RedisOptions {
             url,
@@ -60,7 +59,7 @@ impl Shared {
             prefix: format!("millrace:{{{namespace}/cache}}:"),
             ttl,
             rests_until: Mutex::new(None),
-            metrics,
+            lookups,
         });
         let (writes, written) = mpsc::channel(WRITES_MAX);
         let writer = tokio::spawn(write(server.clone(), written));
@@ -84,7 +83,7 @@ impl Shared {
                     found.extend(values.iter().map(|value| {
                         let prediction = value.as_deref().and_then(read);
                         let known = prediction.is_some();
-                        self.server.metrics.note_lookup("redis", known);
+                        self.server.lookups.note("redis", known);
                         prediction
                     }));
                 }
@@ -122,7 +121,7 @@ struct Server {
     ttl: Duration,
     /// Until when the server is not asked, since it failed.
     rests_until: Mutex<Option<Instant>>,
-    metrics: Arc<Metrics>,
+    lookups: Lookups,
 }
 
 impl Server {
