@@ -15,8 +15,6 @@ pub struct Remote {
     pub spec: inference_service::Remote,
     /// Name of the service, under which its limits are kept.
     pub service: String,
-    /// Most workers that there can be at a time.
-    pub workers_max: u32,
 }
 
 impl Remote {
@@ -39,7 +37,6 @@ pub fn remote(service: &InferenceService) -> Option<Remote> {
     Some(Remote {
         spec,
         service: service.metadata.name.clone().unwrap_or_default(),
-        workers_max: service.spec.autoscaling.max_replicas,
     })
 }
 
