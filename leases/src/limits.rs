@@ -81,9 +81,6 @@ pub struct Ask {
     pub limits: Limits,
     /// Tokens that the call will take at most, as far as one can tell.
     pub tokens: u64,
-    /// Most workers that there can be at a time, among whom the limits are shared out while nobody
-    /// else can keep them.
-    pub workers_max: u64,
     /// Longest that the call can take; after that it counts as ended whatever became of its caller.
     pub call_timeout: Duration,
     /// Who pays for it, where the API has prices.
@@ -129,8 +126,6 @@ pub enum Grant {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ticket {
     pub(crate) id: String,
-    /// Whether the limiter itself let it in, without those who share it.
-    pub(crate) is_alone: bool,
 }
 
 /// How a call ended.
@@ -165,7 +160,8 @@ pub trait Limiter: Send + Sync {
     /// Lets a call in, or says how long to wait.
     async fn ask(&self, ask: &Ask) -> Result<Grant, LeaseError>;
 
-    /// Ends a call. May be repeated; a repetition changes nothing more.
+    /// Ends a call. May be repeated; a repetition changes nothing more. What those who share the limits
+    /// cannot be told now they are told before the next call is let in.
     async fn settle(&self, ticket: &Ticket, settlement: &Settlement) -> Result<(), LeaseError>;
 }
 

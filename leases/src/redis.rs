@@ -395,11 +395,11 @@ fn finish_args(shard: ShardIndex, tally: &Tally) -> Vec<String> {
         .collect()
 }
 
-fn number<T: std::str::FromStr>(word: &str) -> Result<T, LeaseError> {
+pub(crate) fn number<T: std::str::FromStr>(word: &str) -> Result<T, LeaseError> {
     word.parse().map_err(|_| corrupt(&[word.to_owned()]))
 }
 
-fn corrupt(reply: &[String]) -> LeaseError {
+pub(crate) fn corrupt(reply: &[String]) -> LeaseError {
     let detail = cut_error(&format!("{reply:?}")).to_owned();
     LeaseError::Corrupt(RedisError::from((
         ErrorKind::UnexpectedReturnType,

@@ -32,7 +32,6 @@ async fn pay(limiter: &RedisLimiter, uid: &str, price: &str) {
             concurrency: 5,
         },
         tokens: 0,
-        workers_max: 1,
         call_timeout: Duration::from_secs(60),
         bill: Some(bill),
     };

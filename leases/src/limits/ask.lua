@@ -1,22 +1,34 @@
 
--- Lets a call in. Returns {1} or {0, milliseconds to wait}; -1 means until a call has ended. {2} means
--- that nobody knows what the job has paid, and {3} that it has paid what it may.
+-- Lets a call in. Reply: 'granted', the generation of what is kept here, and how many calls it let in so
+-- far; 'wait' and milliseconds, of which -1 means until a call has ended; 'unfilled' if nobody knows what the job has paid; or 'spent' if
+-- it has paid what it may.
 local id, wanted = ARGV[1], tonumber(ARGV[2])
 local requests_max, tokens_max, day_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local concurrency, window_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local timeout_ms, piece_ms, pieces = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local is_known = ARGV[11] == '1'
+-- What the asker was told with the last of its calls that may still count: the generation, or nothing, and
+-- the number.
+local known, known_count = ARGV[11], tonumber(ARGV[12])
 -- Who pays, if anybody; then the price, the most that the job may pay, and what it paid at least, or -1.
-local job, price, paid_max, paid_min = ARGV[12], ARGV[13], ARGV[14], ARGV[15]
+local job, price, paid_max, paid_min = ARGV[13], ARGV[14], ARGV[15], ARGV[16]
 
--- A repeated question of a call that was let in.
-if redis.call('ZSCORE', in_flight, id) then
-  return {1}
+local generation = redis.call('HGET', state, 'generation')
+if not generation then
+  generation = id
+  redis.call('HSET', state, 'generation', id, 'began_at', now_ms)
+  touch()
 end
-
--- The server forgot what was let in, and the asker knows of calls that may still count.
-if is_known and redis.call('HLEN', state) == 0 then
-  redis.call('HSET', state, 'paused_until', now_ms + window_ms)
+-- The server forgot what may still count: all that it let in before this generation, which others than the
+-- asker may have begun, or the last of it, as after a crash.
+if known ~= '' then
+  local until_ms = number('paused_until') or 0
+  if known ~= generation then
+    until_ms = math.max(until_ms, number('began_at') + window_ms)
+  elseif known_count > (number('count') or 0) then
+    until_ms = math.max(until_ms, now_ms + window_ms)
+    redis.call('HSET', state, 'count', known_count)
+  end
+  redis.call('HSET', state, 'paused_until', until_ms)
 end
 
 local gone = redis.call('ZRANGEBYSCORE', calls, '-inf', now_ms - window_ms)
@@ -39,7 +51,7 @@ if job ~= '' then
     redis.call('HSET', accounts, job, paid)
   end
   if not paid then
-    return {2}
+    return {'unfilled'}
   end
   local left = tonumber(paid_max) - tonumber(paid)
   if paid_max ~= '-1' and (left <= 0 or tonumber(price) > left) then
@@ -49,11 +61,11 @@ if job ~= '' then
     end
     if is_open then
       touch()
-      return {0, -1}
+      return {'wait', '-1'}
     end
     if left <= 0 then
       touch()
-      return {3}
+      return {'spent'}
     end
   end
 end
@@ -61,12 +73,12 @@ end
 local paused_until = number('paused_until') or 0
 if paused_until > now_ms then
   touch()
-  return {0, paused_until - now_ms}
+  return {'wait', tostring(paused_until - now_ms)}
 end
 
 local calls_max = math.floor(math.min(number('calls_max') or concurrency, concurrency))
 if redis.call('ZCARD', in_flight) >= math.max(calls_max, 1) then
-  return {0, -1}
+  return {'wait', '-1'}
 end
 
 local wait_ms = 0
@@ -111,7 +123,7 @@ if day_max > 0 then
 end
 
 if wait_ms > 0 then
-  return {0, wait_ms}
+  return {'wait', tostring(wait_ms)}
 end
 redis.call('ZADD', calls, now_ms, id)
 redis.call('HSET', tokens, id, wanted)
@@ -125,4 +137,4 @@ if day_max > 0 then
   redis.call('HINCRBY', day, math.floor(now_ms / piece_ms), 1)
 end
 touch()
-return {1}
+return {'granted', generation, tostring(redis.call('HINCRBY', state, 'count', 1))}

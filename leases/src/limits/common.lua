@@ -4,7 +4,9 @@
 local calls     = KEYS[1] -- sorted set: calls that count in the present minute, by when they were let in, ms
 local tokens    = KEYS[2] -- hash: such a call -> its tokens
 local in_flight = KEYS[3] -- sorted set: calls being made, by when they have ended at the latest, ms
-local state     = KEYS[4] -- hash: tokens (their sum), calls_max, steady, cut_at, paused_until
+local state     = KEYS[4] -- hash: tokens (their sum), calls_max, steady, cut_at, paused_until,
+                          -- generation (which tells it from what was kept before the server forgot), began_at,
+                          -- count (of calls that this generation let in)
 local day       = KEYS[5] -- hash: piece of a day -> requests
 local accounts  = KEYS[6] -- hash: job -> what it has paid, calls being made included
 local bills     = KEYS[7] -- hash: call being made -> what was guessed that it costs, and its job

@@ -33,33 +33,25 @@ impl MemoryLimiter {
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
-
-    pub(crate) fn ask_now(&self, ask: &Ask) -> Grant {
-        let id = new_id();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.ask(&id, ask, self.minute, self.now_ms()) {
-            Ok(()) => Grant::Granted(Ticket { id, is_alone: true }),
-            Err(Refusal::For(wait_ms)) => Grant::Wait(Duration::from_millis(wait_ms)),
-            Err(Refusal::UntilACallEnds) => Grant::Wait(CALL_ENDS),
-            Err(Refusal::Unfilled) => Grant::Unfilled,
-            Err(Refusal::Spent) => Grant::Spent,
-        }
-    }
-
-    pub(crate) fn settle_now(&self, ticket: &Ticket, settlement: &Settlement) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.settle(&ticket.id, settlement, self.now_ms());
-    }
 }
 
 #[async_trait]
 impl Limiter for MemoryLimiter {
     async fn ask(&self, ask: &Ask) -> Result<Grant, LeaseError> {
-        Ok(self.ask_now(ask))
+        let id = new_id();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match state.ask(&id, ask, self.minute, self.now_ms()) {
+            Ok(()) => Grant::Granted(Ticket { id }),
+            Err(Refusal::For(wait_ms)) => Grant::Wait(Duration::from_millis(wait_ms)),
+            Err(Refusal::UntilACallEnds) => Grant::Wait(CALL_ENDS),
+            Err(Refusal::Unfilled) => Grant::Unfilled,
+            Err(Refusal::Spent) => Grant::Spent,
+        })
     }
 
     async fn settle(&self, ticket: &Ticket, settlement: &Settlement) -> Result<(), LeaseError> {
-        self.settle_now(ticket, settlement);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.settle(&ticket.id, settlement, self.now_ms());
         Ok(())
     }
 }

@@ -1,9 +1,10 @@
 //! The limits of a service, shared by its workers through a Redis server and kept by that server's
 //! clock. One script lets a call in, and one settles it.
 //!
-//! While the server is away a worker first waits until whatever was let in before counts no more,
-//! and then keeps to its own share, so that all workers together stay within the limits.
+//! While the server is away no call is let in, as no shard is claimed or prolonged then: what one worker
+//! lets in alone others cannot count.
 
+use std::collections::VecDeque;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,20 +12,23 @@ use ::redis::Script;
 use async_trait::async_trait;
 use millrace_protocol::cost::Cost;
 
-use super::{
-    Ask, Bill, Grant, Limiter, Limits, MemoryLimiter, Minute, Settlement, Ticket, Verdict, new_id,
-};
-use crate::redis::Connection;
+use super::{Ask, Bill, Grant, Limiter, Limits, Minute, Settlement, Ticket, Verdict, new_id};
+use crate::redis::{Connection, corrupt, number};
 use crate::{LeaseError, RedisOptions};
 
 /// Wait for a call of some worker to end before asking again.
 const CALL_ENDS: Duration = Duration::from_millis(20);
 
-/// Longest pause between two questions: the limits may have changed meanwhile.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Longest pause between two questions: the limits may have changed meanwhile, and a server that forgot
+/// what it let in learns so from whoever asks.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Pause before a server is asked again that was away.
 const AWAY: Duration = Duration::from_millis(500);
+
+/// Calls whose end the server has not heard of that are remembered: more than are in flight at a time.
+/// One that is forgotten counts as being made until its time-out.
+const UNTOLD_MAX: usize = 4_096;
 
 /// The keys of a service, in the order in which `common.lua` names them.
 const KEYS: [&str; 7] = [
@@ -58,7 +62,6 @@ pub struct RedisLimiter {
     keys: [String; KEYS.len()],
     minute: Minute,
     own: Mutex<Own>,
-    alone: MemoryLimiter,
 }
 
 /// The full name of a key of a service's limits.
@@ -69,12 +72,62 @@ pub(super) fn key(namespace: &str, service: &str, name: &str) -> String {
 /// What this worker knows by itself.
 #[derive(Debug, Default)]
 struct Own {
-    /// When the server last let a call in.
-    granted_at: Option<Instant>,
-    /// Since when the server has been away.
-    away_since: Option<Instant>,
-    /// When this worker last let a call in by itself.
-    alone_at: Option<Instant>,
+    /// The last call that the server let in.
+    granted: Option<Granted>,
+    /// Calls whose end the server has not heard of, oldest first.
+    untold: VecDeque<(String, Settlement)>,
+}
+
+/// What the server said when it let a call in.
+#[derive(Debug, Clone)]
+struct Granted {
+    at: Instant,
+    /// Tells what the server kept then from what it has kept since it forgot.
+    generation: String,
+    /// How many calls it had let in.
+    count: u64,
+}
+
+impl Own {
+    fn tell_later(&mut self, id: &str, settlement: Settlement) {
+        if self.untold.len() == UNTOLD_MAX {
+            self.untold.pop_front();
+        }
+        self.untold.push_back((id.to_owned(), settlement));
+    }
+}
+
+/// A question under way. Dropped without an answer (an error, or a caller that stopped waiting), its call
+/// may have been let in, and is never made.
+struct Question<'a> {
+    own: &'a Mutex<Own>,
+    id: String,
+    concurrency: u64,
+    is_answered: bool,
+}
+
+impl Question<'_> {
+    fn answered(mut self) -> String {
+        self.is_answered = true;
+        std::mem::take(&mut self.id)
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        if self.is_answered {
+            return;
+        }
+        let unmade = Settlement {
+            tokens: Some(0),
+            cost: Some(Cost::NOTHING),
+            verdict: Verdict::Nothing,
+            pause: None,
+            concurrency: self.concurrency,
+        };
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.tell_later(&self.id, unmade);
+    }
 }
 
 impl RedisLimiter {
@@ -90,7 +143,6 @@ impl RedisLimiter {
             keys: KEYS.map(|name| key(namespace, service, name)),
             minute,
             own: Mutex::default(),
-            alone: MemoryLimiter::new(minute),
         })
     }
 
@@ -98,67 +150,17 @@ impl RedisLimiter {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn window(&self) -> Duration {
-        Duration::from_millis(self.minute.window_ms())
+    /// The last of this worker's calls, if it may still count.
+    fn known(&self) -> Option<Granted> {
+        let window = Duration::from_millis(self.minute.window_ms());
+        let granted = self.own().granted.clone();
+        granted.filter(|granted| granted.at.elapsed() < window)
     }
 
-    /// What a worker may do by itself, if anything.
-    fn share(ask: &Ask) -> Option<Ask> {
-        let Limits {
-            requests_per_minute,
-            tokens_per_minute,
-            requests_per_day,
-            concurrency,
-        } = ask.limits;
-        // Nobody knows alone what others pay meanwhile.
-        if ask.bill.as_ref().is_some_and(|bill| bill.max.is_some()) {
-            return None;
-        }
-        let part = |limit: u64| Some(limit / ask.workers_max.max(1)).filter(|&part| part > 0);
-        let of = |limit: Option<u64>| match limit {
-            None => Some(None),
-            Some(limit) => part(limit).map(Some),
-        };
-        let tokens_per_minute = of(tokens_per_minute)?;
-        // What is let in alone because nothing else is would be too much of a share.
-        if tokens_per_minute.is_some_and(|max| ask.tokens > max) {
-            return None;
-        }
-        Some(Ask {
-            limits: Limits {
-                requests_per_minute: of(requests_per_minute)?,
-                tokens_per_minute,
-                requests_per_day: of(requests_per_day)?,
-                concurrency: part(concurrency)?,
-            },
-            // What nobody is held to is told by the commits.
-            bill: None,
-            ..ask.clone()
-        })
-    }
-
-    /// The server is away: whatever was let in before must have left the window first.
-    fn ask_alone(&self, ask: &Ask) -> Grant {
-        let away = *self.own().away_since.get_or_insert_with(Instant::now);
-        let Some(share) = Self::share(ask).filter(|_| away.elapsed() >= self.window()) else {
-            return Grant::Wait(AWAY);
-        };
-        let grant = self.alone.ask_now(&share);
-        match grant {
-            Grant::Granted(ticket) => {
-                self.own().alone_at = Some(Instant::now());
-                Grant::Granted(ticket)
-            }
-            Grant::Wait(wait) => Grant::Wait(wait.min(AWAY)),
-            other => other,
-        }
-    }
-
-    async fn ask_server(&self, ask: &Ask, is_known: bool) -> Result<Grant, LeaseError> {
+    async fn ask_server(&self, ask: &Ask) -> Result<Grant, LeaseError> {
         let Ask {
             limits,
             tokens,
-            workers_max: _,
             call_timeout,
             bill,
         } = ask;
@@ -168,12 +170,18 @@ impl RedisLimiter {
             requests_per_day,
             concurrency,
         } = limits;
-        let id = new_id();
+        let known = self.known();
+        let question = Question {
+            own: &self.own,
+            id: new_id(),
+            concurrency: *concurrency,
+            is_answered: false,
+        };
         let mut invocation = ASK.prepare_invoke();
         for key in &self.keys {
             invocation.key(key);
         }
-        invocation.arg(&id).arg(tokens);
+        invocation.arg(&question.id).arg(tokens);
         for limit in [requests_per_minute, tokens_per_minute, requests_per_day] {
             invocation.arg(limit.unwrap_or(0));
         }
@@ -183,7 +191,8 @@ impl RedisLimiter {
             .arg(call_timeout.as_millis() as u64)
             .arg(self.minute.day_piece_ms())
             .arg(Minute::DAY_PIECES)
-            .arg(u8::from(is_known));
+            .arg(known.as_ref().map_or("", |known| &known.generation))
+            .arg(known.as_ref().map_or(0, |known| known.count));
         match bill {
             None => invocation.arg(""),
             Some(Bill {
@@ -201,19 +210,38 @@ impl RedisLimiter {
                     .arg(parts(*paid))
             }
         };
-        let reply: Vec<i64> = self.connection.invoke(&invocation).await?;
-        Ok(match reply[..] {
-            [0, wait_ms] if wait_ms >= 0 => {
-                Grant::Wait(Duration::from_millis(wait_ms as u64).min(WAIT_MAX))
+        let reply: Vec<String> = self.connection.invoke(&invocation).await?;
+        let words: Vec<&str> = reply.iter().map(String::as_str).collect();
+        let grant = match words[..] {
+            ["granted", generation, count] => {
+                self.own().granted = Some(Granted {
+                    at: Instant::now(),
+                    generation: generation.to_owned(),
+                    count: number(count)?,
+                });
+                return Ok(Grant::Granted(Ticket {
+                    id: question.answered(),
+                }));
             }
-            [0, _] => Grant::Wait(CALL_ENDS),
-            [2] => Grant::Unfilled,
-            [3] => Grant::Spent,
-            _ => Grant::Granted(Ticket {
-                id,
-                is_alone: false,
-            }),
-        })
+            ["wait", "-1"] => Grant::Wait(CALL_ENDS),
+            ["wait", ms] => Grant::Wait(Duration::from_millis(number(ms)?).min(WAIT_MAX)),
+            ["unfilled"] => Grant::Unfilled,
+            ["spent"] => Grant::Spent,
+            _ => return Err(corrupt(&reply)),
+        };
+        question.answered();
+        Ok(grant)
+    }
+
+    /// Tells the server of the ends of calls that it has not heard of. Each may be told twice.
+    async fn tell_untold(&self) -> Result<(), LeaseError> {
+        loop {
+            let Some((id, settlement)) = self.own().untold.front().cloned() else {
+                return Ok(());
+            };
+            self.settle_at_server(&id, &settlement).await?;
+            self.own().untold.retain(|(untold, _)| *untold != id);
+        }
     }
 
     async fn settle_at_server(&self, id: &str, settlement: &Settlement) -> Result<(), LeaseError> {
@@ -244,55 +272,29 @@ impl RedisLimiter {
             .arg(cost.map_or(-1, |cost| cost.parts() as i64));
         self.connection.invoke::<i64>(&invocation).await.map(drop)
     }
-
-    /// Whether the server answers: it is told of the end of a call that there never was.
-    async fn is_back(&self) -> bool {
-        let nothing = Settlement {
-            tokens: None,
-            cost: None,
-            verdict: Verdict::Nothing,
-            pause: None,
-            concurrency: 1,
-        };
-        self.settle_at_server("nobody", &nothing).await.is_ok()
-    }
 }
 
 #[async_trait]
 impl Limiter for RedisLimiter {
     async fn ask(&self, ask: &Ask) -> Result<Grant, LeaseError> {
-        let counts = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < self.window());
-        let (is_known, is_alone) = {
-            let own = self.own();
-            (counts(own.granted_at), counts(own.alone_at))
+        let answer = async {
+            self.tell_untold().await?;
+            self.ask_server(ask).await
         };
-        // The server does not know of the calls that this worker let in by itself, so it is asked
-        // again when they count no more.
-        if is_alone {
-            return Ok(match self.is_back().await {
-                true => Grant::Wait(AWAY),
-                false => self.ask_alone(ask),
-            });
-        }
-        match self.ask_server(ask, is_known).await {
-            Ok(grant) => {
-                let mut own = self.own();
-                own.away_since = None;
-                if matches!(grant, Grant::Granted(_)) {
-                    own.granted_at = Some(Instant::now());
-                }
-                Ok(grant)
-            }
-            Err(error) if error.is_unavailable() => Ok(self.ask_alone(ask)),
-            Err(error) => Err(error),
+        match answer.await {
+            Err(error) if error.is_unavailable() => Ok(Grant::Wait(AWAY)),
+            answer => answer,
         }
     }
 
     async fn settle(&self, ticket: &Ticket, settlement: &Settlement) -> Result<(), LeaseError> {
-        if ticket.is_alone {
-            self.alone.settle_now(ticket, settlement);
-            return Ok(());
+        let told = self.settle_at_server(&ticket.id, settlement).await;
+        match told {
+            Err(error) if error.is_unavailable() => {
+                self.own().tell_later(&ticket.id, *settlement);
+                Ok(())
+            }
+            told => told,
         }
-        self.settle_at_server(&ticket.id, settlement).await
     }
 }

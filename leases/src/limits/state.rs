@@ -66,7 +66,6 @@ impl State {
         let Ask {
             limits,
             tokens,
-            workers_max: _,
             call_timeout,
             bill,
         } = ask;

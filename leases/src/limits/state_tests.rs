@@ -17,7 +17,6 @@ fn ask(limits: Limits, tokens: u64) -> Ask {
     Ask {
         limits,
         tokens,
-        workers_max: 1,
         call_timeout: Duration::from_secs(600),
         bill: None,
     }

@@ -9,6 +9,8 @@ use millrace_leases::limits::{
 };
 use millrace_protocol::cost::Cost;
 
+use crate::proxy::Proxy;
+
 /// How long a minute of the tests is.
 const MINUTE: Duration = Duration::from_millis(500);
 
@@ -31,7 +33,6 @@ fn ask(limits: Limits, tokens: u64) -> Ask {
     Ask {
         limits,
         tokens,
-        workers_max: 2,
         call_timeout: Duration::from_secs(60),
         bill: None,
     }
@@ -191,34 +192,188 @@ async fn a_server_that_forgot_everything_lets_nothing_in_for_a_minute() {
 }
 
 #[tokio::test]
-async fn without_a_server_a_worker_waits_for_a_minute_and_keeps_to_its_share() {
-    let mut redis = RedisServer::start();
-    let one = limiter(&redis);
+async fn a_worker_that_asks_first_and_knows_nothing_hides_no_loss_from_those_who_know() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    granted(&one, &ask(NONE, 0)).await;
+    redis.command::<()>(&["FLUSHALL"]);
+    let began = Instant::now();
+    granted(&other, &ask(NONE, 0)).await;
+    waits(&one, &ask(NONE, 0)).await;
+    waits(&other, &ask(NONE, 0)).await;
+    tokio::time::sleep((MINUTE + Duration::from_millis(20)).saturating_sub(began.elapsed())).await;
+    granted(&other, &ask(NONE, 0)).await;
+    // What it knew of counts no more.
+    granted(&one, &ask(NONE, 0)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_the_last_calls_alone_lets_nothing_in_for_a_minute() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    granted(&one, &ask(NONE, 0)).await;
+    granted(&other, &ask(NONE, 0)).await;
+    // As after a crash that lost the end of what was written.
+    redis.command::<()>(&["HSET", "millrace:{tenant/api}:limits:state", "count", "1"]);
+    let began = Instant::now();
+    for limiter in [&other, &one, &other] {
+        waits(limiter, &ask(NONE, 0)).await;
+    }
+    tokio::time::sleep((MINUTE + Duration::from_millis(30)).saturating_sub(began.elapsed())).await;
+    granted(&one, &ask(NONE, 0)).await;
+}
+
+/// A limiter that reaches the server through a network of its own.
+fn behind(proxy: &Proxy) -> RedisLimiter {
+    let options = RedisOptions {
+        command_timeout: Duration::from_millis(300),
+        ..RedisOptions::new(format!("redis://127.0.0.1:{}", proxy.port))
+    };
+    RedisLimiter::new(&options, "tenant", "api", Minute::of(MINUTE)).unwrap()
+}
+
+/// Calls that the server takes for being made, once there are `expected`.
+async fn in_flight(redis: &RedisServer, expected: u64) {
+    let key = "millrace:{tenant/api}:limits:in-flight";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while redis.command::<u64>(&["ZCARD", key]) != expected {
+        assert!(Instant::now() < deadline, "{expected} calls were expected");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_grant_was_lost_is_neither_in_flight_nor_paid_nor_a_token_too_many() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(redis.port()).await;
+    let (one, other) = (behind(&proxy), limiter(&redis));
     let limits = Limits {
-        requests_per_minute: Some(6),
+        concurrency: 2,
+        tokens_per_minute: Some(100),
         ..NONE
     };
-    granted(&one, &ask(limits, 0)).await;
+    let ask = Ask {
+        limits,
+        tokens: 80,
+        ..paid_by_a_job(40, Some(0))
+    };
+    let ticket = granted(
+        &other,
+        &Ask {
+            tokens: 0,
+            ..ask.clone()
+        },
+    )
+    .await;
+    other.settle(&ticket, &cost(1)).await.unwrap();
+    let ticket = granted(
+        &one,
+        &Ask {
+            tokens: 0,
+            ..ask.clone()
+        },
+    )
+    .await;
+    one.settle(&ticket, &cost(1)).await.unwrap();
+
+    proxy.lose_replies();
+    waits(&one, &ask).await;
+    in_flight(&redis, 1).await;
+    proxy.heal();
+    let ticket = granted(&one, &ask).await;
+    in_flight(&redis, 1).await;
+    one.settle(&ticket, &cost(7)).await.unwrap();
+    let accounts = Accounts::new(&RedisOptions::new(redis.url()), "tenant", "api").unwrap();
+    let account = accounts.find("job/uid").await.unwrap().unwrap();
+    assert_eq!((account.paid, account.open), (parts(9), 0));
+}
+
+#[tokio::test]
+async fn the_end_of_a_call_that_could_not_be_told_is_told_before_the_next_one() {
+    let mut redis = RedisServer::start();
+    let one = limiter(&redis);
+    let ticket = granted(&one, &paid_by_a_job(40, Some(0))).await;
     redis.stop();
-    let (stopped, mut moments) = (Instant::now(), Vec::new());
-    while stopped.elapsed() < MINUTE * 4 {
-        match one.ask(&ask(limits, 0)).await.unwrap() {
-            Grant::Granted(_) => moments.push(Instant::now()),
-            Grant::Wait(wait) => tokio::time::sleep(wait.min(MINUTE / 20)).await,
+    one.settle(&ticket, &cost(3)).await.unwrap();
+    waits(&one, &paid_by_a_job(40, None)).await;
+    redis.start_again();
+    in_flight(&redis, 1).await;
+    let next = loop {
+        match one.ask(&paid_by_a_job(5, None)).await.unwrap() {
+            Grant::Granted(ticket) => break ticket,
+            Grant::Wait(_) => {}
             other => panic!("{other:?}"),
         }
+    };
+    in_flight(&redis, 1).await;
+    one.settle(&next, &cost(5)).await.unwrap();
+    let accounts = Accounts::new(&RedisOptions::new(redis.url()), "tenant", "api").unwrap();
+    let account = accounts.find("job/uid").await.unwrap().unwrap();
+    assert_eq!((account.paid, account.open), (parts(8), 0));
+}
+
+#[tokio::test]
+async fn a_frozen_server_lets_nothing_in_within_a_bounded_time_and_leaks_nothing() {
+    let redis = RedisServer::start();
+    let one = limiter(&redis);
+    let limits = Limits {
+        concurrency: 1,
+        ..NONE
+    };
+    let ticket = granted(&one, &ask(limits, 0)).await;
+    redis.freeze();
+    let frozen = Instant::now();
+    one.settle(&ticket, &settled(None, Verdict::Fine))
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        waits(&one, &ask(limits, 0)).await;
     }
-    assert!(moments[0].duration_since(stopped) >= MINUTE);
-    assert!(moments.len() >= 6, "work goes on: {}", moments.len());
-    for window in moments.windows(4) {
-        assert!(
-            window[3].duration_since(window[0]) >= MINUTE,
-            "half of six is three"
-        );
+    assert!(frozen.elapsed() < Duration::from_secs(30));
+    redis.thaw();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // One at a time: what was asked meanwhile is in nobody's way.
+    for _ in 0..3 {
+        let ticket = loop {
+            match one.ask(&ask(limits, 0)).await.unwrap() {
+                Grant::Granted(ticket) => break ticket,
+                _ => assert!(Instant::now() < deadline, "nothing is let in"),
+            }
+        };
+        one.settle(&ticket, &settled(None, Verdict::Fine))
+            .await
+            .unwrap();
     }
-    redis.start_again();
-    tokio::time::sleep(MINUTE * 2).await;
-    granted(&one, &ask(limits, 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_cut_off_makes_no_calls_and_what_the_others_make_counts_when_it_is_back() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(redis.port()).await;
+    let limits = Limits {
+        requests_per_minute: Some(12),
+        ..NONE
+    };
+    let ask = ask(limits, 0);
+    let cut_off = behind(&proxy);
+    granted(&cut_off, &ask).await;
+    proxy.lose_replies();
+    let others = [limiter(&redis), limiter(&redis)];
+    let alone = async {
+        let began = Instant::now();
+        while began.elapsed() < MINUTE * 2 {
+            waits(&cut_off, &ask).await;
+        }
+        proxy.heal();
+        race(std::slice::from_ref(&cut_off), ask.clone(), 12).await
+    };
+    let (back, meanwhile) = tokio::join!(alone, race(&others, ask.clone(), 60));
+    let mut all = [back, meanwhile].concat();
+    all.sort_unstable();
+    for window in all.windows(13) {
+        let took = window[12].duration_since(window[0]);
+        assert!(took + Duration::from_millis(8) >= MINUTE, "{took:?}");
+    }
 }
 
 /// More than a number of Lua holds exactly.

@@ -15,8 +15,6 @@ pub struct Remote {
     pub spec: inference_service::Remote,
     /// Name of the service, under which its limits are kept.
     pub service: String,
-    /// Most workers that there can be at a time.
-    pub workers_max: u32,
     /// Which answers are kept.
     pub cache: inference_service::Cache,
 }
@@ -41,7 +39,6 @@ pub fn remote(service: &InferenceService) -> Option<Remote> {
     Some(Remote {
         spec,
         service: service.metadata.name.clone().unwrap_or_default(),
-        workers_max: service.spec.autoscaling.max_replicas,
         cache: service.spec.cache.clone(),
     })
 }

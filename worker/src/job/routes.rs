@@ -257,7 +257,7 @@ pub fn routing(
                 route: index,
                 route_name: route.name.clone(),
                 name: route.arms.as_ref().map(|_| named.clone()),
-                service: service_index(&mut routing.services, found, services[0], steps)?,
+                service: service_index(&mut routing.services, found, steps)?,
                 weight,
             }));
         }
@@ -299,23 +299,15 @@ pub fn manifest_of<'a>(
 fn service_index(
     services: &mut Vec<Service>,
     service: &InferenceService,
-    home: &InferenceService,
     steps: &[batch_job::Step],
 ) -> Result<usize, JobError> {
     let name = service.metadata.name.clone().unwrap_or_default();
     if let Some(known) = services.iter().position(|it| it.name == name) {
         return Ok(known);
     }
-    let mut remote = remote::remote(service);
-    if let Some(remote) = &mut remote
-        && service.metadata.name != home.metadata.name
-    {
-        // Workers of both ask it.
-        remote.workers_max += home.spec.autoscaling.max_replicas;
-    }
     services.push(Service {
         steps: routed_steps(&name, service, steps)?,
-        remote,
+        remote: remote::remote(service),
         name,
     });
     Ok(services.len() - 1)

@@ -229,7 +229,6 @@ impl Caller {
                 concurrency: u64::from(limits.concurrency),
             },
             tokens: guessed.total(),
-            workers_max: u64::from(self.remote.workers_max),
             call_timeout: timeout + SETTLED_WITHIN,
             bill: self.options.purse.as_ref().map(|purse| purse.bill(guessed)),
         }
