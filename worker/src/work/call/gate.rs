@@ -146,15 +146,15 @@ pub struct Entered {
 }
 
 impl Entered {
-    /// The same call, which waits at another gate.
-    pub fn waiting(mut self) -> Self {
+    /// The same call, which is not made before it is paid at another gate.
+    pub fn unpaid(mut self) -> Self {
         self.is_made = false;
         self
     }
 
-    /// The same call, which was paid at another gate before it came to this one.
-    pub fn paid_at(mut self, mut paid: Entered) -> Self {
-        paid.is_made = true;
+    /// The same call, which was paid at another gate.
+    pub fn paid_at(mut self, paid: Entered) -> Self {
+        self.is_made = true;
         self.paid = Some(Box::new(paid));
         self
     }

@@ -190,15 +190,20 @@ impl Caller {
         let Some(account) = &self.options.account else {
             return self.enter_at(&self.gate, ask).await;
         };
-        // What a call costs is set aside first: the service's own limits are what is short.
+        // The service's limits may take longer than any call, and what a call costs is set aside for as
+        // long as a call may take: so that comes last.
+        let unpaid = Ask {
+            bill: None,
+            ..ask.clone()
+        };
+        let entered = self.enter_at(&self.gate, unpaid).await?.unpaid();
         let paid = Ask {
             limits: UNLIMITED,
             tokens: 0,
-            ..ask.clone()
+            ..ask
         };
-        let paid = self.enter_at(account, paid).await?.waiting();
-        let entered = self.enter_at(&self.gate, Ask { bill: None, ..ask });
-        Ok(entered.await?.paid_at(paid))
+        let paid = self.enter_at(account, paid).await?;
+        Ok(entered.paid_at(paid))
     }
 
     async fn enter_at(&self, gate: &Arc<Gate>, mut ask: Ask) -> Result<Entered, SubmitError> {
