@@ -258,6 +258,7 @@ fn status(
             total: total as u32,
             committed: committed as u32,
             failed: given_up as u32,
+            waiting: 0,
         }),
         tokens: Some(manifest.totals.tokens),
         cost: spent(manifest),

@@ -160,8 +160,13 @@ fn shards_text(shards: ShardCounts) -> String {
         total,
         committed,
         failed,
+        waiting,
     } = shards;
-    format!("{committed} of {total} committed, {failed} given up")
+    let waiting = match waiting {
+        0 => String::new(),
+        waiting => format!(", {waiting} of duplicates wait for the others"),
+    };
+    format!("{committed} of {total} committed, {failed} given up{waiting}")
 }
 
 /// Pods and how they are.

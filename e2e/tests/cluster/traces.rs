@@ -48,7 +48,7 @@ fn operator_planner_worker_server_and_finisher_of_a_job_write_one_trace() {
     let spans = cluster.wait(tenant.namespace(), 60, "all spans are there", || {
         let spans = of_job()?;
         let has = |name: &&str| spans.iter().any(|span| span.name == **name);
-        SPANS.iter().all(|name| has(&name)).then_some(spans)
+        SPANS.iter().all(has).then_some(spans)
     });
     cluster.install();
     let services: BTreeSet<_> = spans.iter().map(|span| span.service.as_str()).collect();

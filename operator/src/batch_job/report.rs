@@ -125,6 +125,7 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
             total: *shards,
             committed: *committed,
             failed: 0,
+            waiting: 0,
         });
         let forecast = forecast.as_ref().map(Estimate::from);
         status.estimate = status.estimate.or(forecast);
@@ -142,6 +143,7 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
                 total: planned.max(total as u32),
                 committed: leases.done as u32,
                 failed: leases.dead as u32,
+                waiting: planned.saturating_sub(total as u32),
             };
             if status.tokens == Some(leases.tally.tokens) && status.shards == Some(shards) {
                 // While nothing moves the rate stays as well: a status that changes by the clock
@@ -188,13 +190,8 @@ fn workers(seen: &Seen, phase: &Phase) -> Option<u32> {
 
 /// When the work is done at this pace.
 fn eta(shards: ShardCounts, pace: Pace, now: &Time) -> Option<Time> {
-    let ShardCounts {
-        total,
-        committed,
-        failed,
-    } = shards;
-    let rest = f64::from(total.saturating_sub(committed + failed));
-    let seconds = (rest / pace.shards).ceil() as i64;
+    // Those that wait copy what is there by then, which takes next to no time.
+    let seconds = (f64::from(shards.left()) / pace.shards).ceil() as i64;
     let eta = now.0.checked_add(SignedDuration::from_secs(seconds)).ok()?;
     Some(Time(eta))
 }
@@ -217,6 +214,7 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
         total: *shards,
         committed: shards - failed_shards,
         failed: *failed_shards,
+        waiting: 0,
     };
     count(status, shards, *tally);
     let seconds = status

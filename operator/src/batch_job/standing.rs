@@ -73,14 +73,12 @@ pub fn reason(job: &BatchJob) -> Option<&str> {
     Some(&succeeded.reason)
 }
 
-/// Shards that no commit stands for yet, of a job whose shards are being worked off.
+/// Shards that wait for workers or are with one, of a job whose shards are being worked off.
 pub fn shards_left(job: &BatchJob) -> Option<u32> {
     if !matches!(reason(job), Some("Running" | "LeasesUnavailable")) {
         return None;
     }
-    let shards = job.status.as_ref()?.shards?;
-    let done = shards.committed + shards.failed;
-    Some(shards.total.saturating_sub(done))
+    Some(job.status.as_ref()?.shards?.left())
 }
 
 /// A job that ended either succeeded or did not; until then nobody knows.
@@ -208,6 +206,70 @@ mod tests {
             is_resumed: _,
         } = standing(&job);
         assert_eq!((run, is_over, is_new), expected, "{succeeded:?}");
+    }
+
+    #[test]
+    fn shards_that_wait_for_others_are_no_work_for_pods() {
+        for (waiting, left) in [(100, 89), (0, 189)] {
+            let status = json!({
+                "conditions": [{
+                    "type": "Succeeded", "status": "Unknown", "reason": "Running", "message": "",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }],
+                "shards": {"total": 200, "committed": 10, "failed": 1, "waiting": waiting},
+            });
+            let mut job: BatchJob = serde_json::from_value(json!({
+                "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+                "metadata": {"name": "job"},
+                "spec": {
+                    "serviceRef": {"name": "service"},
+                    "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+                },
+            }))
+            .unwrap();
+            job.status = serde_json::from_value(status).unwrap();
+            assert_eq!(shards_left(&job), Some(left));
+        }
+    }
+
+    fn check(rerun_failed: u32, run: u32, succeeded: (&str, &str), expected: (u32, bool, bool)) {
+        let job: BatchJob = serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "job"},
+            "spec": {
+                "serviceRef": {"name": "service"}, "rerunFailed": rerun_failed,
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+            "status": {"run": run, "conditions": [{
+                "type": "Succeeded", "status": succeeded.0, "reason": succeeded.1, "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }]},
+        }))
+        .unwrap();
+        let Standing {
+            run,
+            is_over,
+            is_new,
+            is_resumed: _,
+        } = standing(&job);
+        assert_eq!((run, is_over, is_new), expected, "{succeeded:?}");
+    }
+
+    #[test]
+    fn shards_that_wait_for_others_are_no_work_for_pods() {
+        let mut job = job();
+        let shards = |waiting: u32| serde_json::json!({"total": 200, "committed": 10, "failed": 1, "waiting": waiting});
+        for (waiting, left) in [(100, 89), (0, 189)] {
+            job.status = serde_json::from_value(serde_json::json!({
+                "conditions": [{
+                    "type": "Succeeded", "status": "Unknown", "reason": "Running", "message": "",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }],
+                "shards": shards(waiting),
+            }))
+            .unwrap();
+            assert_eq!(shards_left(&job), Some(left));
+        }
     }
 
     #[test]
