@@ -203,7 +203,7 @@ impl LocalServer {
 }
 
 /// The service with model folders that no longer depend on where its manifest lay.
-fn absolute_sources(service: &InferenceService, base: &Path) -> InferenceService {
+pub fn absolute_sources(service: &InferenceService, base: &Path) -> InferenceService {
     let mut service = service.clone();
     for model in &mut service.spec.models {
         if !model.source.uri.contains("://") {

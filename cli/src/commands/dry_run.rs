@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::display::OutputMode;
 use crate::local_models;
-use crate::local_server::{Answering, LocalServer, Origin};
+use crate::local_server::{Answering, LocalServer, Origin, absolute_sources};
 use crate::output;
 
 /// Rows that are computed for the estimate of time.
@@ -102,9 +102,10 @@ fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
     if loaded.job.runtime.is_some() || loaded.job.remotes().next().is_some() {
         return None;
     }
-    let (job, service) = (&loaded.job, &loaded.service);
+    let job = &loaded.job;
+    let service = absolute_sources(&loaded.service, &loaded.base);
     let limits = job.input.chunking.as_ref().map(|chunking| chunking.limits);
-    match plan::token_counter(service, &job.steps, limits, &default_model_cache()) {
+    match plan::token_counter(&service, &job.steps, limits, &default_model_cache()) {
         Ok(counter) => Some(counter),
         Err(error) => {
             if mode == OutputMode::Text {

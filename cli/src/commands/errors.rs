@@ -9,6 +9,7 @@ use millrace_protocol::result::ErrorLine;
 use millrace_worker::output as worker_output;
 
 use crate::cluster::connect::ClusterArgs;
+use crate::cluster::show::count;
 use crate::display::OutputMode;
 use crate::output::{Lines, Opened};
 
@@ -43,6 +44,11 @@ pub async fn run(args: ErrorsArgs) -> anyhow::Result<ExitCode> {
         cluster,
     } = args;
     let Opened { location, visible } = Opened::of(&location, &cluster).await?;
+    let total: u64 = visible
+        .parts
+        .iter()
+        .map(|part| part.commit.rows.failed)
+        .sum();
     let mut errors = std::pin::pin!(worker_output::errors(&location, &visible.parts));
     let mut lines = Lines::new(limit);
     let mut by_code: BTreeMap<&str, u64> = BTreeMap::new();
@@ -58,7 +64,7 @@ pub async fn run(args: ErrorsArgs) -> anyhow::Result<ExitCode> {
     }
     lines.finish()?;
     if output == OutputMode::Text {
-        eprintln!("{}", summary(&by_code));
+        eprintln!("{}", summary(&by_code, total));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -95,14 +101,38 @@ fn text(line: &ErrorLine) -> String {
     )
 }
 
-fn summary(by_code: &BTreeMap<&str, u64>) -> String {
-    let total: u64 = by_code.values().sum();
+/// What was shown of so many errors.
+fn summary(by_code: &BTreeMap<&str, u64>, total: u64) -> String {
+    let shown: u64 = by_code.values().sum();
     if total == 0 {
         return "no errors".to_owned();
     }
     let codes: Vec<String> = by_code
         .iter()
-        .map(|(code, count)| format!("{count} {code}"))
+        .map(|(code, errors)| format!("{} {code}", count(*errors)))
         .collect();
-    format!("{total} errors: {}", codes.join(", "))
+    let codes = codes.join(", ");
+    match (shown == total, total) {
+        (true, 1) => format!("1 error: {codes}"),
+        (true, _) => format!("{} errors: {codes}", count(total)),
+        (false, _) => format!("{} of {} errors shown: {codes}", count(shown), count(total)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_says_how_many_errors_there_are_besides_those_that_are_shown() {
+        let shown = BTreeMap::from([("empty_text", 1), ("missing_field", 1_200)]);
+        let codes = "1 empty_text, 1,200 missing_field";
+        assert_eq!(summary(&shown, 1_201), format!("1,201 errors: {codes}"));
+        assert_eq!(
+            summary(&shown, 6_000),
+            format!("1,201 of 6,000 errors shown: {codes}")
+        );
+        assert_eq!(summary(&BTreeMap::new(), 0), "no errors");
+        assert_eq!(summary(&BTreeMap::from([("x", 1)]), 1), "1 error: x");
+    }
 }

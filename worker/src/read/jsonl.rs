@@ -39,8 +39,9 @@ pub(crate) fn parse<'a>(bytes: &'a [u8], wanted: &Wanted) -> Result<RowView<'a>,
         }
         None => {
             let message = format!(
-                "the row has no field {:?}, which holds the text",
-                wanted.text
+                "the row has no field {:?}, which {}",
+                wanted.text,
+                wanted.role_of_text()
             );
             Err(RowError::new(RowErrorCode::MissingField, message))
         }

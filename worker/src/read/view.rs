@@ -189,6 +189,15 @@ impl Wanted {
         wanted
     }
 
+    /// What the field that holds the text is there for.
+    pub(crate) fn role_of_text(&self) -> &'static str {
+        let is_text = |&place: &usize| self.join[place].name == self.text;
+        match self.prompted.iter().any(is_text) {
+            true => "a prompt names",
+            false => "holds the text",
+        }
+    }
+
     /// Where the fields of these names stand, each once; they are added where they are missing.
     fn places(&mut self, names: &[String]) -> Vec<usize> {
         let mut places = Vec::with_capacity(names.len());
