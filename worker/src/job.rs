@@ -108,6 +108,21 @@ impl CheckedJob {
         })
     }
 
+    /// Where the expressions stand that name a field of rows.
+    pub fn named_in(&self, field: &str) -> Vec<&'static str> {
+        let filter = self.input.filter.as_ref().map_or(&[][..], Filter::fields);
+        let order = self.input.order.as_ref().map(Order::fields);
+        let routes = self.routing.as_deref().map_or(&[][..], Routing::fields);
+        let named = |fields: &[String]| fields.iter().any(|named| named == field);
+        let places = [
+            ("spec.input.filter.expression", named(filter)),
+            ("spec.input.order", named(&order.unwrap_or_default())),
+            ("spec.routes", named(routes)),
+        ];
+        let places = places.into_iter().filter(|(_, is_named)| *is_named);
+        places.map(|(place, _)| place).collect()
+    }
+
     /// The APIs elsewhere that the job asks.
     pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
         let routing = self.routing.as_deref();

@@ -32,6 +32,12 @@ pub struct BadOrder {
 }
 
 impl Order {
+    /// The fields that its expressions name.
+    pub fn fields(&self) -> Vec<String> {
+        let named = self.0.expressions.iter().flat_map(Expression::fields);
+        named.cloned().collect()
+    }
+
     /// The order by these expressions; `None` where there are none.
     pub fn new(expressions: &[String]) -> Result<Option<Self>, BadOrder> {
         if expressions.is_empty() {

@@ -11,7 +11,7 @@ use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::Plan;
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::{ChunksOfText, ChunksRequest, RowsRequest};
-use millrace_worker::job;
+use millrace_worker::job::{self, CheckedJob};
 use millrace_worker::manifests::Loaded;
 use millrace_worker::plan::{self, Preflight, TokenCounter};
 use millrace_worker::read;
@@ -92,7 +92,7 @@ pub async fn dry_run(
     };
     match mode {
         OutputMode::Json => output::line(&serde_json::to_string(&found)?)?,
-        OutputMode::Text => output::line(&summary(&job.name, &found))?,
+        OutputMode::Text => output::line(&summary(job, &found))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -219,11 +219,12 @@ async fn in_chunks(
     Ok(pieces)
 }
 
-fn summary(name: &str, found: &DryRun) -> String {
+fn summary(job: &CheckedJob, found: &DryRun) -> String {
     let Preflight {
         rows,
         classes,
         skipped,
+        unseen_fields,
         bad_rows,
         input_bytes,
         row_bytes: _,
@@ -231,7 +232,7 @@ fn summary(name: &str, found: &DryRun) -> String {
         tokens,
         duplicates,
     } = &found.preflight;
-    let mut lines = vec![format!("{name} (nothing was written)")];
+    let mut lines = vec![format!("{} (nothing was written)", job.name)];
     let mut line = |what: &str, text: String| lines.push(format!("  {what:<12} {text}"));
     line(
         "input",
@@ -261,6 +262,13 @@ fn summary(name: &str, found: &DryRun) -> String {
     }
     if *skipped > 0 {
         line("skipped", format!("{} rows", HumanCount(*skipped)));
+    }
+    for field in unseen_fields {
+        let places = job.named_in(field).join(" and ");
+        line(
+            "warning",
+            format!("no row has the field {field:?}, which {places} names"),
+        );
     }
     for (code, bad) in bad_rows {
         let first = bad

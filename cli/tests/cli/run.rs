@@ -304,6 +304,18 @@ fn a_run_tells_how_far_it_is_to_whoever_asks_and_to_whoever_stays() {
 }
 
 #[test]
+fn a_dry_run_names_the_fields_of_expressions_that_no_row_has() {
+    let filter = "uris: [reviews.jsonl], filter: {expression: 'starz > 3'}";
+    let job = JOB.replace("uris: [reviews.jsonl]", filter);
+    assert_ne!(job, JOB, "{JOB}");
+    let ended = Scene::with_job(&job)
+        .run(&["--dry-run", "--inference-server", "/bin/false"])
+        .expect_code(0);
+    let expected = "no row has the field \"starz\", which spec.input.filter.expression names";
+    assert!(ended.stdout.contains(expected), "{ended:?}");
+}
+
+#[test]
 fn a_run_is_not_served_to_other_machines_without_a_token() {
     let scene = Scene::with_job(JOB);
     let ended = scene.run(&["--serve", "0.0.0.0:0"]).expect_code(2);

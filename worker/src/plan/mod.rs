@@ -18,6 +18,7 @@ mod rerun;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod unseen;
 
 use millrace_protocol::{
     layout,

@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     PlanError,
     estimate::{DuplicateSample, TokenSample, spread},
+    unseen::Unseen,
 };
 use crate::{
     filter::{Filter, Verdict},
@@ -54,6 +55,9 @@ pub struct Preflight {
     pub classes: Vec<u64>,
     /// Rows that the job's filter leaves out.
     pub skipped: u64,
+    /// Fields that expressions name and no row has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unseen_fields: Vec<String>,
     /// Rows that would end as errors, by code.
     pub bad_rows: BTreeMap<&'static str, BadRows>,
     /// Stored bytes of the input files.
@@ -113,14 +117,16 @@ pub async fn preflight(
     token_counter: Option<TokenCounter>,
 ) -> Result<Preflight, PlanError> {
     let stores = &stores.with_inline_rows(&job.input);
+    // Joined fields are not needed to know what becomes of a row.
+    let fields = Fields {
+        join: Vec::new(),
+        prompted: Vec::new(),
+        ..order::fields(job.input.order.as_ref(), &job.input.fields)
+    };
     let reader = Arc::new(Reader {
         stores: stores.clone(),
-        // Joined fields are not needed to know what becomes of a row.
-        fields: Fields {
-            join: Vec::new(),
-            prompted: Vec::new(),
-            ..order::fields(job.input.order.as_ref(), &job.input.fields)
-        },
+        unseen: Unseen::new(&fields.filtered),
+        fields,
         filter: job.input.filter.clone(),
         order: job.input.order.clone(),
         row_bytes_max: job.input.row_bytes_max,
@@ -146,7 +152,7 @@ pub async fn preflight(
             Some(Err(failed)) => std::panic::resume_unwind(failed.into_panic()),
         }
     }
-    Ok(found.summary(plan, &reader.samples))
+    Ok(found.summary(plan, &reader))
 }
 
 /// About how many rows the plan has: from the first rows of the first shard that has any. A row may be
@@ -204,6 +210,7 @@ pub(super) async fn guess_rows(
 struct Reader {
     stores: Stores,
     fields: Fields,
+    unseen: Unseen,
     filter: Option<Filter>,
     order: Option<Order>,
     row_bytes_max: usize,
@@ -234,6 +241,9 @@ impl Reader {
         stream
             .visit(|place, bytes, row| {
                 found.row_bytes += bytes;
+                if let Ok(row) = &row {
+                    self.unseen.look(row.beside.filtered.as_deref());
+                }
                 let row = match (self.verdict(&row), row) {
                     (Verdict::Skip, _) => {
                         found.skipped += 1;
@@ -400,7 +410,8 @@ impl Found {
         }
     }
 
-    fn summary(self, plan: &Plan, samples: &Samples) -> Preflight {
+    fn summary(self, plan: &Plan, reader: &Reader) -> Preflight {
+        let samples = &reader.samples;
         let position = |(input, place): (u32, Place)| Position {
             file: plan.inputs[input as usize].uri.clone(),
             place,
@@ -423,6 +434,11 @@ impl Found {
             rows: self.rows,
             classes: self.classes,
             skipped: self.skipped,
+            // Of an empty input nothing is known.
+            unseen_fields: match self.rows + self.skipped {
+                0 => Vec::new(),
+                _ => reader.unseen.fields(),
+            },
             bad_rows: bad_rows.collect(),
             input_bytes: plan.inputs.iter().map(|input| input.size_bytes).sum(),
             row_bytes: self.row_bytes,
