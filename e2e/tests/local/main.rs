@@ -2,6 +2,7 @@
 
 mod chunks;
 mod collector;
+mod dedup;
 mod inputs;
 mod kills;
 mod leases;
