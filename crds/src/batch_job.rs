@@ -102,6 +102,8 @@ pub use status::{BatchJobStatus, RowCounts, SampleError, ShardCounts};
         .message("dedup cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("!has(self.incremental) || self.incremental.from != self.output.uri")
         .message("incremental.from is the job's own output; name an earlier one, and write to another folder"),
+    validation = Rule::new("!has(self.dedup) || !has(self.dedup.near) || !has(self.dedup.near.from) || self.dedup.near.from != self.output.uri")
+        .message("dedup.near.from is the job's own output; name that of an earlier job, and write to another folder"),
     validation = Rule::new("has(self.input.chunking) || !has(self.steps) || self.steps.all(s, !has(s.join))")
         .message("a step's join means nothing without input.chunking; remove it, or say how texts are cut"),
     validation = Rule::new("!oldSelf.cancel || self.cancel")
@@ -251,7 +253,14 @@ impl BatchJob {
         let output = ("spec.output.uri".to_owned(), &self.spec.output.uri);
         let earlier = self.spec.incremental.as_ref();
         let earlier = earlier.map(|earlier| ("spec.incremental.from".to_owned(), &earlier.from));
-        let all = inputs.chain([output]).chain(earlier);
+        let near = self
+            .spec
+            .dedup
+            .as_ref()
+            .and_then(|dedup| dedup.near.as_ref());
+        let vectors = near.and_then(|near| near.from.as_ref());
+        let vectors = vectors.map(|from| ("spec.dedup.near.from".to_owned(), from));
+        let all = inputs.chain([output]).chain(earlier).chain(vectors);
         let local = all.filter(|(_, uri)| !uri.starts_with("s3://"));
         local.map(|(field, _)| field).collect()
     }

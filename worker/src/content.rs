@@ -11,10 +11,21 @@ use crate::job::Routing;
 /// chance or on purpose.
 pub fn content(row: &Row, routing: Option<&Routing>) -> ContentHash {
     let mut hash = Sha256::new().chain_update(row.asked());
+    // Fields may be there for the filter or the order alone.
+    let routing = routing.filter(|routing| !routing.fields().is_empty());
     if let (Some(routing), Some(fields)) = (routing, &row.filtered) {
         hash.update([0]);
         hash.update(routing.decisive(fields.get()));
     }
+    shortened(hash)
+}
+
+/// The content that a row has for a job that asks about its text alone.
+pub fn text_content(row: &Row) -> ContentHash {
+    shortened(Sha256::new().chain_update(&row.text))
+}
+
+fn shortened(hash: Sha256) -> ContentHash {
     let hash: [u8; 32] = hash.finalize().into();
     *hash.first_chunk().expect("it is longer than that")
 }

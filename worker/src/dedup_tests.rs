@@ -354,3 +354,83 @@ async fn what_is_almost_the_same_gets_the_result_of_the_first() {
     let fresh = manifest.difference.expect("it is incremental").fresh;
     assert_eq!((fresh, scene.asked().len()), (3, 10));
 }
+
+#[tokio::test]
+async fn rows_whose_vectors_an_earlier_job_made_almost_the_same_get_the_result_of_the_first() {
+    let mut scene = Scene::new();
+    // Of texts with one first word the vectors are a few degrees apart, and of others a right angle.
+    scene.server = FakeServer::start(|request, _| {
+        let vector = |text: &String| {
+            let mut words = text.split(' ').map(|word| word.parse::<usize>().unwrap());
+            let (cluster, own) = (words.next().unwrap(), words.next().unwrap());
+            let mut vector = vec![0.0; 64];
+            (vector[cluster], vector[32 + own]) = (1.0, 0.1);
+            vec![ModelReply::Ok(Prediction::Embedding(vector))]
+        };
+        Say::Reply(RowsReply {
+            rows: request.texts.iter().map(vector).collect(),
+            tokens: request.texts.len() as u64,
+        })
+    });
+    // Eight texts of each of ten first words, and of each text a second row far behind it.
+    let texts = (0..160).map(|row| format!("{} {}", row % 10, row % 80 / 10));
+    let texts: Vec<String> = texts.collect();
+    scene.write(&texts[..150]);
+    let vectors = scene.job(json!({"output": {"uri": "vectors"}, "dedup": null}));
+    scene.drive(&vectors).await;
+    scene.write(&texts);
+    let near = |more: Value| {
+        let mut near = json!({"method": "Embedding", "from": "vectors", "step": "embed"});
+        for (key, value) in more.as_object().unwrap() {
+            near[key] = value.clone();
+        }
+        json!({"dedup": {"near": near}})
+    };
+    let before = scene.asked().len();
+    let job = scene.job(near(json!({"threshold": 0.97})));
+    let manifest = scene.drive(&job).await;
+    assert_eq!(
+        (scene.asked().len() - before, duplicates(&manifest)),
+        (10, 150)
+    );
+    let lines = scene.lines(&job).await;
+    assert_eq!(lines.len(), 160);
+    for row in 10..160 {
+        let (of, first) = (&lines[&row]["duplicateOf"], &lines[&(row % 10)]);
+        assert_eq!(of["offset"], first["position"]["offset"], "{row}");
+        assert_eq!(lines[&row]["result"], first["result"], "{row}");
+        match row % 80 < 10 {
+            true => assert_eq!(of["similarity"], Value::Null, "{row} is equal"),
+            false => assert!((0.97..1.0).contains(&of["similarity"].as_f64().unwrap())),
+        }
+    }
+    // Their cosine is 0.99.
+    let job = scene.job(
+        json!({"output": {"uri": "strict"}, "dedup": near(json!({"threshold": 0.995}))["dedup"]}),
+    );
+    assert_eq!(duplicates(&scene.drive(&job).await), 80);
+    for (more, rows, expected) in [
+        (
+            json!({"from": "nothing"}),
+            &texts[..],
+            "no output of a finished BatchJob",
+        ),
+        (json!({"step": "other"}), &texts[..], "no vector"),
+        (
+            json!({}),
+            &["1 2 3".to_owned()][..],
+            "no row of this job has a vector",
+        ),
+    ] {
+        scene.write(rows);
+        let mut spec = near(more);
+        spec["output"] = json!({"uri": "refused"});
+        let refused = prepare(&scene.stores, &scene.job(spec)).await.unwrap_err();
+        let RunError::Plan(refused @ PlanError::Vectors(_)) = refused else {
+            panic!("{refused:?}");
+        };
+        let message = millrace_telemetry::chain(&refused).to_string();
+        assert!(message.contains("spec.dedup.near.from"), "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+}

@@ -2,6 +2,7 @@
 
 mod answering;
 mod chunking;
+mod dedup;
 mod error;
 mod input;
 mod postgres;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_crds::batch_job::{
-    self, BatchJobSpec, Dedup, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
+    self, BatchJobSpec, FailedRowsMax, JobService, Notify, OutputCompression, Prompt,
 };
 use millrace_crds::inference_service::{Pricing, Runtime};
 use millrace_crds::{BatchJob, InferenceService};
@@ -27,6 +28,7 @@ use sha2::{Digest, Sha256};
 
 use self::answering::{Answering, answering};
 pub use self::chunking::Chunking;
+pub use self::dedup::{Dedup, Near};
 pub use self::error::JobError;
 pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::{Remote, decisive};
@@ -350,7 +352,9 @@ pub fn check_all(
         spec_sha256: spec_sha256(&answers_sha256, &job.spec, &checked_input.uris),
         answers_sha256,
         incremental_from: (incremental.as_ref()).map(|earlier| folder(&earlier.from, base)),
-        dedup: dedup.clone(),
+        dedup: (dedup.as_ref())
+            .map(|spec| Dedup::new(spec, |from| folder(from, base)))
+            .transpose()?,
         steps,
         runtime: service.spec.runtime.clone(),
         remote: remote::remote(service),
@@ -445,7 +449,7 @@ fn spec_sha256(answers_sha256: &str, spec: &BatchJobSpec, uris: &[String]) -> St
         join: &'a [String],
         // Outputs of jobs without it are found as before.
         #[serde(skip_serializing_if = "Option::is_none")]
-        dedup: Option<&'a Dedup>,
+        dedup: Option<&'a batch_job::Dedup>,
     }
     sha256(&Decisive {
         answers_sha256,

@@ -127,6 +127,24 @@ fn numbers_out_of_range_are_refused_with_the_bound() {
         &with(job(), "/spec/dedup", near),
         "spec.dedup.near.threshold: 0.4 is too small; the least is 0.5",
     );
+    for near in [
+        json!({"method": "Embedding"}),
+        json!({"method": "Embedding", "from": "vectors"}),
+        json!({"method": "Embedding", "step": "minilm"}),
+        json!({"from": "vectors", "step": "minilm"}),
+        json!({"step": "minilm"}),
+    ] {
+        refused(
+            &with(job(), "/spec/dedup", json!({"near": near})),
+            "spec.dedup.near: method Embedding needs from, the output of an earlier job, and step, the name \
+             of its embedding step; without it remove both",
+        );
+    }
+    let five = json!(["a", "b", "c", "d", "e"]);
+    refused(
+        &with(job(), "/spec/input/order", five),
+        "spec.input.order: ",
+    );
     let object = with(job(), "/spec/backoffLimitPerIndex", json!(-1));
     refused(
         &object,

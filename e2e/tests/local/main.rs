@@ -1,6 +1,7 @@
 //! Jobs run by the built binaries on this machine: killed, stalled, raced and fed bad input.
 
 mod chunks;
+mod dedup;
 mod inputs;
 mod kills;
 mod leases;

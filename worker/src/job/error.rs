@@ -58,6 +58,9 @@ pub enum JobError {
         /// What is wrong and what to do.
         message: String,
     },
+    /// Nothing says which vectors rows are compared by.
+    #[error("spec.dedup.near: method Embedding needs from and step")]
+    NearWithoutVectors,
     /// The filter cannot be used.
     #[error("spec.input.filter.{field}: {message}")]
     Filter {

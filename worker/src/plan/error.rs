@@ -1,5 +1,6 @@
 //! Why a job could not be planned.
 
+use super::VectorsError;
 use crate::{
     finish::FinishError, read::ReadError, records::RecordsError, store::StoreError,
     work::selection::SelectionError,
@@ -124,6 +125,9 @@ pub enum PlanError {
     /// The list of the duplicates of a shard is gone.
     #[error("{0} is missing, which names duplicates: the output was changed by hand")]
     NoList(String),
+    /// There are no vectors to compare rows by.
+    #[error("rows cannot be compared by the vectors of spec.dedup.near.from")]
+    Vectors(#[source] Box<VectorsError>),
     /// The temporary files of a comparison failed.
     #[error("rows cannot be compared with earlier ones: a temporary file failed")]
     Spill(#[source] std::io::Error),
@@ -153,5 +157,11 @@ impl From<SelectionError> for PlanError {
             SelectionError::Duplicates(RecordsError::Store(error)) => error.into(),
             other => Self::Selection(Box::new(other)),
         }
+    }
+}
+
+impl From<VectorsError> for PlanError {
+    fn from(error: VectorsError) -> Self {
+        Self::Vectors(Box::new(error))
     }
 }

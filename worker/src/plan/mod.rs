@@ -35,7 +35,7 @@ use crate::{
 #[cfg(test)]
 pub(crate) use csv::cuts_of as csv_cuts_of;
 pub use cut::{CutOptions, SHARDS_MAX, cut};
-pub use dedup::count as count_duplicates;
+pub use dedup::{VectorsError, count as count_duplicates};
 pub use error::PlanError;
 pub use forecast::forecast;
 pub use list::list_inputs;

@@ -157,6 +157,11 @@ struct Span {
 }
 
 impl<'a> Earlier<'a> {
+    /// An output that holds answers where the list says.
+    pub fn new(output: Location, answers: &'a Answers) -> Self {
+        Self { output, answers }
+    }
+
     /// The output that holds the answers of a shard with a list.
     pub async fn open(ctx: &'a ShardContext, index: ShardIndex) -> Result<Self, CarriedError> {
         let shard = &ctx.plan.shards[index as usize];

@@ -4,7 +4,7 @@
 //! without work, and a lease store that forgot everything is filled again from plan and commits.
 
 pub mod call;
-mod carried;
+pub(crate) mod carried;
 pub(crate) mod chunked;
 pub mod client;
 pub mod commit;

@@ -182,78 +182,105 @@ async fn answer_window(
         shard,
         answered_tally(laid.all - laid.failed, bad + laid.failed, 0),
     );
-    if let Some(chunking) = &ctx.job.input.chunking {
-        let asked: Vec<String> = texts.into_iter().flatten().collect();
-        let chunked = chunked::answer(&ctx, shard, chunking, &asked, &receipts).await?;
-        let Chunked {
-            endings,
-            tokens,
-            cost,
-        } = chunked;
-        for (row, ending) in at_server.into_iter().zip(endings) {
-            rows[row].end(ending);
-        }
-        return Ok(Window {
-            rows,
-            tokens,
-            cost,
-            carried,
-            copied,
-            arms: ArmTallies::default(),
-        });
-    }
-    let submitter = match &ctx.answerer {
-        Answerer::Routed(_) => unreachable!("its rows are answered by its router"),
-        Answerer::Server(submitter) => submitter,
-        Answerer::Remote(caller) => {
-            let asked: Vec<String> = texts.into_iter().flatten().collect();
-            let tell = |tally| ctx.progress.answered(shard, tally);
-            let Answered {
-                outcomes,
-                tokens,
-                cost,
-            } = caller.answer(&asked, receipts.of(None), tell).await?;
-            for (row, outcome) in at_server.into_iter().zip(outcomes) {
-                rows[row].answer(outcome);
-            }
-            return Ok(Window {
-                rows,
-                tokens,
-                cost,
-                carried,
-                copied,
-                arms: ArmTallies::default(),
-            });
-        }
+    let asked = Asked {
+        rows: &mut rows,
+        at: at_server,
+        texts: texts.into_iter().flatten().collect(),
     };
-    let lengths: Vec<usize> = at_server
-        .iter()
-        .map(|&row| texts[row].as_ref().map_or(0, String::len))
-        .collect();
-    let submitted = chunks(&lengths, CHUNK_LIMITS).into_iter().map(|chunk| {
-        let chunk: Vec<usize> = chunk.into_iter().map(|i| at_server[i as usize]).collect();
-        let texts = chunk
-            .iter()
-            .map(|&row| texts[row].take().expect("sent once"))
-            .collect();
-        answer_chunk(&ctx, submitter, shard, chunk, texts)
-    });
-    let submitted: Vec<_> = submitted.collect();
-    let mut tokens = 0;
-    for (chunk, answered) in futures::future::try_join_all(submitted).await? {
-        tokens += answered.tokens;
-        for (row, outcome) in chunk.into_iter().zip(answered.outcomes) {
-            rows[row].answer(outcome);
-        }
-    }
+    let (tokens, cost) = asked.answer(&ctx, shard, &receipts).await?;
     Ok(Window {
         rows,
         tokens,
-        cost: Cost::NOTHING,
+        cost,
         carried,
         copied,
         arms: ArmTallies::default(),
     })
+}
+
+/// The rows of a window that are asked about.
+struct Asked<'a> {
+    /// All rows of the window.
+    rows: &'a mut [PendingRow],
+    /// Which of them are asked about.
+    at: Vec<usize>,
+    /// What is asked about each of these.
+    texts: Vec<String>,
+}
+
+impl Asked<'_> {
+    /// Has the rows answered. Returns what that took: tokens, and money.
+    async fn answer(
+        self,
+        ctx: &Arc<ShardContext>,
+        shard: ShardIndex,
+        receipts: &Arc<Receipts>,
+    ) -> Result<(u64, Cost), ShardError> {
+        match (&ctx.answerer, &ctx.job.input.chunking) {
+            (_, Some(chunking)) => {
+                let texts = &self.texts;
+                let chunked = chunked::answer(ctx, shard, chunking, texts, receipts).await?;
+                let Chunked {
+                    endings,
+                    tokens,
+                    cost,
+                } = chunked;
+                for (row, ending) in self.at.into_iter().zip(endings) {
+                    self.rows[row].end(ending);
+                }
+                Ok((tokens, cost))
+            }
+            (Answerer::Routed(_), None) => unreachable!("its rows are answered by its router"),
+            (Answerer::Remote(caller), None) => {
+                let tell = |tally| ctx.progress.answered(shard, tally);
+                let answered = caller.answer(&self.texts, receipts.of(None), tell).await?;
+                let Answered {
+                    outcomes,
+                    tokens,
+                    cost,
+                } = answered;
+                for (row, outcome) in self.at.into_iter().zip(outcomes) {
+                    self.rows[row].answer(outcome);
+                }
+                Ok((tokens, cost))
+            }
+            (Answerer::Server(submitter), None) => {
+                let tokens = self.submit(ctx, shard, submitter).await?;
+                Ok((tokens, Cost::NOTHING))
+            }
+        }
+    }
+
+    /// Has the server beside this worker answer the rows, in chunks of similar length. Returns the tokens.
+    async fn submit(
+        self,
+        ctx: &ShardContext,
+        shard: ShardIndex,
+        submitter: &Submitter,
+    ) -> Result<u64, SubmitError> {
+        let Self {
+            rows,
+            at,
+            mut texts,
+        } = self;
+        let lengths: Vec<usize> = texts.iter().map(String::len).collect();
+        let submitted = chunks(&lengths, CHUNK_LIMITS).into_iter().map(|chunk| {
+            let chunk = chunk.into_iter().map(|index| index as usize);
+            let texts = chunk.clone().map(|index| std::mem::take(&mut texts[index]));
+            let texts = texts.collect();
+            let chunk = chunk.map(|index| at[index]).collect();
+            answer_chunk(ctx, submitter, shard, chunk, texts)
+        });
+        let submitted: Vec<_> = submitted.collect();
+        let mut tokens = 0;
+        for (chunk, answered) in futures::future::try_join_all(submitted).await? {
+            tokens += answered.tokens;
+            for (row, outcome) in chunk.into_iter().zip(answered.outcomes) {
+                rows[row].answer(outcome);
+            }
+        }
+        Ok(tokens)
+    }
 }
 
 async fn answer_chunk(

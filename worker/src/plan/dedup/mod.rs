@@ -6,32 +6,46 @@
 //! which there is an earlier one has all its rows among the duplicates.
 
 mod exact;
+mod minhash;
 mod near;
-mod signature;
+mod quantised;
+mod vectors;
 
 use std::io;
 
-use millrace_crds::batch_job::{Dedup as Wanted, Near};
 use millrace_protocol::layout;
-use millrace_protocol::ledger::DuplicateRow;
+use millrace_protocol::ledger::{ContentHash, DuplicateRow};
 use millrace_protocol::plan::{Dedup, Duplicates, Plan, Shard};
+use millrace_protocol::row::Row;
 
 use self::exact::{NEAR_BYTES, ROW_BYTES, duplicates, row_bytes};
-use self::near::NearRows;
-use self::signature::{Signature, Words};
+use self::minhash::{HASHES, MinHash, Words, hashes_per_band};
+use self::near::{NearOptions, NearRows};
+pub use self::vectors::VectorsError;
+use self::vectors::{RowTexts, Vectors, VectorsOf};
 use super::PlanError;
 use super::incremental::rows::{Contents, Reader};
 use super::incremental::spill::Spill;
 use super::incremental::{file_of, files_for, lists};
 use super::preflight::guess_rows;
-use crate::job::CheckedJob;
+use crate::content::text_content;
+use crate::job::{CheckedJob, Dedup as Wanted, Near};
 use crate::store::Stores;
 
-/// What was read of the rows of a plan.
-struct Read {
-    rows: Spill<ROW_BYTES>,
-    near: Option<NearRows>,
-    files: usize,
+/// What tells which rows are almost the same.
+enum Comparable {
+    /// Nothing does.
+    Nothing,
+    /// Their words.
+    ByWords(NearRows<MinHash>),
+    /// Vectors that an earlier job made of their texts.
+    ByVectors {
+        /// URI of its output.
+        from: String,
+        vectors: Vectors,
+        texts: RowTexts,
+        threshold: f64,
+    },
 }
 
 /// The duplicates among the rows of a plan.
@@ -91,60 +105,143 @@ async fn find(
     let Wanted { near } = wanted;
     let with_inline = stores.with_inline_rows(&job.input);
     let files = files_for(guess_rows(&with_inline, job, plan).await?);
-    let read = read(stores, job, near.as_ref(), plan, files).await?;
-    let finding = tokio::task::spawn_blocking(move || find_read(read)).await;
-    let found = finding.expect("comparing does not panic");
-    found.map_err(PlanError::Spill)
-}
-
-/// Reads every row.
-async fn read(
-    stores: &Stores,
-    job: &CheckedJob,
-    near: Option<&Near>,
-    plan: &Plan,
-    files: usize,
-) -> Result<Read, PlanError> {
-    let mut rows = Spill::new(files).map_err(PlanError::Spill)?;
-    let mut near = match near {
-        Some(near) => Some(NearRows::new(near, files).map_err(PlanError::Spill)?),
-        None => None,
+    let reading = Reading {
+        stores,
+        job,
+        plan,
+        files,
     };
-    let words = match (&near, job.input.fields.prompted.is_empty()) {
-        (None, _) => None,
-        (Some(_), true) => Some(Words::OfText),
-        (Some(_), false) => Some(Words::OfFields),
-    };
-    let sign = move |asked: &str| words.and_then(|words| Signature::of(asked, words));
-    let take = |shard, contents: Contents<Option<Signature>>| {
-        for (content, place, signature) in contents {
-            let row = DuplicateRow {
-                place,
-                content,
-                similarity: None,
-            };
-            rows.put(file_of(&content, files), &row_bytes(shard, row))?;
-            if let (Some(near), Some(signature)) = (&mut near, signature) {
-                near.put(&content, &signature)?;
-            }
+    let (rows, comparable) = match near {
+        None => {
+            let rows = reading.read(|_| (), |_, ()| Ok(())).await?;
+            (rows, Comparable::Nothing)
         }
-        Ok(())
+        Some(Near::MinHash { threshold }) => reading.by_words(*threshold).await?,
+        Some(Near::Embedding {
+            from,
+            step,
+            threshold,
+        }) => {
+            let of = VectorsOf { from, step };
+            reading.by_vectors(of, *threshold).await?
+        }
     };
-    Reader::new(stores, job, sign)?.read(plan, take).await?;
-    Ok(Read { rows, near, files })
+    let finding = move || find_among(rows, comparable.resolve(files)?, files);
+    let found = tokio::task::spawn_blocking(finding).await;
+    found.expect("comparing does not panic")
 }
 
-fn find_read(read: Read) -> io::Result<Found> {
-    let Read { rows, near, files } = read;
-    let near: Spill<NEAR_BYTES> = match near {
-        Some(near) => near.resolve(|content| file_of(content, files))?,
-        None => Spill::new(files)?,
-    };
-    let mut found = Spill::new(files)?;
-    let mut count = 0;
-    let both = near.into_files()?.into_iter().zip(rows.into_files()?);
-    for (file, (near, rows)) in both.enumerate() {
-        count += duplicates(near, rows, |row| found.put(file, &row))?;
+/// Reads the rows of a plan, to be compared.
+struct Reading<'a> {
+    stores: &'a Stores,
+    job: &'a CheckedJob,
+    plan: &'a Plan,
+    files: usize,
+}
+
+impl Reading<'_> {
+    /// Reads every row. `near` is given each row's content, and what was made of the row.
+    async fn read<T: Send + 'static>(
+        &self,
+        make: impl Fn(&Row) -> T + Send + Sync + 'static,
+        mut near: impl FnMut(&ContentHash, T) -> io::Result<()>,
+    ) -> Result<Spill<ROW_BYTES>, PlanError> {
+        let mut rows = Spill::new(self.files).map_err(PlanError::Spill)?;
+        let take = |shard, contents: Contents<T>| {
+            for (content, place, made) in contents {
+                let row = DuplicateRow {
+                    place,
+                    content,
+                    similarity: None,
+                };
+                rows.put(file_of(&content, self.files), &row_bytes(shard, row))?;
+                near(&content, made)?;
+            }
+            Ok(())
+        };
+        let reader = Reader::new(self.stores, self.job, make)?;
+        reader.read(self.plan, take).await?;
+        Ok(rows)
     }
-    Ok(Found { rows: found, count })
+
+    async fn by_words(&self, threshold: f64) -> Result<(Spill<ROW_BYTES>, Comparable), PlanError> {
+        let hashes_per_band = hashes_per_band(threshold);
+        let near = NearRows::new(NearOptions {
+            bands: HASHES / hashes_per_band,
+            banding: hashes_per_band,
+            signature_bytes: MinHash::BYTES,
+            threshold,
+            files: self.files,
+        });
+        let mut near = near.map_err(PlanError::Spill)?;
+        let words = match self.job.input.fields.prompted.is_empty() {
+            true => Words::OfText,
+            false => Words::OfFields,
+        };
+        let sign = move |row: &Row| MinHash::of(row.asked(), words);
+        let put = |content: &ContentHash, signature: Option<MinHash>| match signature {
+            Some(signature) => near.put(content, &signature),
+            None => Ok(()),
+        };
+        let rows = self.read(sign, put).await?;
+        Ok((rows, Comparable::ByWords(near)))
+    }
+
+    async fn by_vectors(
+        &self,
+        of: VectorsOf<'_>,
+        threshold: f64,
+    ) -> Result<(Spill<ROW_BYTES>, Comparable), PlanError> {
+        let vectors = Vectors::read(self.stores, of, self.files).await?;
+        let mut texts = RowTexts::new(vectors.files()).map_err(PlanError::Spill)?;
+        let put = |content: &ContentHash, text: ContentHash| texts.put(content, &text);
+        let rows = self.read(text_content, put).await?;
+        let comparable = Comparable::ByVectors {
+            from: of.from.to_owned(),
+            vectors,
+            texts,
+            threshold,
+        };
+        Ok((rows, comparable))
+    }
+}
+
+impl Comparable {
+    /// The contents that are almost the same as an earlier one, by file.
+    fn resolve(self, files: usize) -> Result<Spill<NEAR_BYTES>, PlanError> {
+        let file_of = |content: &ContentHash| file_of(content, files);
+        let near = match self {
+            Self::Nothing => Spill::new(files),
+            Self::ByWords(rows) => rows.resolve(file_of),
+            Self::ByVectors { texts, .. } if texts.is_empty() => Spill::new(files),
+            Self::ByVectors {
+                from,
+                vectors,
+                texts,
+                threshold,
+            } => {
+                let near = vectors.resolve(texts, threshold, files);
+                let near = near.map_err(PlanError::Spill)?;
+                return near.ok_or_else(|| VectorsError::OtherRows { from }.into());
+            }
+        };
+        near.map_err(PlanError::Spill)
+    }
+}
+
+fn find_among(
+    rows: Spill<ROW_BYTES>,
+    near: Spill<NEAR_BYTES>,
+    files: usize,
+) -> Result<Found, PlanError> {
+    let finding = || {
+        let mut found = Spill::new(files)?;
+        let mut count = 0;
+        let both = near.into_files()?.into_iter().zip(rows.into_files()?);
+        for (file, (near, rows)) in both.enumerate() {
+            count += duplicates(near, rows, |row| found.put(file, &row))?;
+        }
+        Ok(Found { rows: found, count })
+    };
+    finding().map_err(PlanError::Spill)
 }

@@ -8,19 +8,22 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
 
-use millrace_crds::batch_job::{Near, NearMethod};
 use millrace_protocol::ledger::ContentHash;
 
 use super::exact::{NEAR_BYTES, NearContent};
-use super::signature::{Signature, hashes_per_band};
 use crate::plan::incremental::spill::{Records, Spill};
 
-/// A row's content and its signature.
-const SIGNED_BYTES: usize = 16 + Signature::BYTES;
+/// Bytes of a row's content, which stands before its signature.
+const CONTENT_BYTES: usize = 16;
 /// Two numbers: a band and a row, or a later and an earlier row.
 const PAIR_BYTES: usize = 16;
+/// Bands of the rows of a file of contents that a file of pairs holds: some sixty megabytes.
+const BANDS_PER_FILE: usize = 8;
+/// Most files of pairs, all of them open.
+const PAIR_FILES_MAX: usize = 256;
 /// Rows with one band in common that later ones are compared with: of more that are not alike, the others
 /// are only asked.
 const LEADERS_MAX: usize = 64;
@@ -28,45 +31,77 @@ const LEADERS_MAX: usize = 64;
 /// Number of a row among those with a signature, in the plan's order.
 type RowNumber = u64;
 
+/// What says of two rows how similar they are.
+pub(super) trait Signature: Sized {
+    /// What bands are made by.
+    type Banding;
+
+    /// A number for each band: rows with one in common may be similar.
+    fn bands(&self, by: &Self::Banding) -> Vec<u64>;
+
+    /// How similar both rows are; 1 where nothing tells them apart.
+    fn similarity(&self, other: &Self) -> f64;
+
+    /// As it is stored. All signatures of a plan have one length.
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// Reads a signature.
+    fn from_bytes(bytes: &[u8]) -> Self;
+}
+
+/// How rows are compared.
+pub(super) struct NearOptions<S: Signature> {
+    /// What bands are made by.
+    pub(super) banding: S::Banding,
+    /// How many bands a signature has.
+    pub(super) bands: usize,
+    /// Length of a signature.
+    pub(super) signature_bytes: usize,
+    /// How similar two rows must be at least.
+    pub(super) threshold: f64,
+    /// Files that contents are handed to.
+    pub(super) files: usize,
+}
+
+impl<S: Signature> NearOptions<S> {
+    /// Temporary files of bands, and of pairs, of which a row may have as many: each is sorted in memory.
+    fn pair_files(&self) -> usize {
+        (self.files * self.bands.div_ceil(BANDS_PER_FILE)).min(PAIR_FILES_MAX)
+    }
+}
+
 /// The rows of a plan that can be compared.
-pub(super) struct NearRows {
+pub(super) struct NearRows<S: Signature> {
+    options: NearOptions<S>,
     signed: BufWriter<File>,
     rows: RowNumber,
     bands: Spill<PAIR_BYTES>,
-    files: usize,
-    hashes_per_band: usize,
-    threshold: f64,
 }
 
 /// A row's content and its signature.
-struct Signed {
+struct Signed<S> {
     content: ContentHash,
-    signature: Signature,
+    signature: S,
 }
 
-impl NearRows {
-    /// No rows yet; temporary files of a kind are `files`.
-    pub(super) fn new(near: &Near, files: usize) -> io::Result<Self> {
-        let Near { method, threshold } = near;
-        let hashes_per_band = match method {
-            NearMethod::MinHash => hashes_per_band(*threshold),
-        };
+impl<S: Signature> NearRows<S> {
+    /// No rows yet.
+    pub(super) fn new(options: NearOptions<S>) -> io::Result<Self> {
         Ok(Self {
             signed: BufWriter::new(tempfile::tempfile()?),
             rows: 0,
-            bands: Spill::new(files)?,
-            files,
-            hashes_per_band,
-            threshold: *threshold,
+            bands: Spill::new(options.pair_files())?,
+            options,
         })
     }
 
     /// Takes the next row.
-    pub(super) fn put(&mut self, content: &ContentHash, signature: &Signature) -> io::Result<()> {
+    pub(super) fn put(&mut self, content: &ContentHash, signature: &S) -> io::Result<()> {
+        let files = self.options.pair_files();
         self.signed.write_all(content)?;
         self.signed.write_all(&signature.to_bytes())?;
-        for band in signature.bands(self.hashes_per_band) {
-            let file = (u128::from(band) * self.files as u128) >> 64;
+        for band in signature.bands(&self.options.banding) {
+            let file = (u128::from(band) * files as u128) >> 64;
             self.bands.put(file as usize, &pair(band, self.rows))?;
         }
         self.rows += 1;
@@ -79,23 +114,31 @@ impl NearRows {
         file_of: impl Fn(&ContentHash) -> usize,
     ) -> io::Result<Spill<NEAR_BYTES>> {
         let Self {
+            options,
             signed,
             rows,
             bands,
-            files,
-            hashes_per_band: _,
-            threshold,
         } = self;
-        let signed = SignedFile {
+        let pair_files = options.pair_files();
+        let NearOptions {
+            banding: _,
+            bands: _,
+            signature_bytes,
+            threshold,
+            files,
+        } = options;
+        let signed: SignedFile<S> = SignedFile {
             file: signed
                 .into_inner()
                 .map_err(io::IntoInnerError::into_error)?,
+            record_bytes: CONTENT_BYTES + signature_bytes,
+            of: PhantomData,
         };
-        let mut similar = Spill::new(files)?;
+        let mut similar = Spill::new(pair_files)?;
         for bands in bands.into_files()? {
             for of_band in sorted(bands)?.chunk_by(|(one, _), (other, _)| one == other) {
                 pairs(&signed, threshold, of_band, |later, earlier| {
-                    let file = u128::from(later) * files as u128 / u128::from(rows);
+                    let file = u128::from(later) * pair_files as u128 / u128::from(rows);
                     similar.put(file as usize, &pair(later, earlier))
                 })?;
             }
@@ -123,8 +166,8 @@ fn sorted(pairs: Records<PAIR_BYTES>) -> io::Result<Vec<(u64, u64)>> {
 
 /// Hands out pairs of similar rows, the later one first, among rows with a band in common: for each row
 /// the first one that it is like.
-fn pairs(
-    signed: &SignedFile,
+fn pairs<S: Signature>(
+    signed: &SignedFile<S>,
     threshold: f64,
     of_band: &[(u64, RowNumber)],
     mut found: impl FnMut(RowNumber, RowNumber) -> io::Result<()>,
@@ -132,7 +175,7 @@ fn pairs(
     if of_band.len() < 2 {
         return Ok(());
     }
-    let mut leaders: Vec<(RowNumber, Signed)> = Vec::new();
+    let mut leaders: Vec<(RowNumber, Signed<S>)> = Vec::new();
     for &(_, row) in of_band {
         let this = signed.read(row)?;
         let like = leaders.iter().find(|(_, leader)| {
@@ -151,20 +194,21 @@ fn pairs(
 }
 
 /// The signatures by the number of their row.
-struct SignedFile {
+struct SignedFile<S> {
     file: File,
+    record_bytes: usize,
+    of: PhantomData<S>,
 }
 
-impl SignedFile {
-    fn read(&self, row: RowNumber) -> io::Result<Signed> {
-        let mut bytes = [0; SIGNED_BYTES];
+impl<S: Signature> SignedFile<S> {
+    fn read(&self, row: RowNumber) -> io::Result<Signed<S>> {
+        let mut bytes = vec![0; self.record_bytes];
         self.file
-            .read_exact_at(&mut bytes, row * SIGNED_BYTES as u64)?;
+            .read_exact_at(&mut bytes, row * self.record_bytes as u64)?;
         let (content, signature) = bytes.split_first_chunk().expect("it is longer than that");
-        let signature = signature.try_into().expect("a signature is what follows");
         Ok(Signed {
             content: *content,
-            signature: Signature::from_bytes(signature),
+            signature: S::from_bytes(signature),
         })
     }
 }
@@ -191,9 +235,9 @@ impl Standing {
 
     /// Decides about a row from the earlier ones that it is like, all of which are decided about: the
     /// first of those that stand for them stands for this row as well, if it is like it.
-    fn decide(
+    fn decide<S: Signature>(
         &self,
-        signed: &SignedFile,
+        signed: &SignedFile<S>,
         threshold: f64,
         of_row: &[(RowNumber, RowNumber)],
     ) -> io::Result<Option<NearContent>> {
@@ -236,7 +280,7 @@ fn unpaired(bytes: &[u8; PAIR_BYTES]) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::signature::Words;
+    use super::super::minhash::{HASHES, MinHash, Words, hashes_per_band};
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -248,13 +292,16 @@ mod tests {
 
     /// What the rows of these texts are almost the same as, by the numbers of the first rows of both.
     fn found(texts: &[String], threshold: f64, files: usize) -> Vec<(usize, usize)> {
-        let near = Near {
-            method: NearMethod::MinHash,
+        let mut rows = NearRows::new(NearOptions {
+            bands: HASHES / hashes_per_band(threshold),
+            banding: hashes_per_band(threshold),
+            signature_bytes: MinHash::BYTES,
             threshold,
-        };
-        let mut rows = NearRows::new(&near, files).unwrap();
+            files,
+        })
+        .unwrap();
         for text in texts {
-            let signature = Signature::of(text, Words::OfText).unwrap();
+            let signature = MinHash::of(text, Words::OfText).unwrap();
             rows.put(&content(text), &signature).unwrap();
         }
         let file_of = |content: &ContentHash| usize::from(content[0]) % files;

@@ -97,7 +97,7 @@ pub(super) async fn carry(
 
 /// The models that the earlier output was made by last, and the parts that are theirs: what other
 /// models said is not carried over.
-fn of_last_models(manifest: &Manifest) -> (BTreeMap<String, String>, Vec<&LivePart>) {
+pub(super) fn of_last_models(manifest: &Manifest) -> (BTreeMap<String, String>, Vec<&LivePart>) {
     let last = manifest.parts.iter().max_by_key(|part| part.run);
     let models = last.map(|part| part.commit.models.clone());
     let models = models.unwrap_or_default();

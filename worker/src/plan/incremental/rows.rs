@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use millrace_protocol::ledger::ContentHash;
 use millrace_protocol::plan::{InputFile, Plan, Shard, ShardIndex};
-use millrace_protocol::row::{Place, ReadRow};
+use millrace_protocol::row::{Place, ReadRow, Row};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -38,7 +38,7 @@ struct RowReading<T> {
     output: Location,
     input: Input,
     routing: Option<Arc<Routing>>,
-    make: Box<dyn Fn(&str) -> T + Send + Sync>,
+    make: Box<dyn Fn(&Row) -> T + Send + Sync>,
 }
 
 /// A shard that is being read.
@@ -52,7 +52,7 @@ impl<T: Send + 'static> Reader<T> {
     pub(in crate::plan) fn new(
         stores: &Stores,
         job: &CheckedJob,
-        make: impl Fn(&str) -> T + Send + Sync + 'static,
+        make: impl Fn(&Row) -> T + Send + Sync + 'static,
     ) -> Result<Self, PlanError> {
         let reading = RowReading {
             stores: stores.with_inline_rows(&job.input),
@@ -150,7 +150,7 @@ impl<T: Send + 'static> RowReading<T> {
         let asked = rows.iter().filter_map(|row| match row {
             ReadRow::Row(row) => {
                 let content = content(row, self.routing.as_deref());
-                Some((content, row.place, (self.make)(row.asked())))
+                Some((content, row.place, (self.make)(row)))
             }
             ReadRow::Bad { .. } => None,
         });
