@@ -39,6 +39,29 @@ fn calls_that_fail_are_made_again() {
 }
 
 #[test]
+fn a_call_that_fails_is_not_made_again_before_the_api_says() {
+    let scene = Scene::new(SceneOptions {
+        rows: 2,
+        remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 1}}),
+        job: json!({"retry": {"maxAttempts": 8, "initialBackoff": "10ms", "maxBackoff": "50ms"}}),
+        api: StandInOptions {
+            faults: Faults {
+                failed_every: Some(2),
+                failed_retry_after_ms: Some(700),
+                ..Faults::default()
+            },
+            ..StandInOptions::default()
+        },
+    });
+    scene.run().succeed();
+    let calls = scene.record().calls;
+    assert_eq!(calls.len(), 3, "{calls:#?}");
+    assert_eq!((calls[1].status, calls[2].status), (Some(500), Some(200)));
+    let waited = calls[2].at_ms - calls[1].ended_ms.unwrap();
+    assert!(waited >= 700, "{waited}");
+}
+
+#[test]
 fn answers_that_cannot_be_split_are_asked_for_row_by_row() {
     check_all_succeed(Faults {
         malformed_every: Some(7),
