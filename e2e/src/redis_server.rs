@@ -53,6 +53,14 @@ impl RedisServer {
         }
     }
 
+    /// Kills the server; its data stays, but for the last of it.
+    pub fn kill(&mut self) {
+        self.signal("KILL");
+        if let Some(mut child) = self.child.take() {
+            child.wait().expect("the server's end");
+        }
+    }
+
     /// Starts a stopped server again, on the same port and data.
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "the server runs");

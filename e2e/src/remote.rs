@@ -21,7 +21,8 @@ pub const WORD: &str = "millwheel";
 pub struct Scene {
     folder: TempDir,
     stand_in: StandIn,
-    runtime: Runtime,
+    /// What the stand-in runs in; none while it is stopped.
+    runtime: Option<Runtime>,
     time_factor: f64,
 }
 
@@ -103,7 +104,7 @@ impl Scene {
         let scene = Self {
             folder,
             stand_in,
-            runtime,
+            runtime: Some(runtime),
             time_factor,
         };
         scene.write_rows(0..rows);
@@ -186,8 +187,20 @@ impl Scene {
 
     /// What the stand-in was asked so far.
     pub fn record(&self) -> Record {
-        let _here = self.runtime.enter();
         self.stand_in.record()
+    }
+
+    /// Ends the stand-in, with all calls that are under way.
+    pub fn stop_api(&mut self) {
+        drop(self.runtime.take());
+    }
+
+    /// Starts a stopped stand-in again, on the same port and with what it recorded.
+    pub fn start_api_again(&mut self) {
+        assert!(self.runtime.is_none(), "the stand-in runs");
+        let runtime = Runtime::new().unwrap();
+        runtime.block_on(self.stand_in.start_again()).unwrap();
+        self.runtime = Some(runtime);
     }
 
     /// The lines of all parts, or of all error files.

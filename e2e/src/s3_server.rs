@@ -22,6 +22,7 @@ pub struct S3Server {
     process: Child,
     port: u16,
     folder: TempDir,
+    secret_key: String,
 }
 
 impl S3Server {
@@ -40,38 +41,43 @@ impl S3Server {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
         let port = free_address().port();
-        let process = Command::new(binary())
-            .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
-            .arg(folder.path())
-            .env("ROOT_ACCESS_KEY", ACCESS_KEY)
-            .env("ROOT_SECRET_KEY", SECRET_KEY)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
         let mut server = Self {
-            process,
+            process: spawn(port, folder.path(), SECRET_KEY),
             port,
             folder,
+            secret_key: SECRET_KEY.to_owned(),
         };
+        server.answers().then_some(server)
+    }
+
+    /// Starts it again on its port and folder, with another secret key than it had.
+    pub fn start_again_with(&mut self, secret_key: &str) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        secret_key.clone_into(&mut self.secret_key);
+        self.process = spawn(self.port, self.folder.path(), secret_key);
+        assert!(self.answers(), "it does not start again on its port");
+    }
+
+    fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
-            if server.process.try_wait().unwrap().is_some() {
-                return None;
+            if self.process.try_wait().unwrap().is_some() {
+                return false;
             }
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Some(server);
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return true;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        None
+        false
     }
 
     /// The variables by which the AWS tools, and millrace, find this server and its keys.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", self.secret_key.clone()),
             ("AWS_REGION", "us-east-1".to_owned()),
             (
                 "AWS_ENDPOINT_URL",
@@ -92,6 +98,18 @@ impl Drop for S3Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn spawn(port: u16, folder: &Path, secret_key: &str) -> Child {
+    Command::new(binary())
+        .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
+        .arg(folder)
+        .env("ROOT_ACCESS_KEY", ACCESS_KEY)
+        .env("ROOT_SECRET_KEY", secret_key)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 fn binary() -> PathBuf {

@@ -54,6 +54,11 @@ pub struct Options {
     #[arg(long, env = "MILLRACE_ALLOW_LINK_LOCAL")]
     pub allow_link_local: bool,
 
+    /// Lets S3 endpoints, APIs and receivers of events be at loopback addresses of the pods that ask
+    /// them: sidecars that are injected into each.
+    #[arg(long, env = "MILLRACE_ALLOW_LOOPBACK")]
+    pub allow_loopback: bool,
+
     /// Peers of a NetworkPolicy, as a JSON list, that reach the pods of services beside those of their
     /// own namespace: whoever scrapes them or asks them from elsewhere.
     #[arg(long, env = "MILLRACE_POD_INGRESS_FROM", default_value = "[]")]

@@ -138,8 +138,12 @@ pub fn telemetry_variables(options: &Options) -> Vec<Value> {
 
 /// The variables of everything that opens stores.
 pub fn store_variables(options: &Options) -> Vec<Value> {
-    let allowed = options.allow_link_local.to_string();
-    vec![json!({"name": "MILLRACE_ALLOW_LINK_LOCAL", "value": allowed})]
+    [
+        ("MILLRACE_ALLOW_LINK_LOCAL", options.allow_link_local),
+        ("MILLRACE_ALLOW_LOOPBACK", options.allow_loopback),
+    ]
+    .map(|(name, allowed)| json!({"name": name, "value": allowed.to_string()}))
+    .to_vec()
 }
 
 /// Volume and mount of one Secret with credentials.

@@ -35,11 +35,44 @@ pub fn receipts_of(of: ShardOfRun) -> String {
     format!("{}/{:05}", receipts(of.run), of.shard)
 }
 
-/// `<folder>/<random>[-<arm>]-<cost>.json`: the name of a receipt says what it cost, and of which arm
-/// it is where the job has routes.
-pub fn receipt(folder: &str, random: u64, arm: Option<ArmIndex>, cost: Cost) -> String {
+/// What stands on a receipt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceiptForm {
+    /// JSON: what was said in words, or nothing but what it cost.
+    Json,
+    /// Vectors, as they lie in memory.
+    Vectors,
+}
+
+impl ReceiptForm {
+    fn suffix(self) -> &'static str {
+        match self {
+            ReceiptForm::Json => "json",
+            ReceiptForm::Vectors => "vectors",
+        }
+    }
+}
+
+/// `<folder>/<random>[-<arm>]-<cost>.json` or `….vectors`: the name of a receipt says what it cost, and
+/// of which arm it is where the job has routes.
+pub fn receipt(
+    folder: &str,
+    random: u64,
+    arm: Option<ArmIndex>,
+    cost: Cost,
+    form: ReceiptForm,
+) -> String {
     let arm = arm.map(|arm| format!("-{arm}")).unwrap_or_default();
-    format!("{folder}/{random:016x}{arm}-{}.json", cost.parts())
+    let (cost, suffix) = (cost.parts(), form.suffix());
+    format!("{folder}/{random:016x}{arm}-{cost}.{suffix}")
+}
+
+/// The form of a receipt, by its path.
+pub fn form_of_receipt(path: &str) -> Option<ReceiptForm> {
+    let (_, suffix) = path.rsplit_once('.')?;
+    [ReceiptForm::Json, ReceiptForm::Vectors]
+        .into_iter()
+        .find(|form| form.suffix() == suffix)
 }
 
 /// The arm of a receipt, by its path.
@@ -51,7 +84,8 @@ pub fn arm_of_receipt(path: &str) -> Option<ArmIndex> {
 
 /// What a receipt cost, by its path.
 pub fn cost_of_receipt(path: &str) -> Option<Cost> {
-    let (_, cost) = path.strip_suffix(".json")?.rsplit_once('-')?;
+    form_of_receipt(path)?;
+    let (_, cost) = path.rsplit_once('.')?.0.rsplit_once('-')?;
     cost.parse().ok().map(Cost::of_parts)
 }
 
@@ -141,10 +175,12 @@ mod tests {
     fn a_receipt_path_names_its_shard_and_its_cost() {
         let cost = Cost::of_parts(1_234_567_890_123);
         let of = ShardOfRun { run: 3, shard: 12 };
-        let path = receipt(&receipts_of(of), 7, None, cost);
+        let path = receipt(&receipts_of(of), 7, None, cost, ReceiptForm::Json);
         assert_eq!(cost_of_receipt(&path), Some(cost));
+        assert_eq!(form_of_receipt(&path), Some(ReceiptForm::Json));
         assert_eq!(arm_of_receipt(&path), None);
-        let routed = receipt(&receipts_of(of), 7, Some(4), cost);
+        let routed = receipt(&receipts_of(of), 7, Some(4), cost, ReceiptForm::Vectors);
+        assert_eq!(form_of_receipt(&routed), Some(ReceiptForm::Vectors));
         assert_eq!(cost_of_receipt(&routed), Some(cost));
         assert_eq!(arm_of_receipt(&routed), Some(4));
         assert_eq!(shard_of_receipt(&path), Some(12));

@@ -30,6 +30,7 @@ impl Faults {
         let Self {
             overloaded_every,
             failed_every,
+            failed_retry_after_ms: _,
             malformed_every,
             short_every,
             silent_every,

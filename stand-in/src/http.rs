@@ -146,7 +146,7 @@ async fn call(
         Api::Chat | Api::Responses => answer::tokens(&content),
     };
     let (index, number, standing) = arrive(&served, api, key, &asked, said_tokens);
-    let headers = limit_headers(&served.options, &standing);
+    let mut headers = limit_headers(&served.options, &standing);
     let Some(number) = number else {
         let reply = refused(
             StatusCode::TOO_MANY_REQUESTS,
@@ -168,6 +168,10 @@ async fn call(
             .await;
     }
     if let Some((status, reply)) = failed(fate) {
+        let wait_ms = served.options.faults.failed_retry_after_ms;
+        if let Some(wait_ms) = wait_ms.filter(|_| fate == Fate::Failed) {
+            headers.insert("retry-after-ms", HeaderValue::from(wait_ms));
+        }
         served.ended(index, status);
         return (headers, reply).into_response();
     }

@@ -27,7 +27,16 @@ pub use self::record::{Call, Peak, Record};
 pub struct StandIn {
     address: SocketAddr,
     served: Arc<http::Served>,
-    _serving: AbortOnDropHandle<std::io::Result<()>>,
+    serving: Serving,
+}
+
+type Serving = AbortOnDropHandle<std::io::Result<()>>;
+
+fn serve(listener: TcpListener, served: &Arc<http::Served>) -> Serving {
+    let router = http::router(served.clone());
+    AbortOnDropHandle::new(tokio::spawn(
+        async move { axum::serve(listener, router).await },
+    ))
 }
 
 impl StandIn {
@@ -41,13 +50,19 @@ impl StandIn {
     pub fn listen(listener: TcpListener, options: StandInOptions) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let served = Arc::new(http::Served::new(options));
-        let router = http::router(served.clone());
-        let serving = tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(Self {
             address,
+            serving: serve(listener, &served),
             served,
-            _serving: AbortOnDropHandle::new(serving),
         })
+    }
+
+    /// Listens once more on its port, after the runtime that it was started in has ended with all
+    /// connections. Its record stays, and its clock ran on.
+    pub async fn start_again(&mut self) -> std::io::Result<()> {
+        let listener = TcpListener::bind(self.address).await?;
+        self.serving = serve(listener, &self.served);
+        Ok(())
     }
 
     /// What a client takes for its base URL: `http://127.0.0.1:PORT/v1`.

@@ -60,6 +60,9 @@ pub struct Faults {
     /// Every how many calls the answer is 500.
     #[arg(long)]
     pub failed_every: Option<u64>,
+    /// Real milliseconds that such an answer asks to wait before another try.
+    #[arg(long)]
+    pub failed_retry_after_ms: Option<u64>,
     /// Every how many calls the answer is cut in its middle, so that it is no JSON of any schema.
     #[arg(long)]
     pub malformed_every: Option<u64>,

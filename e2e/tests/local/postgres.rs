@@ -128,6 +128,59 @@ async fn connections_that_are_killed_while_rows_are_loaded_cost_no_row_and_doubl
     assert_every_row_once(&client).await;
 }
 
+/// A trigger that fails the first inserts of the job with each of these codes.
+fn failing(codes: &[(&str, u32)]) -> String {
+    let cases = codes.iter().enumerate().map(|(index, (code, times))| {
+        // A sequence is not rolled back with the transaction that it fails.
+        format!(
+            "if nextval('failures_{index}') <= {times} then \
+             raise exception 'as a busy server' using errcode = '{code}'; end if; "
+        )
+    });
+    let sequences = (0..codes.len()).map(|index| format!("create sequence failures_{index}; "));
+    format!(
+        "{}create function fails() returns trigger language plpgsql as \
+         $$ begin {}return null; end $$; \
+         create trigger fails after insert on texts execute function fails()",
+        sequences.collect::<String>(),
+        cases.collect::<String>(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_that_a_busy_server_gives_up_are_made_again() {
+    let postgres = PostgresServer::start();
+    let scene = scene(&postgres, jsonl(ROWS, BAD_EVERY));
+    scene.run().succeed();
+    let client = postgres.connect().await;
+    // The table is loaded anew, under faults: serialization_failure, deadlock_detected, lock_not_available.
+    let emptied = "delete from texts; delete from millrace_loads";
+    client.batch_execute(emptied).await.unwrap();
+    let codes = [("40001", 3), ("40P01", 2), ("55P03", 1)];
+    client.batch_execute(&failing(&codes)).await.unwrap();
+    std::fs::remove_file(scene.output().join("manifest.json")).unwrap();
+    scene.run().succeed();
+    assert_every_row_once(&client).await;
+    for (index, (code, times)) in codes.iter().enumerate() {
+        let seen = format!("select last_value from failures_{index}");
+        assert!(number(&client, &seen).await > i64::from(*times), "{code}");
+    }
+    // Any other refusal is final.
+    let (refused, emptied) = (
+        failing(&[("23514", 1_000)]),
+        format!("drop function fails cascade; {emptied}"),
+    );
+    client.batch_execute(&emptied).await.unwrap();
+    client
+        .batch_execute(&refused.replace("failures_0", "failures_3"))
+        .await
+        .unwrap();
+    std::fs::remove_file(scene.output().join("manifest.json")).unwrap();
+    let mut run = scene.run();
+    assert!(!run.wait().success());
+    assert!(run.log().contains("as a busy server"), "{}", run.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_will_not_do_is_refused_before_anything_is_computed() {
     let postgres = PostgresServer::start();

@@ -1,5 +1,6 @@
 //! What calls cost is counted to the last token, and a budget is kept to.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millrace_e2e::process::{Process, until};
@@ -43,6 +44,10 @@ fn dearest(record: &Record) -> Cost {
 }
 
 fn scene(rows: usize, job: Value, faults: Faults) -> Scene {
+    scene_of("Chat", rows, job, faults)
+}
+
+fn scene_of(api: &str, rows: usize, job: Value, faults: Faults) -> Scene {
     let mut spec = json!({
         "sharding": {"targetBytes": 2048},
         "retry": {"maxAttempts": 8, "initialBackoff": "10ms", "maxBackoff": "50ms"},
@@ -52,7 +57,9 @@ fn scene(rows: usize, job: Value, faults: Faults) -> Scene {
     }
     Scene::new(SceneOptions {
         rows,
-        remote: json!({"rowsPerCall": 3, "limits": {"concurrency": 6}, "pricing": pricing()}),
+        remote: json!({
+            "api": api, "rowsPerCall": 3, "limits": {"concurrency": 6}, "pricing": pricing(),
+        }),
         job: spec,
         api: StandInOptions {
             latency_ms: 300,
@@ -237,9 +244,8 @@ fn workers_share_a_budget_though_one_is_killed_and_redis_forgets() {
     scene.assert_nothing_is_told(&logs);
 }
 
-#[test]
-fn a_run_that_is_killed_pays_twice_for_what_was_under_way_alone() {
-    let scene = scene(600, json!({}), Faults::default());
+/// Kills a run again and again, and returns it as it ends when nobody does.
+fn killed_in_between(scene: &Scene) -> Value {
     let mut kills = 0;
     for calls in [15, 40, 70, 100, 140] {
         let mut run = scene.run();
@@ -250,7 +256,7 @@ fn a_run_that_is_killed_pays_twice_for_what_was_under_way_alone() {
         run.kill();
         kills += 1;
     }
-    let (job, code) = run(&scene);
+    let (job, code) = run(scene);
     assert_eq!(code, Some(0), "{job}");
     let mut ids: Vec<String> = scene
         .lines("parts")
@@ -265,6 +271,35 @@ fn a_run_that_is_killed_pays_twice_for_what_was_under_way_alone() {
     let under_way = 6 * 3;
     println!("{kills} kills, {} rows were asked again", asked - 600);
     assert!(asked - 600 <= kills * under_way, "{asked} rows asked");
+    job
+}
+
+#[test]
+fn a_run_that_is_killed_pays_twice_for_what_was_under_way_alone() {
+    killed_in_between(&scene(600, json!({}), Faults::default()));
+}
+
+#[test]
+fn a_run_of_embeddings_that_is_killed_pays_twice_for_what_was_under_way_alone() {
+    let steps = json!([{"name": "said", "model": "m"}]);
+    // All in one shard, so that nothing is kept but receipts.
+    let job = json!({"steps": steps, "sharding": {"targetBytes": 1 << 20}});
+    let scene = scene_of("Embeddings", 600, job, Faults::default());
+    let job = killed_in_between(&scene);
+    let expected: Vec<Value> = scene.lines("parts");
+    let undisturbed = scene_of(
+        "Embeddings",
+        600,
+        json!({"steps": steps}),
+        Faults::default(),
+    );
+    let (_, code) = run(&undisturbed);
+    assert_eq!(code, Some(0), "{job}");
+    let results = |lines: &[Value]| -> BTreeMap<String, Value> {
+        let result = |line: &Value| (line["id"].to_string(), line["result"].clone());
+        lines.iter().map(result).collect()
+    };
+    assert!(results(&expected) == results(&undisturbed.lines("parts")));
 }
 
 #[test]

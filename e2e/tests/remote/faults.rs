@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use millrace_e2e::process::until;
+use millrace_e2e::process::{Process, until};
+use millrace_e2e::redis_server::RedisServer;
 use millrace_stand_in::{Faults, StandInOptions};
 use serde_json::{Value, json};
 
@@ -35,6 +36,29 @@ fn calls_that_fail_are_made_again() {
         overloaded_every: Some(7),
         ..Faults::default()
     });
+}
+
+#[test]
+fn a_call_that_fails_is_not_made_again_before_the_api_says() {
+    let scene = Scene::new(SceneOptions {
+        rows: 2,
+        remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 1}}),
+        job: json!({"retry": {"maxAttempts": 8, "initialBackoff": "10ms", "maxBackoff": "50ms"}}),
+        api: StandInOptions {
+            faults: Faults {
+                failed_every: Some(2),
+                failed_retry_after_ms: Some(700),
+                ..Faults::default()
+            },
+            ..StandInOptions::default()
+        },
+    });
+    scene.run().succeed();
+    let calls = scene.record().calls;
+    assert_eq!(calls.len(), 3, "{calls:#?}");
+    assert_eq!((calls[1].status, calls[2].status), (Some(500), Some(200)));
+    let waited = calls[2].at_ms - calls[1].ended_ms.unwrap();
+    assert!(waited >= 700, "{waited}");
 }
 
 #[test]
@@ -134,6 +158,23 @@ fn a_wrong_key_stops_the_run_and_blames_no_row() {
     assert!(run.log().contains("apiKeySecretRef"), "{}", run.log());
     assert_eq!(scene.lines("errors"), [] as [Value; 0]);
     scene.assert_nothing_is_told(&["run.log"]);
+}
+
+#[test]
+fn a_service_at_an_address_within_the_pod_is_refused_before_anything_is_asked() {
+    let scene = scene(5, Faults::default());
+    let redis = RedisServer::start();
+    scene.step(&redis, "plan", "plan.log").succeed();
+    let mut command = scene.command("millrace-worker");
+    command.arg("work").arg("-f").arg(scene.path("job.yaml"));
+    command.args(["--redis", &redis.url(), "--remote"]);
+    // As the operator sets it for all pods.
+    command.env("MILLRACE_ALLOW_LOOPBACK", "false");
+    let mut worker = Process::start(command, scene.path("work.log"));
+    assert!(!worker.wait().success());
+    let log = worker.log();
+    assert!(log.contains("127.0.0.1, which is this pod itself"), "{log}");
+    assert!(scene.record().calls.is_empty());
 }
 
 #[test]

@@ -2,14 +2,18 @@
 //! says of limits, of time, and of what was paid.
 
 mod cache;
+mod chaos;
 mod chunks;
 mod cost;
+mod credentials;
 mod dedup;
 mod examples;
+mod fair;
 mod faults;
 mod limits;
 mod routes;
 mod rows;
+mod served;
 mod workers;
 
 use millrace_e2e::remote as scene;

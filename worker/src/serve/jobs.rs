@@ -39,7 +39,8 @@ struct Job {
 enum State {
     Opening(Opening),
     Open(Arc<Worker>),
-    /// It could not be opened; it is tried again after the pause.
+    /// It could not be opened, or its stores fail; it is opened after the pause, with the credentials
+    /// that are there then.
     Closed,
 }
 
@@ -137,6 +138,17 @@ impl Jobs {
     pub fn put_down(&mut self, name: &str) {
         if let Some(job) = self.known.get_mut(name) {
             job.in_hand = job.in_hand.saturating_sub(1);
+        }
+    }
+
+    /// Closes the job until then, unless it was opened again since `failed` was its worker.
+    pub fn close(&mut self, name: &str, failed: &Arc<Worker>, until: Instant) {
+        let Some(job) = self.known.get_mut(name) else {
+            return;
+        };
+        if matches!(&job.state, State::Open(worker) if Arc::ptr_eq(worker, failed)) {
+            job.state = State::Closed;
+            job.paused_until = Some(until);
         }
     }
 

@@ -11,6 +11,7 @@ mod open;
 mod rate;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_leases::{JobRegistry, LeaseError, RedisOptions};
@@ -25,7 +26,7 @@ use self::jobs::Jobs;
 use self::rate::Rate;
 use crate::metrics::Metrics;
 use crate::work::client::ServerAddress;
-use crate::work::{Claimed, SHARDS_IN_HAND_MAX};
+use crate::work::{Claimed, Held, SHARDS_IN_HAND_MAX, Worker};
 
 /// How often the registry is read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,7 +60,7 @@ pub struct ServeOptions {
 /// Works until told to stop; on return every lease is released or acknowledged.
 pub async fn serve(options: &ServeOptions) {
     let mut jobs = Jobs::default();
-    let mut in_hand: JoinSet<String> = JoinSet::new();
+    let mut in_hand: JoinSet<Attended> = JoinSet::new();
     let mut looked: Option<Instant> = None;
     let mut busy = Instant::now();
     let mut rate = Rate::default();
@@ -92,15 +93,46 @@ pub async fn serve(options: &ServeOptions) {
         }
         tokio::select! {
             Some(attended) = in_hand.join_next() => {
-                jobs.put_down(&attended.expect("a shard's task does not panic"));
+                let Attended { name, failed } = attended.expect("a shard's task does not panic");
+                jobs.put_down(&name);
+                if let Some(worker) = failed {
+                    jobs.close(&name, &worker, Instant::now() + JOB_PAUSE);
+                }
             }
             () = tokio::time::sleep(CLAIM_INTERVAL) => {}
             () = options.stop.cancelled() => {}
         }
     }
     while let Some(attended) = in_hand.join_next().await {
-        attended.expect("a shard's task does not panic");
+        drop(attended.expect("a shard's task does not panic"));
     }
+}
+
+/// What became of a shard in hand.
+struct Attended {
+    /// Name of its job.
+    name: String,
+    /// The job's worker, if its stores are to be opened anew.
+    failed: Option<Arc<Worker>>,
+}
+
+/// Attends to a shard of a job.
+async fn attend(
+    name: String,
+    worker: Arc<Worker>,
+    held: Held,
+    stop: CancellationToken,
+) -> Attended {
+    let mut failed = None;
+    if let Err(error) = worker.attend(held, stop).await {
+        tracing::warn!(job = name, error = %chain(&error), "a shard was given back");
+        if error.is_of_stores() {
+            failed = Some(worker);
+        } else {
+            tokio::time::sleep(JOB_PAUSE).await;
+        }
+    }
+    Attended { name, failed }
 }
 
 /// Says how this worker is and reads which jobs there are.
@@ -113,7 +145,7 @@ async fn look(
 }
 
 /// Claims a shard of the first job in line that has one. Returns whether any had.
-async fn claim_one(jobs: &mut Jobs, in_hand: &mut JoinSet<String>) -> bool {
+async fn claim_one(jobs: &mut Jobs, in_hand: &mut JoinSet<Attended>) -> bool {
     for name in jobs.in_line(Instant::now()) {
         let Some((worker, stop)) = jobs.worker(&name) else {
             continue;
@@ -121,20 +153,18 @@ async fn claim_one(jobs: &mut Jobs, in_hand: &mut JoinSet<String>) -> bool {
         match worker.claim().await {
             Ok(Claimed::Lease(lease)) => {
                 jobs.pick_up(&name);
-                in_hand.spawn(async move {
-                    if let Err(error) = worker.attend(lease, stop).await {
-                        tracing::warn!(job = name, error = %chain(&error), "a shard was given back");
-                        tokio::time::sleep(JOB_PAUSE).await;
-                    }
-                    name
-                });
+                in_hand.spawn(attend(name, worker, lease, stop));
                 return true;
             }
             Ok(Claimed::Later) => {}
             Ok(Claimed::Drained) => jobs.pause(&name, Instant::now() + JOB_PAUSE),
             Err(error) => {
                 tracing::warn!(job = name, error = %chain(&error), "no shard could be claimed");
-                jobs.pause(&name, Instant::now() + JOB_PAUSE);
+                let until = Instant::now() + JOB_PAUSE;
+                match error.is_of_stores() {
+                    true => jobs.close(&name, &worker, until),
+                    false => jobs.pause(&name, until),
+                }
             }
         }
     }

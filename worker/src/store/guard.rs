@@ -1,5 +1,5 @@
 //! HTTP clients that never reach the services of a machine's own link, which give out the machine's
-//! identity to whoever asks. An endpoint is named by whoever writes a Secret, so the addresses are
+//! identity to whoever asks, nor, in a pod, what listens within it. An endpoint is named by whoever writes a Secret, so the addresses are
 //! looked at themselves: written in any form, behind a name each time it is resolved, and where a
 //! redirect leads.
 
@@ -15,6 +15,8 @@ use object_store::{ClientConfigKey, ClientOptions};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use url::{Host, Url};
+
+use super::{LINK_LOCAL_VARIABLE, LOOPBACK_VARIABLE, LinkLocal, Loopback};
 
 /// Redirects that one request follows.
 const REDIRECTS_MAX: usize = 5;
@@ -32,17 +34,30 @@ const METADATA: [IpAddr; 3] = [
 /// An address that may not be reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{host} leads to {address}, which is link-local or a metadata service of the machine; an \
-     administrator allows such endpoints with MILLRACE_ALLOW_LINK_LOCAL=true"
+    "{host} leads to {address}, which is {what}; an administrator allows such endpoints with \
+     {variable}=true"
 )]
 pub struct Forbidden {
     host: String,
     address: IpAddr,
+    what: &'static str,
+    variable: &'static str,
+}
+
+/// Which addresses may be reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Whether link-local addresses and metadata services may be.
+    pub link_local: LinkLocal,
+    /// Whether addresses of this machine or pod itself may be.
+    pub loopback: Loopback,
 }
 
 /// Makes guarded clients.
 #[derive(Debug)]
 pub struct Guard {
+    /// What they reach.
+    pub rules: Rules,
     /// How long connecting may take.
     pub connect_timeout: Duration,
     /// How long a request may take.
@@ -51,17 +66,18 @@ pub struct Guard {
 
 impl HttpConnector for Guard {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let rules = self.rules;
         let allows_http = options.get_config_value(&ClientConfigKey::AllowHttp);
         let client = reqwest::Client::builder()
             .connect_timeout(self.connect_timeout)
             .timeout(self.timeout)
             .https_only(allows_http.is_none_or(|it| it != "true"))
-            .dns_resolver(Arc::new(GuardedNames))
-            .redirect(Policy::custom(|attempt| {
+            .dns_resolver(Arc::new(GuardedNames(rules)))
+            .redirect(Policy::custom(move |attempt| {
                 if attempt.previous().len() > REDIRECTS_MAX {
                     return attempt.error("too many redirects");
                 }
-                match literal(attempt.url()) {
+                match rules.literal(attempt.url()) {
                     Ok(()) => attempt.follow(),
                     Err(forbidden) => attempt.error(forbidden),
                 }
@@ -71,28 +87,36 @@ impl HttpConnector for Guard {
             store: "HTTP client",
             source: Box::new(error),
         })?;
-        Ok(HttpClient::new(GuardedClient(client)))
+        Ok(HttpClient::new(GuardedClient { client, rules }))
     }
 }
 
-/// A client for `url`, which its user names, that reaches no service of the machine's own link unless
-/// that is allowed. What is wrong is said in words.
+/// A client for `url`, which its user names, that reaches no service of the machine's own link, and in a
+/// pod none within it, unless that is allowed. What is wrong is said in words.
 pub fn guarded(
     client: reqwest::ClientBuilder,
     url: &str,
-    link_local: super::LinkLocal,
+    link_local: LinkLocal,
 ) -> Result<reqwest::ClientBuilder, String> {
-    if link_local == super::LinkLocal::Allowed {
+    let rules = Rules {
+        link_local,
+        loopback: Loopback::from_env(),
+    };
+    if rules.allow_all() {
         return Ok(client);
     }
     let url = Url::parse(url).map_err(|error| error.to_string())?;
-    literal(&url).map_err(|forbidden| forbidden.to_string())?;
-    Ok(client.dns_resolver(Arc::new(GuardedNames)))
+    let permitted = rules.literal(&url);
+    permitted.map_err(|forbidden| forbidden.to_string())?;
+    Ok(client.dns_resolver(Arc::new(GuardedNames(rules))))
 }
 
 /// Looks at the addresses that URLs name themselves, which no resolver sees.
 #[derive(Debug)]
-struct GuardedClient(reqwest::Client);
+struct GuardedClient {
+    client: reqwest::Client,
+    rules: Rules,
+}
 
 #[async_trait]
 impl HttpService for GuardedClient {
@@ -100,22 +124,23 @@ impl HttpService for GuardedClient {
         let refused = |error| HttpError::new(HttpErrorKind::Unknown, error);
         // Parsed as the client will: it knows the odd forms of addresses.
         if let Ok(url) = Url::parse(&request.uri().to_string()) {
-            literal(&url).map_err(refused)?;
+            self.rules.literal(&url).map_err(refused)?;
         }
-        self.0.call(request).await
+        self.client.call(request).await
     }
 }
 
 /// Looks at the addresses of names, each time one is resolved.
-struct GuardedNames;
+struct GuardedNames(Rules);
 
 impl Resolve for GuardedNames {
     fn resolve(&self, name: Name) -> Resolving {
+        let rules = self.0;
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let found: Vec<SocketAddr> = found.collect();
             for address in &found {
-                permitted(name.as_str(), address.ip())?;
+                rules.permitted(name.as_str(), address.ip())?;
             }
             let found: Addrs = Box::new(found.into_iter());
             Ok(found)
@@ -123,33 +148,62 @@ impl Resolve for GuardedNames {
     }
 }
 
-/// Refuses a URL whose host is an address that may not be reached.
-fn literal(url: &Url) -> Result<(), Forbidden> {
-    let address = match url.host() {
-        Some(Host::Ipv4(address)) => IpAddr::V4(address),
-        Some(Host::Ipv6(address)) => IpAddr::V6(address),
-        Some(Host::Domain(_)) | None => return Ok(()),
-    };
-    permitted(url.host_str().unwrap_or_default(), address)
+impl Rules {
+    /// Whether there is nothing to guard against.
+    pub fn allow_all(self) -> bool {
+        self.link_local == LinkLocal::Allowed && self.loopback == Loopback::Allowed
+    }
+
+    /// Refuses a URL whose host is an address that may not be reached.
+    fn literal(self, url: &Url) -> Result<(), Forbidden> {
+        let address = match url.host() {
+            Some(Host::Ipv4(address)) => IpAddr::V4(address),
+            Some(Host::Ipv6(address)) => IpAddr::V6(address),
+            Some(Host::Domain(_)) | None => return Ok(()),
+        };
+        self.permitted(url.host_str().unwrap_or_default(), address)
+    }
+
+    fn permitted(self, host: &str, address: IpAddr) -> Result<(), Forbidden> {
+        let reached = embedded(address).unwrap_or(address);
+        let refused = |what, variable| {
+            Err(Forbidden {
+                host: host.to_owned(),
+                address,
+                what,
+                variable,
+            })
+        };
+        if self.link_local == LinkLocal::Blocked && is_link_local(reached) {
+            return refused(
+                "link-local or a metadata service of the machine",
+                LINK_LOCAL_VARIABLE,
+            );
+        }
+        if self.loopback == Loopback::Blocked && (is_own(address) || is_own(reached)) {
+            return refused("this pod itself", LOOPBACK_VARIABLE);
+        }
+        Ok(())
+    }
 }
 
-fn permitted(host: &str, address: IpAddr) -> Result<(), Forbidden> {
-    let reached = embedded(address).unwrap_or(address);
-    let is_forbidden = METADATA.contains(&reached)
-        || match reached {
+fn is_link_local(address: IpAddr) -> bool {
+    METADATA.contains(&address)
+        || match address {
             IpAddr::V4(address) => address.is_link_local(),
             // The second range is that of Amazon's services of an instance.
             IpAddr::V6(address) => {
                 address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0x0ec2]
             }
-        };
-    if is_forbidden {
-        return Err(Forbidden {
-            host: host.to_owned(),
-            address,
-        });
+        }
+}
+
+/// Whether it leads to this machine or pod: the unspecified addresses do, too.
+fn is_own(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_loopback() || address.octets()[0] == 0,
+        IpAddr::V6(address) => address.is_loopback() || address.is_unspecified(),
     }
-    Ok(())
 }
 
 /// The IPv4 address that an IPv6 address stands for: mapped, compatible, NAT64 or 6to4.
@@ -176,9 +230,55 @@ mod tests {
 
     use super::*;
 
+    /// As outside of pods.
+    const RULES: Rules = Rules {
+        link_local: LinkLocal::Blocked,
+        loopback: Loopback::Allowed,
+    };
+
     fn check(url: &str, is_permitted: bool) {
         let url = Url::parse(url).unwrap();
-        assert_eq!(literal(&url).is_ok(), is_permitted, "{url}");
+        assert_eq!(RULES.literal(&url).is_ok(), is_permitted, "{url}");
+    }
+
+    #[test]
+    fn a_pod_reaches_nothing_within_itself_in_any_form_unless_that_is_allowed() {
+        let pod = Rules {
+            link_local: LinkLocal::Allowed,
+            loopback: Loopback::Blocked,
+        };
+        let literal = |host: &str, rules: Rules| {
+            let url = Url::parse(&format!("http://{host}/v1")).unwrap();
+            rules
+                .literal(&url)
+                .map_err(|forbidden| forbidden.to_string())
+        };
+        for host in [
+            "127.0.0.1:8081",
+            "127.8.8.8",
+            "2130706433",
+            "0x7f.1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "[::1]:8081",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::127.0.0.1]",
+            "[64:ff9b::7f00:1]",
+        ] {
+            let refused = literal(host, pod).unwrap_err();
+            assert!(refused.contains("MILLRACE_ALLOW_LOOPBACK"), "{refused}");
+            let allowed = Rules {
+                loopback: Loopback::Allowed,
+                ..pod
+            };
+            assert_eq!(literal(host, allowed), Ok(()), "{host}");
+        }
+        for host in ["10.0.0.7", "169.254.170.23", "[fd00::7]", "api.example.com"] {
+            assert_eq!(literal(host, pod), Ok(()), "{host}");
+        }
+        let rebound = pod.permitted("rebound.example", "127.0.0.1".parse().unwrap());
+        assert!(rebound.is_err());
     }
 
     #[test]
@@ -220,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_name_is_judged_by_every_address_behind_it() {
-        let permits = |address: &str| permitted("rebound.example", address.parse().unwrap());
+        let permits = |address: &str| RULES.permitted("rebound.example", address.parse().unwrap());
         assert!(permits("192.0.2.1").is_ok());
         let message = permits("169.254.169.254").unwrap_err().to_string();
         assert!(
@@ -238,6 +338,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, app).await });
         let guard = Guard {
+            rules: RULES,
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(5),
         };

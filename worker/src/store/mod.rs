@@ -29,11 +29,11 @@ use object_store::{
 };
 
 use crate::job::Input;
-use guard::Guard;
 pub(crate) use guard::guarded;
+use guard::{Guard, Rules};
 
 pub use error::StoreError;
-pub use object::{Created, create, probe_create_only, read, replace};
+pub use object::{Created, create, probe_create_only, read, read_range, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
 
 /// Where the rows are that a manifest itself holds; see [`Stores::with_inline_rows`].
@@ -69,10 +69,36 @@ pub enum LinkLocal {
     Allowed,
 }
 
+/// The variable by which an administrator allows link-local addresses.
+pub(crate) const LINK_LOCAL_VARIABLE: &str = "MILLRACE_ALLOW_LINK_LOCAL";
+
+/// The variable by which loopback addresses are refused, or allowed.
+pub(crate) const LOOPBACK_VARIABLE: &str = "MILLRACE_ALLOW_LOOPBACK";
+
+/// Whether stores, APIs and receivers may be at addresses of this machine or pod itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loopback {
+    /// They may, as on the machine of whoever names them.
+    Allowed,
+    /// They may not: what listens within a pod is for the pod's own programs.
+    Blocked,
+}
+
+impl Loopback {
+    /// What `MILLRACE_ALLOW_LOOPBACK` says, which the operator sets for all pods: allowed, unless it is
+    /// `false`.
+    pub(crate) fn from_env() -> Self {
+        match std::env::var_os(LOOPBACK_VARIABLE) {
+            Some(value) if value == "false" => Loopback::Blocked,
+            _ => Loopback::Allowed,
+        }
+    }
+}
+
 impl LinkLocal {
     /// What `MILLRACE_ALLOW_LINK_LOCAL` says: blocked, unless it is `true`.
     pub fn from_env() -> Self {
-        match std::env::var_os("MILLRACE_ALLOW_LINK_LOCAL") {
+        match std::env::var_os(LINK_LOCAL_VARIABLE) {
             Some(value) if value == "true" => LinkLocal::Allowed,
             _ => LinkLocal::Blocked,
         }
@@ -306,8 +332,13 @@ impl Stores {
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_client_options(client_options())
             .with_retry(retry());
-        if self.shared.options.link_local == LinkLocal::Blocked {
+        let rules = Rules {
+            link_local: self.shared.options.link_local,
+            loopback: Loopback::from_env(),
+        };
+        if !rules.allow_all() {
             builder = builder.with_http_connector(Guard {
+                rules,
                 connect_timeout: CONNECT_TIMEOUT,
                 timeout: TIMEOUT,
             });

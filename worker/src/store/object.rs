@@ -1,6 +1,6 @@
 //! Whole small objects: plans, commit records, manifests.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
@@ -53,6 +53,22 @@ pub async fn read(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Option<By
     let get = || async {
         match store.get_opts(path, GetOptions::default()).await {
             Ok(found) => found.bytes().await.map(Some),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    retried(path, get).await
+}
+
+/// Reads a range of an object, or `None` if there is none.
+pub async fn read_range(
+    store: &Arc<dyn ObjectStore>,
+    path: &Path,
+    range: Range<u64>,
+) -> Result<Option<Bytes>, StoreError> {
+    let get = || async {
+        match store.get_range(path, range.clone()).await {
+            Ok(bytes) => Ok(Some(bytes)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }

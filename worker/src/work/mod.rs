@@ -83,6 +83,15 @@ pub enum WorkError {
 }
 
 impl WorkError {
+    /// Whether a store refused or failed, which other credentials may heal.
+    pub fn is_of_stores(&self) -> bool {
+        match self {
+            WorkError::Shard(error) => error.is_of_stores(),
+            WorkError::Commits(_) => true,
+            WorkError::Lease(_) => false,
+        }
+    }
+
     /// Whether nothing is wrong but that the job has paid what it may.
     pub fn is_spent(&self) -> bool {
         matches!(

@@ -120,6 +120,13 @@ impl ShardError {
         }
     }
 
+    /// Whether a store refused or failed, which other credentials may heal: stores have many words for
+    /// some that ran out.
+    pub fn is_of_stores(&self) -> bool {
+        let is_of_read = matches!(self, ShardError::Read(ReadError::Store(_)));
+        is_of_read || (self.is_everyones() && !matches!(self, ShardError::Submit(_)))
+    }
+
     /// Whether the shard is not to blame: the server, the output or the rights on the input fail
     /// every shard alike, so none is charged with it.
     pub fn is_everyones(&self) -> bool {

@@ -12,6 +12,7 @@ mod pass;
 pub mod purse;
 mod recall;
 pub mod receipts;
+mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,7 +32,7 @@ use self::pace::Pace;
 use self::pass::Pass;
 use self::purse::Purse;
 use self::receipts::ReceiptsOf;
-use super::client::remote::{Access, Api, ApiError, KEY, Usage};
+use super::client::remote::{Access, Api, ApiError, Hints, KEY, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
 use crate::prompt::Prompts;
@@ -85,6 +86,14 @@ pub struct Caller {
     options: CallerOptions,
     pace: Mutex<Pace>,
     guess: Mutex<Guess>,
+    allowed: Mutex<Allowed>,
+}
+
+/// What the API said last of how much it lets in in a minute.
+#[derive(Debug, Clone, Copy, Default)]
+struct Allowed {
+    requests: Option<u64>,
+    tokens: Option<u64>,
 }
 
 impl Caller {
@@ -107,6 +116,7 @@ impl Caller {
             prompts: prompts.expect("the job was checked"),
             pace: Mutex::new(Pace::new(spec.rows_per_call(), spec.rows_per_call_max)),
             guess: Mutex::new(Guess::new(&steps)),
+            allowed: Mutex::default(),
             steps,
             cache: (access.caches.of(remote)).map_err(|error| unusable(&error))?,
             gate: (access.gates.of(&remote.service)).map_err(|error| unusable(&error))?,
@@ -224,12 +234,15 @@ impl Caller {
 
     /// A call's wish to be let in.
     fn ask(&self, guessed: Usage) -> Ask {
-        let limits = &self.remote.spec.limits;
+        let (limits, allowed) = (&self.remote.spec.limits, *self.allowed());
         let timeout: Duration = self.remote.spec.timeout.into();
         Ask {
             limits: Limits {
-                requests_per_minute: limits.requests_per_minute.map(u64::from),
-                tokens_per_minute: limits.tokens_per_minute,
+                requests_per_minute: least(
+                    limits.requests_per_minute.map(u64::from),
+                    allowed.requests,
+                ),
+                tokens_per_minute: least(limits.tokens_per_minute, allowed.tokens),
                 requests_per_day: limits.requests_per_day.map(u64::from),
                 concurrency: u64::from(limits.concurrency),
             },
@@ -239,6 +252,17 @@ impl Caller {
         }
     }
 
+    /// Believes what the API says of its limits, as far as they are lower than the service's.
+    fn believe(&self, hints: &Hints) {
+        let mut allowed = self.allowed();
+        allowed.requests = hints.requests_max.or(allowed.requests);
+        allowed.tokens = hints.tokens_max.or(allowed.tokens);
+    }
+
+    fn allowed(&self) -> std::sync::MutexGuard<'_, Allowed> {
+        self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,6 +270,11 @@ impl Caller {
     fn guess(&self) -> std::sync::MutexGuard<'_, Guess> {
         self.guess.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The lower of two limits, each of which may be none.
+fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 /// The limits of an API could not be kept.

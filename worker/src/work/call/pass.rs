@@ -36,8 +36,8 @@ struct Piece {
 /// How a call ended.
 enum End {
     Said(Said),
-    /// It may succeed another time.
-    Failed(RowError),
+    /// It may succeed another time, not before the API said.
+    Failed(RowError, Option<Duration>),
     /// One of its rows is to blame.
     Rejected(RowError),
 }
@@ -103,9 +103,10 @@ impl<'a> Pass<'a> {
             again: VecDeque::new(),
             later: Vec::new(),
         };
+        let mut paid = self.receipts.find(self.step, self.prompts).await;
         let mut unpaid = Vec::new();
-        for (row, prompt) in self.prompts.iter().enumerate() {
-            match self.receipts.find(self.step, prompt) {
+        for row in 0..self.prompts.len() {
+            match paid.remove(&row) {
                 Some(said) => end(row, Ok(said)),
                 None => unpaid.push(row),
             }
@@ -175,6 +176,7 @@ impl<'a> Pass<'a> {
             let asked = Instant::now();
             let Made { said, taken, hints } = caller.api.make(&call).await;
             let pause = pause(&hints, asked.elapsed());
+            caller.believe(&hints);
             let usage = taken.usage();
             let wait = waits.next().unwrap_or(caller.options.retry.backoff_max);
             let (ended, verdict) = match said {
@@ -184,7 +186,9 @@ impl<'a> Pass<'a> {
                     }
                     (End::Said(said), Verdict::Fine)
                 }
-                Err(CallError::Failed(error)) => (End::Failed(error), Verdict::Nothing),
+                Err(CallError::Failed(error)) => {
+                    (End::Failed(error, hints.retry_after), Verdict::Nothing)
+                }
                 Err(CallError::Rejected(error)) => (End::Rejected(error), Verdict::Nothing),
                 Err(CallError::Refused(error)) => {
                     entered
@@ -250,25 +254,12 @@ impl<'a> Pass<'a> {
     /// Keeps what a call cost and what was said. What cannot be kept may be paid for twice, and nothing
     /// else is wrong.
     async fn keep(&self, prompts: &[&str], ended: &End, taken: Tally) {
-        let said = self.said(prompts, ended);
+        let said = said(prompts, ended);
         if said.is_empty() && taken.cost.is_nothing() {
             return;
         }
         if let Err(error) = self.receipts.keep(self.step, said, taken).await {
             tracing::warn!(%error, "the receipt of a call could not be kept");
-        }
-    }
-
-    /// What was said to which prompt, as far as it is worth keeping: vectors are far larger than what
-    /// they cost, and are asked for again.
-    fn said<'b>(&self, prompts: &[&'b str], ended: &'b End) -> Vec<(&'b str, &'b Prediction)> {
-        match ended {
-            End::Said(said) if self.caller.remote.writes() => {
-                let said = prompts.iter().zip(said);
-                let said = said.filter_map(|(prompt, said)| Some((*prompt, said.as_ref()?)));
-                said.collect()
-            }
-            End::Said(_) | End::Failed(_) | End::Rejected(_) => Vec::new(),
         }
     }
 
@@ -292,7 +283,7 @@ impl<'a> Pass<'a> {
                             attempt: piece.attempt,
                         };
                         match count {
-                            1 => self.again(alone, not_what_was_asked(), open, end),
+                            1 => self.again(alone, not_what_was_asked(), None, open, end),
                             // Told apart from its company, it has all its tries before it.
                             _ => open.again.push_back(alone),
                         }
@@ -308,11 +299,11 @@ impl<'a> Pass<'a> {
                     false => self.caller.pace().was_too_large(count),
                 }
             }
-            End::Failed(error) => {
+            End::Failed(error, not_before) => {
                 if error.code == RowErrorCode::Timeout {
                     self.caller.pace().was_too_large(count);
                 }
-                self.again(piece, error, open, end);
+                self.again(piece, error, not_before, open, end);
             }
             End::Rejected(error) => match count {
                 1 => end(piece.rows[0], Err(error)),
@@ -321,12 +312,13 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Asks rows of a failed call again after a while: first as they were, then in halves, in the end
+    /// Asks rows of a failed call again after a while, at least as long as the API asks for: first as they were, then in halves, in the end
     /// one by one. A row that has no try left ends with the error.
     fn again(
         &self,
         piece: Piece,
         error: RowError,
+        not_before: Option<Duration>,
         open: &mut Open,
         end: &mut impl FnMut(usize, Result<Prediction, RowError>),
     ) {
@@ -347,10 +339,22 @@ impl<'a> Pass<'a> {
         };
         let mut waits = backoff(retry, piece.attempt as usize);
         let wait = waits.nth(piece.attempt as usize - 1);
-        let wait = wait.unwrap_or(retry.backoff_max);
+        let wait = wait
+            .unwrap_or(retry.backoff_max)
+            .max(not_before.unwrap_or_default());
         open.later
             .extend(pieces.into_iter().map(|piece| (wait, piece)));
     }
+}
+
+/// What was said to which prompt, as far as it is good for something.
+fn said<'a>(prompts: &[&'a str], ended: &'a End) -> Vec<(&'a str, &'a Prediction)> {
+    let End::Said(said) = ended else {
+        return Vec::new();
+    };
+    let said = prompts.iter().zip(said);
+    let said = said.filter_map(|(prompt, said)| Some((*prompt, said.as_ref()?)));
+    said.filter(|(_, said)| said.is_finite()).collect()
 }
 
 /// The two halves of a piece, or the piece itself if it is one row.

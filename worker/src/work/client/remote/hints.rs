@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use http::{HeaderMap, header};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
 
 /// Longest that an API is believed to need.
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -14,16 +16,33 @@ pub struct Hints {
     pub retry_after: Option<Duration>,
     /// How long from the moment of asking on nothing more is let in.
     pub exhausted: Option<Duration>,
+    /// Most requests that it lets in.
+    pub requests_max: Option<u64>,
+    /// Most tokens that it lets in.
+    pub tokens_max: Option<u64>,
 }
 
 impl Hints {
     /// Reads `retry-after`, `retry-after-ms` and `x-ratelimit-*`.
     pub fn of(headers: &HeaderMap) -> Self {
+        Self::at(headers, Timestamp::now())
+    }
+
+    /// The same of headers that arrive `now`.
+    fn at(headers: &HeaderMap, now: Timestamp) -> Self {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         let precise = text("retry-after-ms").and_then(|ms| ms.trim().parse::<f64>().ok());
+        // The moment is one of the API's clock, which may be far from ours.
+        let moment = |name: &str| rfc2822::parse(text(name)?.trim()).ok();
         let seconds = || {
-            let seconds = text(header::RETRY_AFTER.as_str())?;
-            seconds.trim().parse::<f64>().ok()
+            let after = text(header::RETRY_AFTER.as_str())?;
+            after.trim().parse::<f64>().ok().or_else(|| {
+                let told_at = moment(header::DATE.as_str());
+                let told_at = told_at.map_or(now, |told_at| told_at.timestamp());
+                let moment = moment(header::RETRY_AFTER.as_str())?;
+                let moment = moment.timestamp();
+                Some(moment.duration_since(told_at).as_secs_f64().max(0.0))
+            })
         };
         let retry_after = precise
             .map(|ms| ms / 1000.0)
@@ -36,9 +55,15 @@ impl Hints {
             }
             duration(text(&format!("x-ratelimit-reset-{what}"))?)
         };
+        let most = |what: &str| {
+            let most = text(&format!("x-ratelimit-limit-{what}"))?.trim();
+            most.parse().ok().filter(|&most| most > 0)
+        };
         Self {
             retry_after,
             exhausted: exhausted("requests").max(exhausted("tokens")),
+            requests_max: most("requests"),
+            tokens_max: most("tokens"),
         }
     }
 }
@@ -118,7 +143,38 @@ mod tests {
     fn the_more_precise_wait_counts() {
         let both = hints(&[("retry-after", "2"), ("retry-after-ms", "1200")]);
         assert_eq!(both.retry_after, Some(Duration::from_millis(1_200)));
+        assert_eq!(both.requests_max, None);
         let endless = hints(&[("retry-after", "-5")]);
         assert_eq!(endless.retry_after, None);
+    }
+
+    #[test]
+    fn a_wait_until_a_moment_is_reckoned_by_the_clock_of_the_api() {
+        let wait = |headers: &[(&'static str, &str)], now: &str| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.insert(*name, value.parse().unwrap());
+            }
+            Hints::at(&map, now.parse().unwrap()).retry_after
+        };
+        let until = ("retry-after", "Fri, 27 Nov 2026 10:00:30 GMT");
+        let date = ("date", "Fri, 27 Nov 2026 10:00:00 GMT");
+        let thirty = Some(Duration::from_secs(30));
+        assert_eq!(wait(&[until, date], "2026-11-27T12:00:00Z"), thirty);
+        assert_eq!(wait(&[until], "2026-11-27T10:00:00Z"), thirty);
+        assert_eq!(wait(&[until], "2026-11-27T10:00:31Z"), Some(Duration::ZERO));
+        assert_eq!(
+            wait(&[("retry-after", "later")], "2026-11-27T10:00:31Z"),
+            None
+        );
+    }
+
+    #[test]
+    fn limits_are_read_and_nothing_is_no_limit() {
+        let said = hints(&[
+            ("x-ratelimit-limit-requests", "20"),
+            ("x-ratelimit-limit-tokens", "0"),
+        ]);
+        assert_eq!((said.requests_max, said.tokens_max), (Some(20), None));
     }
 }
