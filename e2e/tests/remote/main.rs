@@ -8,8 +8,10 @@ mod dedup;
 mod examples;
 mod faults;
 mod limits;
+mod pace;
 mod routes;
 mod rows;
+mod stream;
 mod workers;
 
 use millrace_e2e::remote as scene;
