@@ -125,7 +125,7 @@ impl Disk {
     }
 
     /// Waits until what was put before is written, and what had to go for it is gone.
-    pub async fn flush(&self) {
+    pub(super) async fn flush(&self) {
         let (mark, passed) = oneshot::channel();
         if self.writes.send(Write::Mark(mark)).await.is_ok() {
             passed.await.ok();
@@ -334,7 +334,6 @@ mod tests {
             folder: folder.to_owned(),
             bytes_max,
         };
-        let metrics = Lookups::default();
         Disk::open(options, ttl, Lookups::default()).await.unwrap()
     }
 

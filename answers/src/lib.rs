@@ -104,10 +104,13 @@ impl Cache {
         found
     }
 
-    /// Waits until the disk has what it was given.
+    /// Waits until the slower tiers have what they were given, as far as they take it.
     pub async fn flush(&self) {
         if let Some(disk) = &self.disk {
             disk.flush().await;
+        }
+        if let Some(shared) = &self.shared {
+            shared.flush().await;
         }
     }
 

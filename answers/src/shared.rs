@@ -11,7 +11,7 @@ use std::{
 use millrace_leases::{LeaseError, RedisConnection, RedisOptions};
 use millrace_protocol::wire::Prediction;
 use redis::{Cmd, FromRedisValue};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Key, Lookups};
@@ -31,7 +31,11 @@ const WRITES_MAX: usize = 4_096;
 /// Answers written at a time.
 const WRITTEN_AT_ONCE_MAX: usize = 128;
 
-type Write = (Key, Arc<Prediction>);
+enum Write {
+    Answer(Key, Arc<Prediction>),
+    /// Everything before it is written, or cannot be.
+    Mark(oneshot::Sender<()>),
+}
 
 /// The tier.
 pub(super) struct Shared {
@@ -96,7 +100,15 @@ impl Shared {
     /// Writes an answer, some time. Never waits.
     pub(super) fn put(&self, key: Key, answer: &Arc<Prediction>) {
         // A full channel means that the server is slower than the models: it need not know all.
-        let _ = self.writes.try_send((key, answer.clone()));
+        let _ = self.writes.try_send(Write::Answer(key, answer.clone()));
+    }
+
+    /// Waits until what was put before is written, or cannot be.
+    pub(super) async fn flush(&self) {
+        let (mark, passed) = oneshot::channel();
+        if self.writes.send(Write::Mark(mark)).await.is_ok() {
+            passed.await.ok();
+        }
     }
 }
 
@@ -110,8 +122,18 @@ async fn write(server: Arc<Server>, mut writes: mpsc::Receiver<Write>) {
     let mut batch = Vec::with_capacity(WRITTEN_AT_ONCE_MAX);
     while writes.recv_many(&mut batch, WRITTEN_AT_ONCE_MAX).await > 0 {
         // All at once over one connection, which sends them in one go.
-        let calls = batch.drain(..).map(|(key, answer)| server.set(key, answer));
+        let (mut calls, mut marks) = (Vec::with_capacity(batch.len()), Vec::new());
+        for write in batch.drain(..) {
+            match write {
+                Write::Answer(key, answer) => calls.push(server.set(key, answer)),
+                Write::Mark(passed) => marks.push(passed),
+            }
+        }
         futures::future::join_all(calls).await;
+        for passed in marks {
+            // Nobody may wait any more.
+            passed.send(()).ok();
+        }
     }
 }
 

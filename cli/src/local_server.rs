@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use millrace_answers::Lookups;
 use millrace_answers::disk::{Disk, DiskOptions};
 use millrace_crds::InferenceService;
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Limiter, MemoryLimiter};
 use millrace_supervisor::{Address, CommandSpec, Handle, Probe, Supervisor};
 use millrace_worker::manifests::Loaded;
+use millrace_worker::metrics::Metrics;
 use millrace_worker::secrets::Secrets;
 use millrace_worker::store::LinkLocal;
 use millrace_worker::work::call::{Caches, CachesOptions, Gates, minute_from_env};
@@ -276,7 +276,8 @@ async fn access(loaded: &Loaded, cache: Option<&CacheFolder>) -> anyhow::Result<
     let limiter = |_: &str| -> Result<Arc<dyn Limiter>, LeaseError> {
         Ok(Arc::new(MemoryLimiter::new(minute_from_env())))
     };
-    let lookups = Lookups::default();
+    let metrics = Metrics::default();
+    let lookups = metrics.cache_lookups();
     let ttls = loaded.job.remotes().map(|remote| remote.cache.ttl_seconds);
     let disk = match (cache, ttls.min()) {
         (Some(CacheFolder { path, bytes_max }), Some(ttl_seconds)) => {
@@ -300,6 +301,7 @@ async fn access(loaded: &Loaded, cache: Option<&CacheFolder>) -> anyhow::Result<
         secrets: Secrets::Environment,
         gates: Arc::new(Gates::new(limiter)),
         caches: Arc::new(Caches::new(caches)),
+        metrics,
         link_local: LinkLocal::Allowed,
     })
 }

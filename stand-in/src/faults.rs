@@ -18,6 +18,10 @@ pub enum Fate {
     Short,
     /// Never answered.
     Silent,
+    /// Its stream ends in its middle.
+    Cut,
+    /// Its stream stops in its middle.
+    Stalled,
     /// The model refuses.
     Refused,
     /// 400: the prompt is too long.
@@ -34,6 +38,8 @@ impl Faults {
             malformed_every,
             short_every,
             silent_every,
+            cut_every,
+            stalled_every,
             refused_text,
             context_tokens_max,
         } = self;
@@ -51,6 +57,8 @@ impl Faults {
             (malformed_every, Fate::Malformed),
             (short_every, Fate::Short),
             (silent_every, Fate::Silent),
+            (cut_every, Fate::Cut),
+            (stalled_every, Fate::Stalled),
         ];
         let mut faults = faults.into_iter();
         faults

@@ -1,7 +1,6 @@
 //! The endpoints: a call is let in or not, waits as long as a model would take, and is answered.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -197,7 +196,7 @@ async fn call(
             ),
             Api::Responses | Api::Embeddings => stream::response(&asked, &said),
         };
-        return (headers, streamed(served, index, events)).into_response();
+        return (headers, streamed(served, index, events, fate)).into_response();
     }
     let reply = match api {
         Api::Chat => replies::chat(&asked, &said),
@@ -265,6 +264,7 @@ fn arrive(
         tokens,
         answer_tokens,
         rows: asked.rows.clone(),
+        is_streamed: asked.is_streamed,
     });
     let number = is_let_in.then(|| {
         shared.let_in += 1;
@@ -290,9 +290,13 @@ fn failed(fate: Fate) -> Option<(StatusCode, Response)> {
             "context_length_exceeded",
             "This model's maximum context length is exceeded by your messages.",
         ),
-        Fate::Answered | Fate::Malformed | Fate::Short | Fate::Silent | Fate::Refused => {
-            return None;
-        }
+        Fate::Answered
+        | Fate::Malformed
+        | Fate::Short
+        | Fate::Silent
+        | Fate::Cut
+        | Fate::Stalled
+        | Fate::Refused => return None,
     };
     Some((status, refused(status, code, message)))
 }
@@ -323,14 +327,24 @@ fn streamed(
     served: Arc<Served>,
     index: usize,
     events: Vec<Event>,
-) -> Sse<impl futures::Stream<Item = Result<Event, Infallible>>> {
+    fate: Fate,
+) -> Sse<impl futures::Stream<Item = Result<Event, std::io::Error>>> {
     let last = events.len().saturating_sub(1);
+    let middle = last / 2;
     let events = futures::stream::iter(events.into_iter().enumerate());
     let paused = events.then(move |(number, event)| {
         let served = served.clone();
         async move {
             if number > 0 {
                 served.sleep_ms(served.options.stream_pause_ms).await;
+            }
+            match fate {
+                Fate::Cut if number == middle => {
+                    served.ended(index, StatusCode::INTERNAL_SERVER_ERROR);
+                    return Err(std::io::ErrorKind::ConnectionAborted.into());
+                }
+                Fate::Stalled if number == middle => return std::future::pending().await,
+                _ => {}
             }
             if number == last {
                 served.ended(index, StatusCode::OK);

@@ -72,6 +72,12 @@ pub struct Faults {
     /// Every how many calls nothing is answered at all.
     #[arg(long)]
     pub silent_every: Option<u64>,
+    /// Every how many calls a stream ends in its middle.
+    #[arg(long)]
+    pub cut_every: Option<u64>,
+    /// Every how many calls a stream stops in its middle, and never ends.
+    #[arg(long)]
+    pub stalled_every: Option<u64>,
     /// Rows that hold this text are refused, whoever travels with them.
     #[arg(long)]
     pub refused_text: Option<String>,

@@ -23,6 +23,9 @@ pub struct Call {
     pub answer_tokens: u64,
     /// The texts of its rows: a prompt, or the inputs of an embedding.
     pub rows: Vec<String>,
+    /// Whether its answer was to come piece by piece.
+    #[serde(default)]
+    pub is_streamed: bool,
 }
 
 impl Call {
@@ -122,6 +125,7 @@ mod tests {
             tokens,
             answer_tokens: 0,
             rows: Vec::new(),
+            is_streamed: false,
         };
         let calls = vec![
             call(0, 5),

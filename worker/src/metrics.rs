@@ -1,6 +1,8 @@
 //! What the worker of a service counts, in OpenMetrics' text format. No label names a job, a shard
 //! or a pod.
 
+mod calls;
+
 use std::sync::atomic::AtomicU64;
 
 use millrace_answers::Lookups;
@@ -11,6 +13,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+pub use self::calls::{CallOutcome, Calls, InFlight};
 
 /// What became of a shard in hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,7 @@ pub struct Metrics {
     shards: Family<OutcomeLabel, Counter>,
     shards_in_hand: Gauge,
     cache_lookups: Lookups,
+    calls: Calls,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,6 +87,11 @@ impl Metrics {
         self.cache_lookups.clone()
     }
 
+    /// Calls of APIs elsewhere.
+    pub fn calls(&self) -> Calls {
+        self.calls.clone()
+    }
+
     /// A shard is in hand for as long as what this returns is kept.
     pub fn take_in_hand(&self) -> InHand {
         self.shards_in_hand.inc();
@@ -103,6 +113,7 @@ impl Metrics {
             shards,
             shards_in_hand,
             cache_lookups,
+            calls,
         } = self.clone();
         let mut registry = Registry::with_prefix("millrace_worker");
         let help = "Rows answered, those of shards that were given back later included";
@@ -116,6 +127,7 @@ impl Metrics {
         registry.register("shards_in_hand", help, shards_in_hand);
         let help = "Answers of APIs elsewhere sought in a tier of the cache";
         registry.register("cache_lookups", help, cache_lookups.family());
+        calls.register(&mut registry);
         let mut text = String::new();
         encode(&mut text, &registry).expect("writing to a string cannot fail");
         text

@@ -187,12 +187,20 @@ fn address(server: Server, shared: Option<Shared>) -> anyhow::Result<ServerAddre
         secrets,
         gates: Arc::new(gates),
         caches: Arc::new(Caches::new(caches)),
+        metrics,
         link_local: LinkLocal::from_env(),
     };
     Ok(match server {
         Some(server) => ServerAddress::Beside(Box::new(server), access),
         None => ServerAddress::Remote(access),
     })
+}
+
+/// Waits until the answers of APIs elsewhere are kept where others find them.
+async fn flush(server: &ServerAddress) {
+    if let Some(access) = server.access() {
+        access.caches.flush().await;
+    }
 }
 
 /// Works off the shards of one run.
@@ -223,6 +231,7 @@ pub async fn work(job: Job, server: Server, cache: Cache) -> anyhow::Result<()> 
         stop: on_signal()?,
     };
     let ended = run::work(&stores, &job, &prepared, &options).await?;
+    flush(&options.server).await;
     let rows = options.progress.snapshot().answered.rows.total();
     tracing::info!(?ended, rows, "the worker is done");
     Ok(())
@@ -359,6 +368,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         stop,
     };
     serve::serve(&options).await;
+    flush(&options.server).await;
     door.drained.cancel();
     tracing::info!("nothing is leased any more");
     // A drained worker that ended by itself would be started again and claim again.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::SecretRef;
 
 /// Answers that are kept for texts that come again, of requests and jobs alike. An answer is kept by
-/// the model's digest and settings, so that another model never gives it.
+/// the model's digest and settings, so that another model never gives it; of a remote model by where it is
+/// and what it is asked.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Cache {

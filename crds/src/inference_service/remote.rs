@@ -26,6 +26,8 @@ use crate::SecretKeyRef;
         .message("pricing needs outputPerMillionTokens: answers are paid for as well"),
     validation = Rule::new("duration(self.timeout) >= duration('1s') && duration(self.timeout) <= duration('1h')")
         .message("timeout must be 1s to 1h"),
+    validation = Rule::new("!has(self.stream) || !self.stream || self.api != 'Embeddings'")
+        .message("stream needs api Chat or Responses: an embedding comes whole"),
 )]
 pub struct Remote {
     /// Where the API is, such as `https://api.openai.com/v1`: what its paths are appended to.
@@ -64,7 +66,13 @@ pub struct Remote {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pricing: Option<Pricing>,
 
-    /// Longest wait for the answer of a call.
+    /// Has answers sent piece by piece. `timeout` then bounds the wait for the next piece, and a whole
+    /// answer may take ten times as long: for models that write or think for minutes, and for what lies
+    /// between and ends connections that are silent. The results are the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stream: bool,
+
+    /// Longest wait for the answer of a call, or with `stream` for its next piece.
     #[serde(default = "default_timeout")]
     #[schemars(length(max = 16), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
     pub timeout: Duration,
@@ -79,7 +87,19 @@ impl Remote {
         };
         self.rows_per_call.unwrap_or(default)
     }
+
+    /// Longest that a call may take.
+    pub fn call_time_max(&self) -> std::time::Duration {
+        let timeout: std::time::Duration = self.timeout.into();
+        match self.stream {
+            true => timeout * STREAM_TIMEOUTS_MAX,
+            false => timeout,
+        }
+    }
 }
+
+/// How many times as long as the wait for a piece a streamed answer may take.
+const STREAM_TIMEOUTS_MAX: u32 = 10;
 
 fn default_timeout() -> Duration {
     std::time::Duration::from_secs(120).into()

@@ -11,9 +11,11 @@ mod examples;
 mod fair;
 mod faults;
 mod limits;
+mod pace;
 mod routes;
 mod rows;
 mod served;
+mod stream;
 mod workers;
 
 use millrace_e2e::remote as scene;

@@ -137,7 +137,7 @@ pub struct Decisive<'a> {
     model: &'a str,
 }
 
-/// Limits, prices and the number of rows in a call can change without another result.
+/// Limits, prices, the number of rows in a call and how answers are sent can change without another result.
 pub fn decisive(remote: &inference_service::Remote) -> Decisive<'_> {
     let inference_service::Remote {
         base_url,
@@ -148,6 +148,7 @@ pub fn decisive(remote: &inference_service::Remote) -> Decisive<'_> {
         rows_per_call_max: _,
         limits: _,
         pricing: _,
+        stream: _,
         timeout: _,
     } = remote;
     Decisive {

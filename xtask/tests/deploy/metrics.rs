@@ -21,8 +21,13 @@ const OPERATOR: [&str; 10] = [
 ];
 
 /// What the worker counts.
-const WORKER: [&str; 6] = [
+const WORKER: [&str; 11] = [
     "millrace_worker_cache_lookups_total",
+    "millrace_worker_call_duration_seconds",
+    "millrace_worker_call_rows",
+    "millrace_worker_call_wait_seconds",
+    "millrace_worker_calls_in_flight",
+    "millrace_worker_calls_total",
     "millrace_worker_cost_total",
     "millrace_worker_rows_total",
     "millrace_worker_shards_in_hand",
@@ -47,13 +52,16 @@ const SERVER: [&str; 12] = [
 ];
 
 /// What is exposed as several series of one metric.
-const HISTOGRAMS: [&str; 6] = [
+const HISTOGRAMS: [&str; 9] = [
     "millrace_batch_next_size",
     "millrace_batch_next_tokens",
     "millrace_operator_visit_duration_seconds",
     "millrace_request_duration_seconds",
     "millrace_request_inference_duration_seconds",
     "millrace_request_queue_duration_seconds",
+    "millrace_worker_call_duration_seconds",
+    "millrace_worker_call_rows",
+    "millrace_worker_call_wait_seconds",
 ];
 
 fn known() -> BTreeSet<&'static str> {

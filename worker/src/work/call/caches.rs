@@ -80,10 +80,70 @@ impl Caches {
         self.options.lookups.counts()
     }
 
-    /// Waits until the folder has what was said.
+    /// Waits until what was said is kept where others find it.
     pub async fn flush(&self) {
-        if let Some(disk) = &self.options.disk {
-            disk.flush().await;
+        let made: Vec<Arc<Cache>> = {
+            let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            made.values().map(|(_, cache)| cache.clone()).collect()
+        };
+        for cache in made {
+            cache.flush().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_answers::Keys;
+    use millrace_answers::disk::DiskOptions;
+    use serde_json::json;
+
+    use super::*;
+
+    fn remote(enabled: bool, ttl_seconds: u32) -> Remote {
+        let spec = json!({"baseUrl": "https://a/v1", "api": "Chat", "model": "m"});
+        Remote {
+            spec: serde_json::from_value(spec).unwrap(),
+            service: "api".to_owned(),
+            workers_max: 1,
+            cache: CacheSpec {
+                enabled,
+                ttl_seconds,
+                ..CacheSpec::default()
+            },
+        }
+    }
+
+    fn caches(disk: Option<Disk>) -> Caches {
+        Caches::new(CachesOptions {
+            namespace: "default".to_owned(),
+            redis_url: None,
+            disk: disk.map(Arc::new),
+            lookups: Lookups::default(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_service_has_one_cache_until_it_says_something_else() {
+        let caches = caches(None);
+        let of = |enabled, ttl_seconds| caches.of(&remote(enabled, ttl_seconds)).unwrap();
+        assert!(of(false, 60).is_none());
+        let first = of(true, 60).unwrap();
+        assert!(Arc::ptr_eq(&first, &of(true, 60).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &of(true, 30).unwrap()));
+        first.get(&Keys::new(&[[0; 32]], false, &["a".to_owned()]).get(0));
+        assert_eq!(caches.counts(), CacheCounts { hits: 0, misses: 1 });
+    }
+
+    #[tokio::test]
+    async fn with_a_folder_answers_are_kept_whatever_the_service_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = DiskOptions {
+            folder: folder.path().to_owned(),
+            bytes_max: 1 << 20,
+        };
+        let disk = Disk::open(options, Duration::from_secs(60), Lookups::default());
+        let caches = caches(disk.await.unwrap());
+        assert!(caches.of(&remote(false, 60)).unwrap().is_some());
     }
 }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use millrace_answers::Cache;
+use millrace_crds::inference_service;
 use millrace_leases::LeaseError;
 use millrace_leases::limits::{Ask, Limits, Minute};
 use millrace_protocol::row::RowError;
@@ -28,13 +29,14 @@ pub use self::caches::{Caches, CachesOptions};
 use self::gate::{Entered, Turn};
 pub use self::gate::{Gate, Gates};
 use self::guess::Guess;
-use self::pace::Pace;
+use self::pace::{Pace, PaceOptions};
 use self::pass::Pass;
 use self::purse::Purse;
 use self::receipts::ReceiptsOf;
 use super::client::remote::{Access, Api, ApiError, Hints, KEY, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
+use crate::metrics::Calls;
 use crate::prompt::Prompts;
 
 /// How long after the end of a call it counts as made if its caller does not say that it has ended.
@@ -82,6 +84,7 @@ pub struct Caller {
     gate: Arc<Gate>,
     /// Where answers are kept, if they are.
     cache: Option<Arc<Cache>>,
+    metrics: Calls,
     remote: Remote,
     options: CallerOptions,
     pace: Mutex<Pace>,
@@ -114,10 +117,11 @@ impl Caller {
         Ok(Self {
             api: Api::new(spec, &steps, key, access.link_local)?,
             prompts: prompts.expect("the job was checked"),
-            pace: Mutex::new(Pace::new(spec.rows_per_call(), spec.rows_per_call_max)),
+            pace: Mutex::new(Pace::new(pace(spec))),
             guess: Mutex::new(Guess::new(&steps)),
             allowed: Mutex::default(),
             steps,
+            metrics: access.metrics.calls(),
             cache: (access.caches.of(remote)).map_err(|error| unusable(&error))?,
             gate: (access.gates.of(&remote.service)).map_err(|error| unusable(&error))?,
             remote: remote.clone(),
@@ -235,7 +239,6 @@ impl Caller {
     /// A call's wish to be let in.
     fn ask(&self, guessed: Usage) -> Ask {
         let (limits, allowed) = (&self.remote.spec.limits, *self.allowed());
-        let timeout: Duration = self.remote.spec.timeout.into();
         Ask {
             limits: Limits {
                 requests_per_minute: least(
@@ -247,7 +250,7 @@ impl Caller {
                 concurrency: u64::from(limits.concurrency),
             },
             tokens: guessed.total(),
-            call_timeout: timeout + SETTLED_WITHIN,
+            call_timeout: self.remote.spec.call_time_max() + SETTLED_WITHIN,
             bill: self.options.purse.as_ref().map(|purse| purse.bill(guessed)),
         }
     }
@@ -275,6 +278,20 @@ impl Caller {
 /// The lower of two limits, each of which may be none.
 fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.into_iter().chain(other).min()
+}
+
+/// How far the rows of a call may grow. Where nothing bounds the calls of a minute, as many as may be made
+/// at a time should fit into it.
+fn pace(spec: &inference_service::Remote) -> PaceOptions {
+    let limits = &spec.limits;
+    let calls = limits.requests_per_minute.unwrap_or(limits.concurrency);
+    let call_tokens_max = |tokens| tokens as f64 / f64::from(calls);
+    PaceOptions {
+        rows: spec.rows_per_call(),
+        rows_max: spec.rows_per_call_max,
+        call_time_max: spec.call_time_max(),
+        call_tokens_max: limits.tokens_per_minute.map(call_tokens_max),
+    }
 }
 
 /// The limits of an API could not be kept.

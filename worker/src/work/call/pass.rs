@@ -16,9 +16,11 @@ use tokio::sync::SemaphorePermit;
 
 use super::Caller;
 use super::gate::Bought;
+use super::pace::Seen;
 use super::recall::{Recall, Sought};
 use super::receipts::ReceiptsOf;
 use crate::job::Retry;
+use crate::metrics::CallOutcome;
 use crate::work::client::remote::{ApiError, CallError, Hints, Made, Said, Taken, Usage};
 use crate::work::submit::SubmitError;
 
@@ -136,7 +138,9 @@ impl<'a> Pass<'a> {
                         end(row, ended);
                     });
                 }
-                Some(sought) = recall.waited(), if recall.is_waiting() => open.begin(sought, &mut end),
+                Some(waited) = recall.waited(), if recall.is_waiting() => {
+                    open.begin(recall.resume(waited).await, &mut end);
+                }
                 Some(piece) = resting.next(), if !resting.is_empty() => open.again.push_back(piece),
                 seat = self.caller.gate.seat(), if is_open => {
                     let piece = open.again.pop_front().unwrap_or_else(|| self.next(&mut open.fresh));
@@ -170,11 +174,15 @@ impl<'a> Pass<'a> {
         let mut seat = Some(seat);
         loop {
             let guessed = caller.guess().usage(call.bytes(), count, writes);
+            let waiting = Instant::now();
             let entered = caller.enter(guessed).await?;
+            let waited = waiting.elapsed();
             // Put off, it comes back to the gate without one.
             drop(seat.take());
             let asked = Instant::now();
+            let in_flight = caller.metrics.begin(count, waited);
             let Made { said, taken, hints } = caller.api.make(&call).await;
+            let took = in_flight.end(outcome(&said));
             let pause = pause(&hints, asked.elapsed());
             caller.believe(&hints);
             let usage = taken.usage();
@@ -184,6 +192,12 @@ impl<'a> Pass<'a> {
                     if let Some(usage) = usage {
                         caller.guess().learn(call.bytes(), count, usage);
                     }
+                    caller.pace().see(Seen {
+                        rows: count,
+                        tokens: usage.unwrap_or(guessed).total(),
+                        waited,
+                        took,
+                    });
                     (End::Said(said), Verdict::Fine)
                 }
                 Err(CallError::Failed(error)) => {
@@ -380,6 +394,18 @@ fn ones(piece: &Piece, attempt: u32) -> Vec<Piece> {
 fn pause(hints: &Hints, since: Duration) -> Option<Duration> {
     let exhausted = hints.exhausted?.checked_sub(since)?;
     Some(exhausted).filter(|pause| !pause.is_zero())
+}
+
+/// What became of a call, for those who count.
+fn outcome(said: &Result<Said, CallError>) -> CallOutcome {
+    match said {
+        Ok(_) => CallOutcome::Answered,
+        Err(CallError::TooMuch) => CallOutcome::PutOff,
+        Err(CallError::Away(_)) => CallOutcome::Away,
+        Err(CallError::Failed(_)) => CallOutcome::Failed,
+        Err(CallError::Rejected(_)) => CallOutcome::Rejected,
+        Err(CallError::Refused(_)) => CallOutcome::Refused,
+    }
 }
 
 /// Waits between tries: each twice the one before it, with jitter so that many callers do not come

@@ -17,11 +17,12 @@ pub struct Recall {
     kept: Option<(Arc<Cache>, Keys)>,
     /// The rows that are asked, for themselves and for all who wait for the same answer.
     leads: HashMap<usize, Lead>,
-    /// The rows that wait. The answer is absent where whoever was asking gave up.
+    /// The rows that wait.
     waiting: FuturesUnordered<BoxFuture<'static, Waited>>,
 }
 
-type Waited = (usize, Option<Arc<Prediction>>);
+/// A row that has waited, and its answer, which is absent where whoever was asking gave up.
+pub type Waited = (usize, Option<Arc<Prediction>>);
 
 /// What is done about a row.
 #[derive(Debug, PartialEq)]
@@ -88,11 +89,17 @@ impl Recall {
         !self.waiting.is_empty()
     }
 
-    /// Waits until a row need not wait any more; nothing if none does.
-    pub async fn waited(&mut self) -> Option<Vec<Sought>> {
-        match self.waiting.next().await? {
-            (row, Some(answer)) => Some(vec![Sought::Known(row, Prediction::clone(&answer))]),
-            (row, None) => Some(self.seek(vec![row]).await),
+    /// Waits until a row need not wait any more; nothing if none does. Whoever stops waiting loses
+    /// nothing.
+    pub async fn waited(&mut self) -> Option<Waited> {
+        self.waiting.next().await
+    }
+
+    /// What is done about a row that has waited.
+    pub async fn resume(&mut self, waited: Waited) -> Vec<Sought> {
+        match waited {
+            (row, Some(answer)) => vec![Sought::Known(row, Prediction::clone(&answer))],
+            (row, None) => self.seek(vec![row]).await,
         }
     }
 
@@ -156,9 +163,12 @@ mod tests {
         assert_eq!(other.seek(vec![0]).await, []);
         assert!(one.is_waiting() && other.is_waiting());
         one.ended(0, &Ok(answer()));
-        assert_eq!(one.waited().await, Some(vec![Sought::Known(1, answer())]));
-        assert_eq!(other.waited().await, Some(vec![Sought::Known(0, answer())]));
-        assert_eq!(other.waited().await, None);
+        for (recall, row) in [(&mut one, 1), (&mut other, 0)] {
+            let waited = recall.waited().await.unwrap();
+            let known = [Sought::Known(row, answer())];
+            assert_eq!(recall.resume(waited).await, known);
+            assert_eq!(recall.waited().await, None);
+        }
     }
 
     #[tokio::test]
@@ -168,7 +178,8 @@ mod tests {
         assert_eq!(one.seek(vec![0]).await, [Sought::Open(0)]);
         assert_eq!(other.seek(vec![0]).await, []);
         drop(one);
-        assert_eq!(other.waited().await, Some(vec![Sought::Open(0)]));
+        let waited = other.waited().await.unwrap();
+        assert_eq!(other.resume(waited).await, [Sought::Open(0)]);
     }
 
     #[tokio::test]

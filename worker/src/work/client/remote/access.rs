@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::metrics::Metrics;
 use crate::secrets::{Purpose, Secrets};
 use crate::store::LinkLocal;
 use crate::work::call::{Caches, Gates};
@@ -24,6 +25,8 @@ pub struct Access {
     pub gates: Arc<Gates>,
     /// The answers that are kept.
     pub caches: Arc<Caches>,
+    /// What is counted of calls.
+    pub metrics: Metrics,
     /// Whether addresses of the machine's own link may be asked.
     pub link_local: LinkLocal,
 }

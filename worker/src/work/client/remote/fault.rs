@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::CallError;
 use super::http::Answer;
+use super::sse::Broken;
 
 /// Longest code of an API that is repeated.
 const CODE_CHARS_MAX: usize = 64;
@@ -76,6 +77,25 @@ pub fn accepted(answer: &Answer) -> Result<(), CallError> {
         404 => refused(&said, "see to spec.remote.baseUrl and model"),
         _ => refused(&said, "see to spec.remote"),
     }
+}
+
+/// What a stream that is no answer means: nobody knows what it took, and another may be whole.
+pub fn broken(broken: Broken) -> CallError {
+    let (code, message) = match broken {
+        Broken::Cut => (
+            RowErrorCode::ModelFailed,
+            "the API ended its answer before it was whole",
+        ),
+        Broken::Failed => (
+            RowErrorCode::ModelFailed,
+            "the API failed in the middle of its answer",
+        ),
+        Broken::Unreadable => (
+            RowErrorCode::AnswerInvalid,
+            "the API's answer is not what its endpoint streams",
+        ),
+    };
+    CallError::Failed(RowError::new(code, message))
 }
 
 fn refused(said: &str, advice: &str) -> Result<(), CallError> {

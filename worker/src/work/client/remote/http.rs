@@ -23,6 +23,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer: 2,048 vectors of 3,072 numbers in JSON.
 const REPLY_BYTES_MAX: usize = 128 << 20;
 
+/// Type of an answer that comes piece by piece.
+const EVENT_STREAM: &str = "text/event-stream";
+
 /// What an API said.
 pub struct Answer {
     pub status: StatusCode,
@@ -30,11 +33,22 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+impl Answer {
+    /// Whether it came piece by piece. Some APIs answer whole whatever they are asked.
+    pub fn is_streamed(&self) -> bool {
+        let kind = self.headers.get(header::CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok());
+        kind.is_some_and(|kind| kind.starts_with(EVENT_STREAM))
+    }
+}
+
 /// A handle on the connections to an API.
 pub struct Http {
     client: reqwest::Client,
     url: String,
     key: Option<Secret>,
+    /// What answers may come as.
+    accepts: HeaderValue,
 }
 
 impl Http {
@@ -52,15 +66,28 @@ impl Http {
         let url = format!("{base}/{endpoint}");
         let client = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(spec.timeout.into())
+            .timeout(spec.call_time_max())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_nodelay(true)
             // The key is for the API that the service names and for nobody else.
             .redirect(Policy::none());
+        let client = match spec.stream {
+            true => client.read_timeout(spec.timeout.into()),
+            false => client,
+        };
         let client = guarded(client, &url, link_local)
             .and_then(|client| client.build().map_err(|error| chain(&error)));
         let client = client.map_err(ApiError::Unusable)?;
-        Ok(Self { client, url, key })
+        let accepts = match spec.stream {
+            true => HeaderValue::from_static(EVENT_STREAM),
+            false => HeaderValue::from_static("application/json"),
+        };
+        Ok(Self {
+            client,
+            url,
+            key,
+            accepts,
+        })
     }
 
     pub async fn post(&self, body: Bytes) -> Result<Answer, CallError> {
@@ -68,7 +95,7 @@ impl Http {
             .client
             .post(&self.url)
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT, self.accepts.clone())
             .body(body);
         if let Some(key) = self.key.as_ref().map(Secret::value) {
             let bearer = HeaderValue::from_str(&format!("Bearer {key}"));

@@ -10,6 +10,7 @@ mod fault;
 mod hints;
 mod http;
 mod request;
+mod sse;
 
 use std::ops::AddAssign;
 
@@ -22,7 +23,7 @@ use sha2::{Digest, Sha256};
 pub use self::access::{Access, KEY};
 use self::answer::Reader;
 pub use self::hints::Hints;
-use self::http::Http;
+use self::http::{Answer, Http};
 use crate::job::{Step, decisive};
 use crate::secrets::Secret;
 use crate::store::LinkLocal;
@@ -207,12 +208,23 @@ impl Api {
         let (said, taken) = match fault::accepted(&answer) {
             Err(error) => (Err(error), Taken::Nothing),
             Ok(()) => {
-                let reader = &self.steps[call.step].reader;
-                let (said, usage) = reader.read(&answer.body, call.rows);
+                let (said, usage) = self.read(&answer, call);
                 (said, usage.map_or(Taken::Unknown, Taken::Known))
             }
         };
         Made { said, taken, hints }
+    }
+
+    /// Reads an answer, whole or in pieces.
+    fn read(&self, answer: &Answer, call: &Call) -> (Result<Said, CallError>, Option<Usage>) {
+        let reader = &self.steps[call.step].reader;
+        if !answer.is_streamed() {
+            return reader.read(&answer.body, call.rows);
+        }
+        match sse::whole(self.spec.api, &answer.body) {
+            Ok(whole) => reader.read(whole.to_string().as_bytes(), call.rows),
+            Err(broken) => (Err(fault::broken(broken)), None),
+        }
     }
 }
 
@@ -240,6 +252,10 @@ fn body(spec: &inference_service::Remote, prompt: &request::Prompt, prompts: &[&
         RemoteApi::Chat => request::chat(&spec.model, prompt, prompts),
         RemoteApi::Responses => request::responses(&spec.model, prompt, prompts),
         RemoteApi::Embeddings => request::embeddings(&spec.model, prompts),
+    };
+    let body = match spec.stream {
+        true => request::streamed(spec.api, body),
+        false => body,
     };
     serde_json::to_vec(&body).expect("a request is plain data")
 }
@@ -292,7 +308,7 @@ mod tests {
                 "{remote} {prompt}"
             );
         }
-        let same = json!({"rowsPerCall": 9, "limits": {"concurrency": 2}, "timeout": "9s"});
+        let same = json!({"rowsPerCall": 9, "limits": {"concurrency": 2}, "stream": true});
         let prompt = json!({"system": "a", "template": "{{ text }}"});
         assert_eq!(of(same, prompt), plain);
     }

@@ -2,6 +2,7 @@
 //! its place. Pure.
 
 use millrace_crds::batch_job;
+use millrace_crds::inference_service::RemoteApi;
 use serde_json::{Map, Value, json};
 
 /// What the model is told about several rows.
@@ -153,6 +154,15 @@ pub fn embeddings(model: &str, prompts: &[&str]) -> Value {
     json!({"model": model, "input": prompts, "encoding_format": "float"})
 }
 
+/// The same request for an answer piece by piece, which says in the end what it took.
+pub fn streamed(api: RemoteApi, mut body: Value) -> Value {
+    body["stream"] = json!(true);
+    if api == RemoteApi::Chat {
+        body["stream_options"] = json!({"include_usage": true});
+    }
+    body
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +180,15 @@ mod tests {
             {"role": "user", "content": "Hello"},
         ]});
         assert_eq!(body, expected);
+    }
+
+    #[test]
+    fn an_answer_in_pieces_is_asked_for_with_what_it_took() {
+        let body = |api| streamed(api, json!({"model": "m"}));
+        let asked = json!({"model": "m", "stream": true});
+        assert_eq!(body(RemoteApi::Responses), asked);
+        let chat = body(RemoteApi::Chat);
+        assert_eq!(chat["stream_options"], json!({"include_usage": true}));
     }
 
     #[test]
