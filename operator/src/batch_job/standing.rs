@@ -232,46 +232,6 @@ mod tests {
         }
     }
 
-    fn check(rerun_failed: u32, run: u32, succeeded: (&str, &str), expected: (u32, bool, bool)) {
-        let job: BatchJob = serde_json::from_value(json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
-            "metadata": {"name": "job"},
-            "spec": {
-                "serviceRef": {"name": "service"}, "rerunFailed": rerun_failed,
-                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
-            },
-            "status": {"run": run, "conditions": [{
-                "type": "Succeeded", "status": succeeded.0, "reason": succeeded.1, "message": "",
-                "lastTransitionTime": "2026-01-01T00:00:00Z",
-            }]},
-        }))
-        .unwrap();
-        let Standing {
-            run,
-            is_over,
-            is_new,
-            is_resumed: _,
-        } = standing(&job);
-        assert_eq!((run, is_over, is_new), expected, "{succeeded:?}");
-    }
-
-    #[test]
-    fn shards_that_wait_for_others_are_no_work_for_pods() {
-        let mut job = job();
-        let shards = |waiting: u32| serde_json::json!({"total": 200, "committed": 10, "failed": 1, "waiting": waiting});
-        for (waiting, left) in [(100, 89), (0, 189)] {
-            job.status = serde_json::from_value(serde_json::json!({
-                "conditions": [{
-                    "type": "Succeeded", "status": "Unknown", "reason": "Running", "message": "",
-                    "lastTransitionTime": "2026-01-01T00:00:00Z",
-                }],
-                "shards": shards(waiting),
-            }))
-            .unwrap();
-            assert_eq!(shards_left(&job), Some(left));
-        }
-    }
-
     #[test]
     fn a_job_that_is_over_begins_its_next_run_when_asked_to() {
         check(0, 1, ("Unknown", "Running"), (1, false, false));

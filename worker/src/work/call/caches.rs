@@ -105,7 +105,6 @@ mod tests {
         Remote {
             spec: serde_json::from_value(spec).unwrap(),
             service: "api".to_owned(),
-            workers_max: 1,
             cache: CacheSpec {
                 enabled,
                 ttl_seconds,
