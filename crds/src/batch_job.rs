@@ -5,6 +5,7 @@ mod chunking;
 mod dedup;
 mod failed_rows;
 mod filter;
+mod format;
 mod incremental;
 mod normalize;
 mod notify;
@@ -30,6 +31,7 @@ pub use chunking::{ChunkJoin, ChunkUnit, Chunking};
 pub use dedup::{Dedup, Near, NearMethod};
 pub use failed_rows::FailedRowsMax;
 pub use filter::Filter;
+pub use format::{Compression, InputFormat};
 pub use incremental::Incremental;
 pub use normalize::{Normalize, UnicodeForm, Whitespace};
 pub use notify::Notify;
@@ -379,32 +381,4 @@ pub struct Input {
 
 fn default_max_row_bytes() -> u32 {
     1 << 20
-}
-
-/// How rows are laid out in a file.
-#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-// Without one of its own, an optional field keeps its description in the CRD.
-#[schemars(description = "")]
-pub enum InputFormat {
-    /// One JSON object per line.
-    Jsonl,
-    /// RFC 4180 with a header row.
-    Csv,
-    /// Apache Parquet.
-    Parquet,
-    /// One text per line.
-    Text,
-}
-
-/// How a file is compressed.
-#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-// Without one of its own, an optional field keeps its description in the CRD.
-#[schemars(description = "")]
-pub enum Compression {
-    /// Not at all.
-    None,
-    /// gzip.
-    Gzip,
-    /// Zstandard.
-    Zstd,
 }
