@@ -4,7 +4,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits;
-use millrace_protocol::plan::FIRST_RUN;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::registry::RegisteredJob;
 
 use super::check::Checked;
@@ -65,7 +65,9 @@ pub async fn apply(
     ) {
         guard_steps(ctx, job).await?;
     }
-    if let Some(made) = make {
+    if let Some(made) = make
+        && !is_past(ctx, job, run).await?
+    {
         let manifests = build::manifests(job, &made.checked, run);
         let config_map = build::config_map(job, &manifests, run);
         // A step that is there counts as made, so what its pod mounts must be there before it.
@@ -79,7 +81,8 @@ pub async fn apply(
             .await
             .map_err(VisitError::Apply)?;
     }
-    if matches!(phase, Phase::Planning(_)) && run > FIRST_RUN {
+    // At the end once more, for a visit that was cut off between making a plan and this.
+    if run > FIRST_RUN && (matches!(phase, Phase::Planning(_)) || phase.is_end()) {
         prune::earlier_runs(&ctx.client, job, run)
             .await
             .map_err(VisitError::Apply)?;
@@ -102,6 +105,13 @@ pub async fn apply(
         }
     }
     Ok(Applied)
+}
+
+/// Whether this visit sees the job as it was in an earlier run. Nothing is made then, and what it has to
+/// say is refused.
+async fn is_past(ctx: &Context, job: &BatchJob, run: RunNumber) -> Result<bool, VisitError> {
+    let has_next = prune::has_next_run(&ctx.client, job, run).await;
+    has_next.map_err(VisitError::Observe)
 }
 
 /// Settles what the pods of steps may reach: before there is one, and as long as one may be there.
