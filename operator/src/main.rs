@@ -169,14 +169,15 @@ where
 /// Runs both controllers until `stop` is cancelled and the visits in hand are over.
 async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
     let (client, namespace) = (ctx.client.clone(), ctx.options.watch_namespace.clone());
+    let within = namespace.as_deref();
     let config = watcher::Config::default();
     // Of kinds that a cluster is full of, only what the operator made.
     let ours = config
         .clone()
         .labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
-    let jobs: Api<BatchJob> = api(&client, namespace.as_deref());
+    let jobs: Api<BatchJob> = api(&client, within);
     let jobs = Controller::new(jobs, config.clone());
-    let services: Api<InferenceService> = api(&client, namespace.as_deref());
+    let services: Api<InferenceService> = api(&client, within);
     let services = Controller::new(services, config.clone());
     // Only a process that leads comes here, and it leads once.
     let _ = ctx.objects.set(Objects {
@@ -186,23 +187,14 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
 
     let objects = ctx.objects().clone();
     let for_jobs = jobs
-        .owns(api::<Job>(&client, namespace.as_deref()), config.clone())
-        .owns(
-            api::<ConfigMap>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
-        .owns(
-            api::<NetworkPolicy>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
-        .owns(
-            api::<Deployment>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
-        .owns(api::<Service>(&client, namespace.as_deref()), ours.clone())
+        .owns(api::<Job>(&client, within), config.clone())
+        .owns(api::<ConfigMap>(&client, within), ours.clone())
+        .owns(api::<NetworkPolicy>(&client, within), ours.clone())
+        .owns(api::<Deployment>(&client, within), ours.clone())
+        .owns(api::<Service>(&client, within), ours.clone())
         // A job that waits for its service begins when the service is there.
         .watches(
-            api::<InferenceService>(&client, namespace.as_deref()),
+            api::<InferenceService>(&client, within),
             config.clone(),
             move |service: InferenceService| {
                 let namespace = service.namespace().unwrap_or_default();
@@ -216,28 +208,15 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
         .for_each(|_| async {});
 
     let for_services = services
-        .owns(
-            api::<Deployment>(&client, namespace.as_deref()),
-            config.clone(),
-        )
-        .owns(
-            api::<ConfigMap>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
-        .owns(api::<Service>(&client, namespace.as_deref()), ours.clone())
-        .owns(
-            api::<PodDisruptionBudget>(&client, namespace.as_deref()),
-            ours.clone(),
-        )
-        .owns(api::<NetworkPolicy>(&client, namespace.as_deref()), ours)
-        .watches(
-            api::<BatchJob>(&client, namespace.as_deref()),
-            config,
-            |job: BatchJob| {
-                let service = ObjectRef::new(&service_of(&job));
-                Some(service.within(&job.namespace().unwrap_or_default()))
-            },
-        )
+        .owns(api::<Deployment>(&client, within), config.clone())
+        .owns(api::<ConfigMap>(&client, within), ours.clone())
+        .owns(api::<Service>(&client, within), ours.clone())
+        .owns(api::<PodDisruptionBudget>(&client, within), ours.clone())
+        .owns(api::<NetworkPolicy>(&client, within), ours)
+        .watches(api::<BatchJob>(&client, within), config, |job: BatchJob| {
+            let service = ObjectRef::new(&service_of(&job));
+            Some(service.within(&job.namespace().unwrap_or_default()))
+        })
         .graceful_shutdown_on(cancelled(&stop))
         .run(visit_service, after_error, ctx)
         .for_each(|_| async {});
