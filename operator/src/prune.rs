@@ -19,14 +19,31 @@ use crate::names::{JOB_LABEL, label_value, step};
 /// the run before, and goes by itself.
 const OF_EACH_RUN: [&str; 3] = ["manifests", "plan", "finish"];
 
-/// Deletes the Jobs and ConfigMaps of all runs of a job before this one.
+/// Deletes the Jobs and ConfigMaps of all runs of a job before this one, if this is its last one.
 pub async fn earlier_runs(
     client: &Client,
     job: &BatchJob,
     run: RunNumber,
 ) -> Result<(), kube::Error> {
+    if has_next_run(client, job, run).await? {
+        return Ok(());
+    }
     delete_earlier::<ConfigMap>(client, job, run).await?;
     delete_earlier::<Job>(client, job, run).await
+}
+
+/// Whether a job is in a run after this one already, so that who takes it to be in this one has seen it
+/// as it was a while ago. What this run had is taken away, and must not be made again.
+pub async fn has_next_run(
+    client: &Client,
+    job: &BatchJob,
+    run: RunNumber,
+) -> Result<bool, kube::Error> {
+    let namespace = job.namespace().unwrap_or_default();
+    let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let next = step(&job.name_any(), "manifests", run + 1);
+    let next = config_maps.get_metadata_opt(&next).await?;
+    Ok(next.is_some_and(|next| is_of(&next.metadata, job)))
 }
 
 async fn delete_earlier<K>(
@@ -56,12 +73,15 @@ where
     Ok(())
 }
 
-/// Whether a child is the job's and of another run. A job of the same name may have been there before.
+/// Whether a child is the job's and of another run than its last one. A job of the same name may have been there before.
 fn is_earlier(child: &ObjectMeta, job: &BatchJob, run: RunNumber) -> bool {
-    let mut owners = child.owner_references.iter().flatten();
-    let is_owned = owners.any(|owner| Some(&owner.uid) == job.metadata.uid.as_ref());
     let of_this_run = OF_EACH_RUN.map(|it| step(&job.name_any(), it, run));
-    is_owned && (child.name.as_ref()).is_none_or(|name| !of_this_run.contains(name))
+    is_of(child, job) && (child.name.as_ref()).is_none_or(|name| !of_this_run.contains(name))
+}
+
+fn is_of(child: &ObjectMeta, job: &BatchJob) -> bool {
+    let mut owners = child.owner_references.iter().flatten();
+    owners.any(|owner| Some(&owner.uid) == job.metadata.uid.as_ref())
 }
 
 #[cfg(test)]

@@ -4,12 +4,15 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::DeleteParams;
 use kube::{Api, Client, Resource, ResourceExt};
-use millrace_crds::BatchJob;
+use millrace_crds::{BatchJob, InferenceService};
 use serde::de::DeserializeOwned;
 
 use crate::watched::Watched;
@@ -18,8 +21,13 @@ use crate::world::{Failure, owner};
 /// Collects in one namespace.
 pub struct GarbageCollector {
     batch_jobs: Watched<BatchJob>,
+    services: Watched<InferenceService>,
+    deployments: Watched<Deployment>,
+    kube_services: Watched<Service>,
     config_maps: Watched<ConfigMap>,
+    secrets: Watched<Secret>,
     policies: Watched<NetworkPolicy>,
+    budgets: Watched<PodDisruptionBudget>,
     client: Client,
     namespace: String,
 }
@@ -29,14 +37,19 @@ impl GarbageCollector {
     pub fn start(client: Client, namespace: &str) -> Self {
         Self {
             batch_jobs: Watched::start(Api::namespaced(client.clone(), namespace)),
+            services: Watched::start(Api::namespaced(client.clone(), namespace)),
+            deployments: Watched::start(Api::namespaced(client.clone(), namespace)),
+            kube_services: Watched::start(Api::namespaced(client.clone(), namespace)),
             config_maps: Watched::start(Api::namespaced(client.clone(), namespace)),
+            secrets: Watched::start(Api::namespaced(client.clone(), namespace)),
             policies: Watched::start(Api::namespaced(client.clone(), namespace)),
+            budgets: Watched::start(Api::namespaced(client.clone(), namespace)),
             client,
             namespace: namespace.to_owned(),
         }
     }
 
-    /// Deletes pods of Jobs that are gone, and what belongs to BatchJobs that are gone.
+    /// Deletes pods of Jobs that are gone, and what belongs to jobs and services that are gone.
     pub async fn collect(&self, jobs: &[Arc<Job>], pods: &[Arc<Pod>]) -> Result<(), Failure> {
         for pod in pods {
             let uid = owner(pod);
@@ -44,40 +57,54 @@ impl GarbageCollector {
                 self.delete(&**pod).await?;
             }
         }
-        for job in jobs {
-            self.collect_of_batch_job(&**job).await?;
-        }
-        for config_map in self.config_maps.all() {
-            self.collect_of_batch_job(&*config_map).await?;
-        }
-        for policy in self.policies.all() {
-            self.collect_of_batch_job(&*policy).await?;
-        }
-        Ok(())
+        self.collect_orphans(jobs).await?;
+        self.collect_orphans(&self.services.all()).await?;
+        self.collect_orphans(&self.deployments.all()).await?;
+        self.collect_orphans(&self.kube_services.all()).await?;
+        self.collect_orphans(&self.config_maps.all()).await?;
+        self.collect_orphans(&self.secrets.all()).await?;
+        self.collect_orphans(&self.policies.all()).await?;
+        self.collect_orphans(&self.budgets.all()).await
     }
 
-    async fn collect_of_batch_job<K>(&self, child: &K) -> Result<(), Failure>
+    async fn collect_orphans<K>(&self, children: &[Arc<K>]) -> Result<(), Failure>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
             + Debug
             + DeserializeOwned,
     {
-        let mut owners = child.owner_references().iter();
-        let Some(owner) = owners.find(|owner| owner.kind == "BatchJob") else {
-            return Ok(());
-        };
-        let is_it = |job: &BatchJob| job.metadata.uid.as_ref() == Some(&owner.uid);
-        if self.batch_jobs.all().iter().any(|job| is_it(job)) {
-            return Ok(());
+        for child in children {
+            for owner in child.owner_references() {
+                let is_gone = match owner.kind.as_str() {
+                    "BatchJob" => self.is_gone(&self.batch_jobs, owner).await?,
+                    "InferenceService" => self.is_gone(&self.services, owner).await?,
+                    _ => false,
+                };
+                if is_gone {
+                    self.delete(&**child).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_gone<K>(&self, owners: &Watched<K>, owner: &OwnerReference) -> Result<bool, Failure>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync,
+    {
+        let is_it = |other: &K| other.meta().uid.as_ref() == Some(&owner.uid);
+        if owners.all().iter().any(|other| is_it(other)) {
+            return Ok(false);
         }
         // A watch lags: what is not in it may have been made just now.
-        let now: Api<BatchJob> = self.api();
-        let now = now.get_opt(&owner.name).await?;
-        if now.is_some_and(|job| is_it(&job)) {
-            return Ok(());
-        }
-        self.delete(child).await
+        let now = self.api::<K>().get_opt(&owner.name).await?;
+        Ok(!now.is_some_and(|other| is_it(&other)))
     }
 
     async fn delete<K>(&self, object: &K) -> Result<(), Failure>

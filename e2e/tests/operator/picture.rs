@@ -116,7 +116,9 @@ fn still(value: &mut Value) {
         Value::Object(fields) => {
             for name in [
                 "resourceVersion",
+                // A job that goes on and ends within a second has no rate.
                 "rowsPerSecond",
+                "f:rowsPerSecond",
                 "clusterIP",
                 "clusterIPs",
             ] {

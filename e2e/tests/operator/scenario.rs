@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::tenant::{JOB, SERVICE, Tenant};
+use crate::tenant::{self, JOB, SERVICE, Tenant};
 
 /// A course of events. Whatever happens to the operator meanwhile, it must come to the same end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,21 +17,42 @@ pub enum Scenario {
     Deleted,
     /// The service's pods are replaced in the middle, since its template was changed.
     RolledOut,
+    /// The job brings its service, which goes with its end.
+    OwnService,
+    /// The job runs a second time once it is over.
+    RunAgain,
+    /// The job has no time left in the middle.
+    Late,
 }
 
 impl Scenario {
     /// Does what the users do, up to the end.
     pub async fn play(self, tenant: &Tenant) {
-        if self != Scenario::Plain {
+        let is_straight = matches!(self, Scenario::Plain | Scenario::RunAgain);
+        if !is_straight {
             tenant.world.pause_after(1);
         }
-        tenant.create_service(SERVICE, json!({})).await;
-        tenant.create_job(JOB, SERVICE, json!({})).await;
-        if self != Scenario::Plain {
+        match self {
+            Scenario::OwnService => {
+                let template = tenant::service(SERVICE, json!({}))["spec"].take();
+                let own = json!({"serviceRef": null, "serviceTemplate": template});
+                tenant.create_job(JOB, SERVICE, own).await;
+            }
+            _ => {
+                tenant.create_service(SERVICE, json!({})).await;
+                tenant.create_job(JOB, SERVICE, json!({})).await;
+            }
+        }
+        if !is_straight {
             tenant.wait_for_commits(1).await;
         }
         match self {
             Scenario::Plain => {}
+            Scenario::OwnService => tenant.world.go_on(),
+            Scenario::RunAgain => {
+                tenant.wait_for_reason(JOB, "Completed").await;
+                tenant.change_job(JOB, json!({"rerunFailed": 1})).await;
+            }
             Scenario::Suspended => {
                 tenant.suspend(JOB, true).await;
                 tenant.wait_for_reason(JOB, "Suspended").await;
@@ -39,6 +60,10 @@ impl Scenario {
                 tenant.suspend(JOB, false).await;
             }
             Scenario::Cancelled => tenant.change_job(JOB, json!({"cancel": true})).await,
+            Scenario::Late => {
+                let deadline = json!({"activeDeadlineSeconds": 1});
+                tenant.change_job(JOB, deadline).await;
+            }
             Scenario::Deleted => {
                 // Asleep as it was before, it would seem to be at its end already.
                 tenant.wait_for_readiness(SERVICE, "Serving").await;
@@ -52,13 +77,20 @@ impl Scenario {
         match self {
             Scenario::Deleted => {}
             Scenario::Cancelled => tenant.wait_for_reason(JOB, "Cancelled").await,
+            Scenario::Late => tenant.wait_for_reason(JOB, "DeadlineExceeded").await,
             _ => tenant.wait_for_reason(JOB, "Completed").await,
         }
-        tenant.wait_for_readiness(SERVICE, "Asleep").await;
+        if self != Scenario::OwnService {
+            tenant.wait_for_readiness(SERVICE, "Asleep").await;
+        }
     }
 
     /// How many manifests are written in its course.
     pub fn manifests(self) -> usize {
-        usize::from(self != Scenario::Deleted)
+        match self {
+            Scenario::Deleted => 0,
+            Scenario::RunAgain => 2,
+            _ => 1,
+        }
     }
 }

@@ -4,11 +4,11 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits;
-use millrace_protocol::plan::FIRST_RUN;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::registry::RegisteredJob;
 
 use super::check::Checked;
-use super::decide::{Decision, Phase, Workers};
+use super::decide::{Decision, MadeStep, Phase, Workers};
 use super::observe::{Seen, payer, run_key};
 use super::standing::GiveUp;
 use super::{build, notify};
@@ -65,43 +65,65 @@ pub async fn apply(
     ) {
         guard_steps(ctx, job).await?;
     }
-    if let Some(made) = make {
-        let manifests = build::manifests(job, &made.checked, run);
-        let config_map = build::config_map(job, &manifests, run);
-        // A step that is there counts as made, so what its pod mounts must be there before it.
-        ctx.children
-            .apply(&ctx.client, &namespace, config_map)
-            .await
-            .map_err(VisitError::Apply)?;
-        let step = build::step(job, made, &ctx.options);
-        ctx.children
-            .apply(&ctx.client, &namespace, step)
-            .await
-            .map_err(VisitError::Apply)?;
+    if let Some(made) = make
+        && !is_past(ctx, job, run).await?
+    {
+        make_step(ctx, job, made).await?;
     }
-    if matches!(phase, Phase::Planning(_)) && run > FIRST_RUN {
+    // At the end once more, for a visit that was cut off between making a plan and this.
+    if run > FIRST_RUN && (matches!(phase, Phase::Planning(_)) || phase.is_end()) {
         prune::earlier_runs(&ctx.client, job, run)
             .await
             .map_err(VisitError::Apply)?;
     }
     tell(ctx, job, seen, *workers).await?;
     if phase.is_end() {
-        if let Some(notify) = notifier(ctx, job, seen, phase) {
-            guard_steps(ctx, job).await?;
-            ctx.children
-                .apply(&ctx.client, &namespace, notify)
-                .await
-                .map_err(VisitError::Apply)?;
-        }
-        ctx.close(&run_key(job, run)).await;
-        close_account(ctx, job, seen, phase).await;
-        if build::own_service(job).is_some() {
-            delete::<InferenceService>(&ctx.client, &namespace, &service_of(job))
-                .await
-                .map_err(VisitError::Apply)?;
-        }
+        end(ctx, job, seen, phase).await?;
     }
     Ok(Applied)
+}
+
+/// Makes a step, with what its pod mounts: a step that is there counts as made, so that must be there
+/// before it.
+async fn make_step(ctx: &Context, job: &BatchJob, made: &MadeStep) -> Result<(), VisitError> {
+    let namespace = job.namespace().unwrap_or_default();
+    let manifests = build::manifests(job, &made.checked, made.run);
+    let config_map = build::config_map(job, &manifests, made.run);
+    let step = build::step(job, made, &ctx.options);
+    let done = async {
+        let (client, children) = (&ctx.client, &ctx.children);
+        children.apply(client, &namespace, config_map).await?;
+        children.apply(client, &namespace, step).await
+    };
+    done.await.map_err(VisitError::Apply)?;
+    Ok(())
+}
+
+/// Tells of the end of a run, and takes away what nobody needs after it.
+async fn end(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Result<(), VisitError> {
+    let namespace = job.namespace().unwrap_or_default();
+    if let Some(notify) = notifier(ctx, job, seen, phase) {
+        guard_steps(ctx, job).await?;
+        ctx.children
+            .apply(&ctx.client, &namespace, notify)
+            .await
+            .map_err(VisitError::Apply)?;
+    }
+    ctx.close(&run_key(job, seen.standing.run)).await;
+    close_account(ctx, job, seen, phase).await;
+    if build::own_service(job).is_some() {
+        delete::<InferenceService>(&ctx.client, &namespace, &service_of(job))
+            .await
+            .map_err(VisitError::Apply)?;
+    }
+    Ok(())
+}
+
+/// Whether this visit sees the job as it was in an earlier run. Nothing is made then, and what it has to
+/// say is refused.
+async fn is_past(ctx: &Context, job: &BatchJob, run: RunNumber) -> Result<bool, VisitError> {
+    let has_next = prune::has_next_run(&ctx.client, job, run).await;
+    has_next.map_err(VisitError::Observe)
 }
 
 /// Settles what the pods of steps may reach: before there is one, and as long as one may be there.

@@ -115,9 +115,12 @@ fn names_it(text: &str, name: &str) -> bool {
     text.split(|c| !is_of_name(c)).any(|word| word == name)
 }
 
-/// Whether the job's state changes without its user.
+/// Whether the job's state changes without its user, or is about to since its user asked for it.
 fn is_at_work(job: &BatchJob) -> bool {
-    reason(job).is_none_or(|reason| reasons::of_job(reason) == Class::Moving)
+    let standing = standing(job);
+    let goes_on = reason(job) == Some("Suspended") && !job.spec.suspend;
+    let is_moving = reason(job).is_none_or(|reason| reasons::of_job(reason) == Class::Moving);
+    is_moving || goes_on || standing.is_new || standing.is_resumed
 }
 
 /// What the job's workers have still to do.
@@ -138,6 +141,36 @@ fn work(job: &BatchJob, now: &Time) -> Option<Work> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_is_at_work_from_when_it_is_asked_to_go_on() {
+        let check = |reason: &str, spec: serde_json::Value, expected: bool| {
+            let mut job = serde_json::json!({
+                "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+                "metadata": {"name": "job"},
+                "spec": {
+                    "serviceRef": {"name": "service"},
+                    "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+                },
+                "status": {"run": 1, "conditions": [{
+                    "type": "Succeeded", "reason": reason, "message": "",
+                    "status": if reason == "Completed" { "True" } else { "Unknown" },
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }]},
+            });
+            for (key, value) in spec.as_object().unwrap() {
+                job["spec"][key] = value.clone();
+            }
+            let job = serde_json::from_value(job).unwrap();
+            assert_eq!(is_at_work(&job), expected, "{reason} {spec}");
+        };
+        check("Running", serde_json::json!({}), true);
+        check("Suspended", serde_json::json!({"suspend": true}), false);
+        check("Suspended", serde_json::json!({"suspend": false}), true);
+        check("Completed", serde_json::json!({}), false);
+        check("Completed", serde_json::json!({"rerunFailed": 1}), true);
+        check("UnknownModel", serde_json::json!({}), false);
+    }
 
     #[test]
     fn a_secret_is_missed_by_whoever_waits_for_it_by_name() {
