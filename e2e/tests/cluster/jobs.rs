@@ -138,11 +138,10 @@ fn check_course(lines: &[String]) {
     let visited: Vec<_> = words.filter(|words| words.len() > 2).collect();
     let mut reasons: Vec<&str> = visited.iter().map(|words| words[2]).collect();
     reasons.dedup();
-    assert_eq!(
-        reasons,
-        ["Planning", "Running", "Finishing", "Completed"],
-        "{lines:#?}"
-    );
+    // A status is written once a second, so that a short phase may not be seen.
+    let mut course = ["Planning", "Running", "Finishing", "Completed"].iter();
+    let is_course = reasons.iter().all(|reason| course.any(|it| it == reason));
+    assert!(is_course && reasons.ends_with(&["Completed"]), "{lines:#?}");
     let is_percent = |word: &&&str| word.ends_with('%');
     let progress = visited
         .iter()
