@@ -201,3 +201,21 @@ fn a_run_that_is_killed_goes_on_and_each_row_ends_once() {
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     assert_eq!(manifest["totals"]["rows"]["succeeded"], 400, "{manifest}");
 }
+
+#[test]
+fn an_api_that_is_not_there_is_named_while_it_is_waited_for() {
+    let scene = Scene::new(SceneOptions::default());
+    let manifests = std::fs::read_to_string(scene.path("job.yaml")).unwrap();
+    let (before, behind) = manifests.split_once(r#""baseUrl":""#).unwrap();
+    let (_, behind) = behind.split_once('"').unwrap();
+    let nobody = "http://127.0.0.1:1/v1";
+    let elsewhere = format!(r#"{before}"baseUrl":"{nobody}"{behind}"#);
+    std::fs::write(scene.path("job.yaml"), elsewhere).unwrap();
+    let mut run = scene.run();
+    let said = until(Duration::from_secs(60), || {
+        let log = run.log();
+        (log.contains("the API is not reached") && log.contains(nobody)).then_some(())
+    });
+    assert!(said.is_some(), "{}", run.log());
+    run.kill();
+}

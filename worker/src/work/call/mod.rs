@@ -15,7 +15,7 @@ pub mod receipts;
 mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_answers::Cache;
 use millrace_crds::inference_service;
@@ -38,6 +38,9 @@ use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
 use crate::metrics::Calls;
 use crate::prompt::Prompts;
+
+/// How often it is said that an API is not reached.
+const AWAY_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long after the end of a call it counts as made if its caller does not say that it has ended.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
@@ -90,6 +93,8 @@ pub struct Caller {
     pace: Mutex<Pace>,
     guess: Mutex<Guess>,
     allowed: Mutex<Allowed>,
+    /// When somebody was last told that the API is not reached.
+    away_told: Mutex<Option<Instant>>,
 }
 
 /// What the API said last of how much it lets in in a minute.
@@ -120,6 +125,7 @@ impl Caller {
             pace: Mutex::new(Pace::new(pace(spec))),
             guess: Mutex::new(Guess::new(&steps)),
             allowed: Mutex::default(),
+            away_told: Mutex::default(),
             steps,
             metrics: access.metrics.calls(),
             cache: (access.caches.of(remote)).map_err(|error| unusable(&error))?,
@@ -264,6 +270,22 @@ impl Caller {
 
     fn allowed(&self) -> std::sync::MutexGuard<'_, Allowed> {
         self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the API is not reached, once for all calls, and again after a while.
+    fn tell_away(&self, words: &str) {
+        let mut told = (self.away_told.lock()).unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= AWAY_WARNING_INTERVAL) {
+            *told = Some(Instant::now());
+            let url = &self.remote.spec.base_url;
+            let patience_seconds = self.options.patience.as_secs();
+            tracing::warn!(
+                url,
+                error = words,
+                patience_seconds,
+                "the API is not reached"
+            );
+        }
     }
 
     fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {

@@ -232,6 +232,7 @@ impl<'a> Pass<'a> {
                         let url = caller.remote.spec.base_url.clone();
                         return Err(ApiError::Away { url, words }.into());
                     }
+                    caller.tell_away(&words);
                     tokio::time::sleep(wait).await;
                     continue;
                 }
