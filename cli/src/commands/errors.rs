@@ -133,6 +133,6 @@ mod tests {
             format!("1,201 of 6,000 errors shown: {codes}")
         );
         assert_eq!(summary(&BTreeMap::new(), 0), "no errors");
-        assert_eq!(summary(&BTreeMap::from([("x", 1)]), 1), "1 error: x");
+        assert_eq!(summary(&BTreeMap::from([("x", 1)]), 1), "1 error: 1 x");
     }
 }
