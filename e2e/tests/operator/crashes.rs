@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// How long nothing may be written before the undisturbed run counts as over.
 const QUIET: Duration = Duration::from_secs(3);
 
+/// The same before a disturbed run counts as one with another end: what is played beside the operator, such
+/// as the collector of garbage, may be late on a busy machine.
+const QUIET_AT_ANOTHER_END: Duration = Duration::from_secs(20);
+
 /// How often a point is tried: a run may pass it by, where events come together that came apart in the
 /// undisturbed one.
 const TRIES: usize = 3;
@@ -244,7 +248,11 @@ async fn settled(
         if now != written {
             (written, since) = (now, Instant::now());
         }
-        if since.elapsed() > QUIET {
+        let quiet = match expected {
+            None => QUIET,
+            Some(_) => QUIET_AT_ANOTHER_END,
+        };
+        if since.elapsed() > quiet {
             return match expected {
                 None => Ok(picture),
                 Some(expected) => Err(format!(
