@@ -6,6 +6,7 @@ use millrace_crds::manifest::{Kind, Manifest, read_path, read_str};
 use serde_json::Value;
 
 use crate::files;
+use crate::metrics::OPERATOR;
 use crate::programs::of_kubernetes;
 
 fn kinds(manifests: &[Manifest]) -> Vec<Kind> {
@@ -18,6 +19,33 @@ fn kinds(manifests: &[Manifest]) -> Vec<Kind> {
 fn the_example_for_a_cluster_applies_as_it_is() {
     let manifests = read_path(&files::path("examples/cluster")).expect("valid manifests");
     assert_eq!(kinds(&manifests), [Kind::BatchJob, Kind::InferenceService]);
+}
+
+#[test]
+fn what_scales_a_service_from_outside_names_its_deployment_and_what_the_operator_tells() {
+    let service = files::path("examples/autoscaling/service.yaml");
+    let service = read_path(&service).expect("a valid manifest");
+    assert_eq!(kinds(&service), [Kind::InferenceService]);
+    let name = service[0].name();
+    let read = |file: &str| files::yaml(&format!("examples/autoscaling/{file}"));
+    let (hpa, keda) = (read("hpa.yaml"), read("keda.yaml"));
+    for scaler in [&hpa, &keda] {
+        let target = &scaler["spec"]["scaleTargetRef"];
+        assert_eq!(target["kind"], "Deployment");
+        assert_eq!(target["name"], format!("{name}-inference"));
+    }
+    let metric = &hpa["spec"]["metrics"][0]["external"]["metric"];
+    assert_eq!(metric["selector"]["matchLabels"]["service"], name);
+    let metric = metric["name"].as_str().expect("a metric");
+    assert!(OPERATOR.contains(&metric), "{metric}");
+    let rule = &read("prometheus-adapter.yaml")["rules"]["external"][0];
+    assert_eq!(rule["name"]["as"], metric);
+    assert!(rule["seriesQuery"].as_str().unwrap().starts_with(metric));
+    let url = &keda["spec"]["triggers"][0]["metadata"]["url"];
+    let (address, path) = url.as_str().unwrap().split_once("/v1/").unwrap();
+    assert_eq!(address, "http://millrace-operator.millrace-system.svc:8080");
+    let expected = format!("namespaces/default/inferenceservices/{name}/backlog");
+    assert_eq!(path, expected, "the operator's own path");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::files;
 
 /// What the operator counts and measures.
-const OPERATOR: [&str; 10] = [
+pub const OPERATOR: [&str; 10] = [
     "millrace_jobs",
     "millrace_leases_available",
     "millrace_operator_leader",
