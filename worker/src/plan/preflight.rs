@@ -191,7 +191,14 @@ pub(super) async fn guess_rows(
                     (Some(low), Some(high)) if first.len() > 1 => {
                         (offset(high) - offset(low)) / (first.len() as u64 - 1)
                     }
-                    (Some(_), _) => end.min(bytes) - start.min(bytes),
+                    // It ends beyond the shard if it is longer than that.
+                    (Some(row), _) => {
+                        let text = match row {
+                            ReadRow::Row(row) => row.text.len() as u64,
+                            ReadRow::Bad { .. } => 0,
+                        };
+                        text.max(end.min(bytes) - start.min(bytes))
+                    }
                     _ if looked_at < SHARDS_LOOKED_AT_MAX => {
                         looked_at += 1;
                         continue;
