@@ -186,7 +186,7 @@ fn a_release_with_rights_in_one_namespace_works_a_job_off_with_a_cache_and_tells
     let said = String::from_utf8_lossy(&asked.stderr);
     assert!(asked.status.success(), "{said}");
     let progress: Value = serde_json::from_slice(&asked.stdout).unwrap();
-    assert_eq!(progress["rows"]["succeeded"], 200, "{progress}");
+    assert_eq!(progress["progress"]["rowsSucceeded"], 200, "{progress}");
     assert!(elsewhere.status.success(), "{elsewhere:?}");
     assert!(
         other.unwrap().get("status").is_none(),
