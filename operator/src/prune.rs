@@ -73,7 +73,8 @@ where
     Ok(())
 }
 
-/// Whether a child is the job's and of another run than its last one. A job of the same name may have been there before.
+/// Whether a child is the job's and of another run than its last one. A job of the same name may have been
+/// there before.
 fn is_earlier(child: &ObjectMeta, job: &BatchJob, run: RunNumber) -> bool {
     let of_this_run = OF_EACH_RUN.map(|it| step(&job.name_any(), it, run));
     is_of(child, job) && (child.name.as_ref()).is_none_or(|name| !of_this_run.contains(name))

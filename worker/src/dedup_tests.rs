@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::TryStreamExt;
 use millrace_protocol::plan::{Dedup, Difference};
-use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::tally::Rows;
-use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
+use millrace_protocol::wire::{ModelReply, Prediction, RowsReply};
 use serde_json::{Value, json};
 
 use super::*;
@@ -27,14 +26,10 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let is_well = Arc::new(AtomicBool::new(false));
-        let well = is_well.clone();
-        let reply = move |request: &RowsRequest, _| {
-            Say::Reply(reply(request, well.load(Ordering::Relaxed)))
-        };
         Self {
             folder: tempfile::tempdir().unwrap(),
             stores: Stores::new(StoreOptions::default()),
-            server: FakeServer::start(reply),
+            server: FakeServer::unwell_until(is_well.clone()),
             is_well,
         }
     }
@@ -91,21 +86,6 @@ impl Scene {
     fn asked(&self) -> Vec<String> {
         let asked = self.server.asked().into_iter();
         asked.flat_map(|request| request.texts).collect()
-    }
-}
-
-fn reply(request: &RowsRequest, is_well: bool) -> RowsReply {
-    let one = |text: &String| {
-        let error = RowError::new(RowErrorCode::ModelFailed, "it is unwell");
-        let said = match text.contains("bad") && !is_well {
-            true => ModelReply::Err(error),
-            false => ModelReply::Ok(Prediction::Embedding(vec![text.len() as f32])),
-        };
-        vec![said; request.models.len()]
-    };
-    RowsReply {
-        rows: request.texts.iter().map(one).collect(),
-        tokens: request.texts.len() as u64,
     }
 }
 

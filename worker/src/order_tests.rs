@@ -5,15 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::TryStreamExt;
 use millrace_protocol::plan::{Difference, Duplicates, Shard};
-use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::tally::Rows;
-use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::output;
 use crate::store::StoreOptions;
-use crate::work::testing::{self, FakeServer, Say};
+use crate::work::testing::{self, FakeServer};
 
 /// Rows of the input; the last one is no JSON.
 const ROWS: usize = 121;
@@ -29,10 +27,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let is_well = Arc::new(AtomicBool::new(false));
-        let well = is_well.clone();
-        let server = FakeServer::start(move |request, _| {
-            Say::Reply(reply(request, well.load(Ordering::Relaxed)))
-        });
+        let server = FakeServer::unwell_until(is_well.clone());
         let scene = Self {
             folder: tempfile::tempdir().unwrap(),
             stores: Stores::new(StoreOptions::default()),
@@ -98,21 +93,6 @@ impl Scene {
             }
         }
         lines
-    }
-}
-
-fn reply(request: &RowsRequest, is_well: bool) -> RowsReply {
-    let one = |text: &String| {
-        let error = RowError::new(RowErrorCode::ModelFailed, "it is unwell");
-        let said = match text.contains("bad") && !is_well {
-            true => ModelReply::Err(error),
-            false => ModelReply::Ok(Prediction::Embedding(vec![text.len() as f32])),
-        };
-        vec![said; request.models.len()]
-    };
-    RowsReply {
-        rows: request.texts.iter().map(one).collect(),
-        tokens: request.texts.len() as u64,
     }
 }
 

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::TryStreamExt;
-use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::tally::Rows;
-use millrace_protocol::wire::{ModelReply, Prediction, RowsReply, RowsRequest};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::store::StoreOptions;
-use crate::work::testing::{self, FakeServer, Say};
+use crate::work::testing::{self, FakeServer};
 use crate::{output, plan};
 
 /// A server that fails on texts with "bad" in them until it is well, and a folder for jobs.
@@ -25,10 +23,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let is_well = Arc::new(AtomicBool::new(false));
-        let well = is_well.clone();
-        let server = FakeServer::start(move |request, _| {
-            Say::Reply(reply(request, well.load(Ordering::Relaxed)))
-        });
+        let server = FakeServer::unwell_until(is_well.clone());
         Self {
             folder: tempfile::tempdir().unwrap(),
             stores: Stores::new(StoreOptions::default()),
@@ -126,21 +121,6 @@ async fn rows_that_a_filter_leaves_out_are_skipped_and_counted() {
     let manifest = scene.drive(&again).await;
     let rows = manifest.totals.rows;
     assert_eq!((rows.succeeded, rows.failed), (good + bad, 0));
-}
-
-fn reply(request: &RowsRequest, is_well: bool) -> RowsReply {
-    let one = |text: &String| {
-        if text.contains("bad") && !is_well {
-            let error = RowError::new(RowErrorCode::ModelFailed, "it is unwell");
-            return vec![ModelReply::Err(error); request.models.len()];
-        }
-        let vector = Prediction::Embedding(vec![text.len() as f32]);
-        vec![ModelReply::Ok(vector); request.models.len()]
-    };
-    RowsReply {
-        rows: request.texts.iter().map(one).collect(),
-        tokens: request.texts.len() as u64,
-    }
 }
 
 fn count(ends: &BTreeMap<String, &'static str>, end: &str) -> usize {

@@ -33,6 +33,11 @@ const IMAGES: [(&str, &str); 5] = [
     ("cache.redis.image", "redis"),
 ];
 
+/// Asks the URL that is its first argument with the token that is its second.
+const ASK: &str = "import sys, urllib.request; \
+    ask = urllib.request.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]}); \
+    sys.stdout.write(urllib.request.urlopen(ask, timeout=20).read().decode())";
+
 /// Takes the release and the namespaces of tests from a cluster that stays.
 const SWEEP: &str = r#"
 kubectl delete namespaces --selector "$1" --wait=false
@@ -332,6 +337,12 @@ impl Cluster {
         let mut command = self.inside("setpriv");
         command.args(["--pdeathsig", "KILL", "--", program]);
         command
+    }
+
+    /// Asks a URL with a token, from where the cluster is reached; prints what it is told.
+    pub fn ask(&self, url: &str, token: &str) -> Output {
+        let mut python = self.inside("python3");
+        python.args(["-c", ASK, url, token]).output().unwrap()
     }
 
     /// Calls kubectl, which must succeed; gives what it printed.

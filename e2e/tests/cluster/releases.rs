@@ -126,11 +126,6 @@ impl Drop for Usual<'_> {
     }
 }
 
-/// A client that asks a URL with a token, and prints what it is told.
-const ASK: &str = "import sys, urllib.request; \
-    ask = urllib.request.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]}); \
-    sys.stdout.write(urllib.request.urlopen(ask, timeout=20).read().decode())";
-
 #[test]
 fn a_release_with_rights_in_one_namespace_works_a_job_off_with_a_cache_and_tells_of_it() {
     let Some(cluster) = turn_alone() else { return };
@@ -169,11 +164,7 @@ fn a_release_with_rights_in_one_namespace_works_a_job_off_with_a_cache_and_tells
     let address = "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}";
     let address = cluster.kubectl(&["-n", SYSTEM, "get", "service/millrace-api", "-o", address]);
     let url = format!("http://{address}/api/v1/namespaces/{namespace}/jobs/embed/progress");
-    let asked = cluster
-        .inside("python3")
-        .args(["-c", ASK, &url, token.trim()])
-        .output();
-    let asked = asked.unwrap();
+    let asked = cluster.ask(&url, token.trim());
     let elsewhere = cluster.try_apply(
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: not-watched}\n---\n\
          apiVersion: millrace.dev/v1alpha1\nkind: InferenceService\n\

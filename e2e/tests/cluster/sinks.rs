@@ -24,11 +24,6 @@ print(server.server_port, flush=True)
 server.handle_request()
 "#;
 
-/// Asks the URL that is its first argument with the token that is its second.
-const ASK: &str = "import sys, urllib.request; \
-    ask = urllib.request.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]}); \
-    sys.stdout.write(urllib.request.urlopen(ask, timeout=20).read().decode())";
-
 fn secrets(namespace: &str, postgres: &str) -> String {
     let secret = |name: &str, key: &str, value: &str| {
         format!(
@@ -113,16 +108,12 @@ fn results_are_in_a_table_and_with_a_reader_and_a_receiver_is_told() {
     let service = [&service[..], &["-o", "jsonpath={.spec.clusterIP}"]].concat();
     let service = cluster.kubectl(&service);
     let url = format!("http://{service}/api/v1/jobs/embed/results?limit=10&offset=990");
-    let ask = |token: &str| {
-        let mut python = cluster.inside("python3");
-        python.args(["-c", ASK, &url, token]).output().unwrap()
-    };
-    let lines = ask("a-token-of-readers");
+    let lines = cluster.ask(&url, "a-token-of-readers");
     assert!(
         lines.status.success(),
         "{}",
         String::from_utf8_lossy(&lines.stderr)
     );
     assert_eq!(String::from_utf8(lines.stdout).unwrap().lines().count(), 10);
-    assert!(!ask("another").status.success());
+    assert!(!cluster.ask(&url, "another").status.success());
 }

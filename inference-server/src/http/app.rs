@@ -176,6 +176,16 @@ pub(crate) fn pick_model(
     }
 }
 
+/// The models of a worker's request, each of which it may name once.
+pub(crate) fn find_models(models: &[Model], names: &[String]) -> Result<Vec<usize>, ApiError> {
+    if names.len() > models.len() {
+        return Err(ApiError::Invalid(
+            "the request names a model more than once".into(),
+        ));
+    }
+    names.iter().map(|name| find_model(models, name)).collect()
+}
+
 /// The model of that name.
 pub(crate) fn find_model(models: &[Model], name: &str) -> Result<usize, ApiError> {
     let index = models.iter().position(|model| model.name() == name);

@@ -22,7 +22,7 @@ use millrace_protocol::{
 
 use crate::{
     http::{
-        app::{App, find_model},
+        app::{App, find_models},
         body,
         error::ApiError,
     },
@@ -55,15 +55,7 @@ pub async fn chunks(
     if items > items_max {
         return Err(ApiError::TooManyItems { items, items_max });
     }
-    if models.len() > inference.models().len() {
-        return Err(ApiError::Invalid(
-            "the request names a model more than once".into(),
-        ));
-    }
-    let models = models
-        .iter()
-        .map(|name| find_model(inference.models(), name));
-    let models = models.collect::<Result<Vec<_>, _>>()?;
+    let models = find_models(inference.models(), &models)?;
     let cutting = move |inference: &Inference| {
         let rulers = models.iter().map(|&model| &inference.models()[model]);
         let rulers: Vec<&dyn Ruler> = rulers.map(|model| model as &dyn Ruler).collect();

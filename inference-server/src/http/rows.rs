@@ -13,7 +13,7 @@ use millrace_protocol::wire::{ModelReply, ROWS_CONTENT_TYPE, RowsReply, RowsRequ
 use crate::{
     batcher::Priority,
     http::{
-        app::{App, find_model},
+        app::{App, find_models},
         body,
         error::ApiError,
     },
@@ -40,17 +40,9 @@ pub async fn rows(
     if items > items_max {
         return Err(ApiError::TooManyItems { items, items_max });
     }
-    if models.len() > inference.models().len() {
-        return Err(ApiError::Invalid(
-            "the request names a model more than once".into(),
-        ));
-    }
-    let indices = models
-        .iter()
-        .map(|name| find_model(inference.models(), name));
     let question = Question {
         texts,
-        models: indices.collect::<Result<_, _>>()?,
+        models: find_models(inference.models(), &models)?,
         priority: Priority::Batch,
         truncate: true,
         deadline: Instant::now() + limits.rows_deadline,

@@ -2,6 +2,7 @@
 //! wants it to say.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use axum::routing::{get, post};
 use millrace_leases::{LeaseOptions, LeaseStore, MemoryLeaseStore};
 use millrace_protocol::chunk::Chunk;
 use millrace_protocol::manifest::Manifest;
+use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::wire::{
     CHUNKS_PATH, ChunksOfText, ChunksReply, ChunksRequest, ModelReply, Prediction, ROWS_PATH,
     RowsReply, RowsRequest,
@@ -84,6 +86,25 @@ impl FakeServer {
             served,
             _serving: AbortOnDropHandle::new(serving),
         }
+    }
+
+    /// One that answers a text with its length, but fails on those with "bad" in them until it is well.
+    pub(crate) fn unwell_until(is_well: Arc<AtomicBool>) -> Self {
+        Self::start(move |request, _| {
+            let is_well = is_well.load(Ordering::Relaxed);
+            let one = |text: &String| {
+                let error = RowError::new(RowErrorCode::ModelFailed, "it is unwell");
+                let said = match text.contains("bad") && !is_well {
+                    true => ModelReply::Err(error),
+                    false => ModelReply::Ok(Prediction::Embedding(vec![text.len() as f32])),
+                };
+                vec![said; request.models.len()]
+            };
+            Say::Reply(RowsReply {
+                rows: request.texts.iter().map(one).collect(),
+                tokens: request.texts.len() as u64,
+            })
+        })
     }
 
     pub(crate) fn client(&self) -> Client {
