@@ -208,14 +208,13 @@ impl Scene {
         self.lines_of("out", folder)
     }
 
-    /// The same of another output.
+    /// The same of another output, without the files that are still being written.
     pub fn lines_of(&self, output: &str, folder: &str) -> Vec<Value> {
         let mut lines = Vec::new();
-        for file in std::fs::read_dir(self.path(output).join(folder))
-            .into_iter()
-            .flatten()
-        {
-            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let files = std::fs::read_dir(self.path(output).join(folder));
+        let paths = files.into_iter().flatten().map(|file| file.unwrap().path());
+        for path in paths.filter(|path| path.extension().is_some_and(|it| it == "jsonl")) {
+            let text = std::fs::read_to_string(path).unwrap();
             let parsed = text.lines().map(|line| serde_json::from_str(line).unwrap());
             lines.extend(parsed);
         }
