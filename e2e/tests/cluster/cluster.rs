@@ -1,7 +1,7 @@
 //! One cluster for all tests of this program, with millrace installed in it.
 
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -277,6 +277,16 @@ impl Cluster {
         &self.network
     }
 
+    /// An address of this machine that its pods reach, at a port where nobody listens now.
+    pub fn free_address(&self) -> SocketAddr {
+        let ip = self.address;
+        let bound = self.network.within(|| TcpListener::bind((ip, 0)));
+        let listener = bound.unwrap_or_else(|error| {
+            panic!("{ip}, where pods are to find this machine, cannot be listened at: {error}")
+        });
+        listener.local_addr().expect("the port")
+    }
+
     /// The address of this machine that its pods reach.
     pub fn address(&self) -> IpAddr {
         self.address
@@ -297,9 +307,13 @@ impl Cluster {
         self.upgrade(&[]);
     }
 
-    /// Installs the chart, or another version of it with further settings.
+    /// Installs the chart with further settings.
     pub fn upgrade(&self, settings: &[&str]) {
-        let chart = root().join("charts/millrace");
+        self.upgrade_to(&root().join("charts/millrace"), settings);
+    }
+
+    /// Installs another version of the chart.
+    pub fn upgrade_to(&self, chart: &Path, settings: &[&str]) {
         let mut helm = self.inside("helm");
         helm.args(["upgrade", "--install", "millrace"])
             .arg(chart)

@@ -3,20 +3,19 @@
 use std::time::Duration;
 
 use crate::cluster::{SYSTEM, turn, turn_alone, turn_at_own};
-use crate::tenant::Tenant;
+use crate::tenant::{SELECTOR, Tenant};
 
 #[test]
 fn a_killed_pod_loses_no_row() {
     let Some(cluster) = turn() else { return };
     let (tenant, rows) = Tenant::at_work(&cluster, "pod");
-    let selector = "millrace.dev/inference-service=minilm";
     cluster.kubectl(&[
         "-n",
         tenant.namespace(),
         "delete",
         "pod",
         "-l",
-        selector,
+        SELECTOR,
         "--grace-period=0",
         "--force",
         "--wait=false",
@@ -41,9 +40,8 @@ fn a_rolling_update_in_mid_job_loses_no_row() {
     let Some(cluster) = turn() else { return };
     let (tenant, rows) = Tenant::at_work(&cluster, "rolled");
     let namespace = tenant.namespace();
-    let selector = "millrace.dev/inference-service=minilm";
     let names = || -> Vec<String> {
-        let pods = cluster.list(namespace, "pods", selector);
+        let pods = cluster.list(namespace, "pods", SELECTOR);
         let names = pods.iter().map(|pod| pod["metadata"]["name"].as_str());
         names.map(|name| name.unwrap().to_owned()).collect()
     };
@@ -145,11 +143,7 @@ fn a_drained_node_loses_no_row() {
         "--force",
         "--timeout=150s",
     ]);
-    let pods = cluster.list(
-        tenant.namespace(),
-        "pods",
-        "millrace.dev/inference-service=minilm",
-    );
+    let pods = cluster.list(tenant.namespace(), "pods", SELECTOR);
     let running = pods
         .iter()
         .filter(|pod| pod["status"]["phase"] == "Running");

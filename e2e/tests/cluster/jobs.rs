@@ -6,13 +6,10 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::cluster::{Cluster, turn, turn_at_own};
-use crate::tenant::Tenant;
+use crate::tenant::{SELECTOR, Tenant};
 
 /// Rows of the main job: the size that people try first.
 const ROWS: usize = 20_000;
-
-/// Selects the pods of the service.
-const SELECTOR: &str = "millrace.dev/inference-service=minilm";
 
 #[test]
 fn a_job_is_planned_worked_off_by_two_pods_and_finished_with_every_row_once() {
@@ -319,37 +316,4 @@ fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so()
     });
     tenant.check_succeeded("embed", &rows, 10);
     assert_eq!(most, 8, "as many pods as there is room for");
-}
-
-#[test]
-fn a_model_that_is_in_the_cache_is_not_fetched_again() {
-    let Some(cluster) = turn_at_own("it mounts a folder of this machine") else {
-        return;
-    };
-    let tenant = Tenant::new(&cluster, "cache");
-    let rows = tenant.rows(200);
-    tenant.service("");
-    cluster.apply(&tenant.job_manifest("first", ""));
-    tenant.check_succeeded("first", &rows, 120);
-    let manifest = std::fs::read(tenant.bucket().join("first/manifest.json")).unwrap();
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
-    let digest = manifest["models"][0]["digest"].as_str().unwrap();
-
-    tenant.claim_volume("models");
-    let cached = tenant
-        .service_manifest("  modelCache: {persistentVolumeClaim: {claimName: models}}\n")
-        .replace(
-            "models/minilm'}",
-            &format!("models/minilm', digest: '{digest}'}}"),
-        );
-    cluster.apply(&cached);
-    let folder = tenant.volume("models").join(digest.replace(':', "-"));
-    cluster.wait(tenant.namespace(), 120, "the model is in the cache", || {
-        folder.join("model.safetensors").exists().then_some(())
-    });
-    tenant.wait_until_serving(120);
-    std::fs::remove_dir_all(tenant.bucket().join("models")).unwrap();
-    cluster.kubectl(&["-n", tenant.namespace(), "delete", "pod", "-l", SELECTOR]);
-    cluster.apply(&tenant.job_manifest("second", ""));
-    tenant.check_succeeded("second", &rows, 120);
 }

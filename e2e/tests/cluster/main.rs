@@ -2,6 +2,7 @@
 //!
 //! They need root on Linux, or a cluster that the user names, or are skipped with a note of the reason.
 
+mod api;
 mod choice;
 mod cluster;
 mod commands;
@@ -13,6 +14,7 @@ mod policies;
 mod releases;
 mod remote;
 mod requests;
+mod services;
 mod sinks;
 mod store;
 mod tenant;

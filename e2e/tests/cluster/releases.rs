@@ -1,10 +1,12 @@
 //! The release of the chart itself: tested, upgraded in mid-job, taken away.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::cluster::{Cluster, SYSTEM, turn_alone};
+use crate::cluster::{Cluster, SYSTEM, root, turn, turn_alone};
 use crate::tenant::Tenant;
 
 #[test]
@@ -47,6 +49,92 @@ fn an_upgrade_in_mid_job_keeps_the_password_and_loses_no_row() {
         url.starts_with(&user),
         "workers are users of their namespace alone"
     );
+}
+
+/// A field of a job that the version before did not have.
+const NEW_FIELD: &str = "ttlSecondsAfterFinished";
+
+/// A copy of the chart whose CRD lacks that field.
+fn chart_before() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let chart = root().join("charts/millrace");
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(chart).arg(folder.path());
+    assert!(copy.status().unwrap().success());
+    let file = folder.path().join("millrace/files/crds/batchjobs.yaml");
+    let crd = std::fs::read_to_string(&file).unwrap();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut within = None;
+    let lines = crd.lines().filter(|line| {
+        if line.trim_start() == format!("{NEW_FIELD}:") {
+            within = Some(indent(line));
+            return false;
+        }
+        within = within.filter(|outer| indent(line) > *outer);
+        within.is_none()
+    });
+    let before = lines.collect::<Vec<_>>().join("\n");
+    assert!(before.len() < crd.len() - NEW_FIELD.len());
+    std::fs::write(file, before).unwrap();
+    folder
+}
+
+#[test]
+fn an_upgrade_brings_new_fields_to_the_objects_that_are_there() {
+    let Some(cluster) = turn_alone() else { return };
+    let tenant = Tenant::new(&cluster, "fields");
+    let rows = tenant.rows(20);
+    let before = chart_before();
+    cluster.upgrade_to(&before.path().join("millrace"), &[]);
+    tenant.service("");
+    cluster.apply(&tenant.job_manifest("embed", ""));
+    tenant.check_succeeded("embed", &rows, 120);
+    let with_field = tenant.job_manifest("embed", &format!("  {NEW_FIELD}: 1\n"));
+    let refused = cluster.try_apply(&with_field);
+    cluster.upgrade(&[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        said.contains(&format!("unknown field \"spec.{NEW_FIELD}\"")),
+        "{said}"
+    );
+    tenant.check_succeeded("embed", &rows, 10);
+    // The API server takes a moment to serve a CRD that has changed.
+    cluster.wait(tenant.namespace(), 30, "the new field is taken", || {
+        cluster
+            .try_apply(&with_field)
+            .status
+            .success()
+            .then_some(())
+    });
+    cluster.wait(tenant.namespace(), 60, "the new field is obeyed", || {
+        let job = cluster.get(tenant.namespace(), "batchjob/embed");
+        job.is_none().then_some(())
+    });
+}
+
+#[test]
+fn helm_waits_for_a_service_and_for_the_end_of_a_job() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "waited");
+    let rows = tenant.rows(2_000);
+    let chart = tempfile::tempdir().unwrap();
+    let templates = chart.path().join("templates");
+    std::fs::create_dir(&templates).unwrap();
+    let about = "apiVersion: v2\nname: texts\nversion: 1.0.0\n";
+    std::fs::write(chart.path().join("Chart.yaml"), about).unwrap();
+    let service = tenant.service_manifest("");
+    std::fs::write(templates.join("service.yaml"), service).unwrap();
+    let job = tenant.job_manifest("embed", "");
+    std::fs::write(templates.join("job.yaml"), job).unwrap();
+    let mut helm = cluster.inside("helm");
+    helm.args(["install", "texts"]).arg(chart.path());
+    helm.args(["-n", tenant.namespace(), "--wait", "--timeout", "180s"]);
+    let installed = helm.output().unwrap();
+    let said = String::from_utf8_lossy(&installed.stderr);
+    assert!(installed.status.success(), "{said}");
+    let ended = tenant.condition("embed", "Succeeded").unwrap();
+    assert_eq!(ended, ("True".to_owned(), "Completed".to_owned()));
+    tenant.check_succeeded("embed", &rows, 5);
 }
 
 /// What every namespace has.

@@ -1,14 +1,9 @@
-//! Jobs that ask an API elsewhere, by pods that hold workers alone. The API is the stand-in, which runs
-//! on the node.
+//! Jobs that ask an API elsewhere, by pods that hold workers alone.
 
-use std::net::SocketAddr;
-use std::process::{Child, Stdio};
-
-use millrace_e2e::process::binary;
-use millrace_stand_in::Record;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, turn};
+use crate::api::{Api, KEY};
+use crate::cluster::turn;
 use crate::tenant::Tenant;
 
 /// Rows of the job.
@@ -16,50 +11,6 @@ const ROWS: usize = 400;
 
 /// Calls that all pods may have in flight together.
 const CONCURRENCY: u64 = 4;
-
-/// Port of the stand-in.
-const PORT: u16 = 8_090;
-
-/// The key of the API, which must stand in no log and no object but its Secret.
-const KEY: &str = "sk-not-to-be-seen";
-
-/// A stand-in on the node; killed when dropped.
-struct Api<'a> {
-    cluster: &'a Cluster,
-    process: Child,
-    address: String,
-}
-
-impl<'a> Api<'a> {
-    fn start(cluster: &'a Cluster) -> Self {
-        let address = SocketAddr::new(cluster.address(), PORT).to_string();
-        let mut command = cluster.tied(binary("millrace-stand-in").to_str().unwrap());
-        command
-            .args(["--listen", &address, "--latency-ms", "100"])
-            .args(["--api-key", KEY]);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        Self {
-            process: command.spawn().expect("the stand-in starts"),
-            cluster,
-            address,
-        }
-    }
-
-    fn record(&self) -> Record {
-        let read = "import sys, urllib.request; \
-                    sys.stdout.write(urllib.request.urlopen(sys.argv[1]).read().decode())";
-        let mut ask = self.cluster.inside("python3");
-        ask.args(["-c", read, &format!("http://{}/record", self.address)]);
-        serde_json::from_slice(&ask.output().unwrap().stdout).unwrap()
-    }
-}
-
-impl Drop for Api<'_> {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
-    }
-}
 
 fn manifests(namespace: &str, address: &str) -> String {
     format!(
@@ -86,9 +37,9 @@ fn pods_share_the_limits_of_an_api_and_tell_what_it_costs() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "remote");
     let rows = tenant.rows(ROWS);
-    let api = Api::start(&cluster);
+    let api = Api::start(&cluster, 100);
     let namespace = tenant.namespace();
-    cluster.apply(&manifests(namespace, &api.address));
+    cluster.apply(&manifests(namespace, api.address()));
     tenant.check_succeeded("ask", &rows, 180);
 
     let record = api.record();

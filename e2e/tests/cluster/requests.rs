@@ -4,7 +4,7 @@ use std::io::Read;
 use std::process::Stdio;
 
 use crate::cluster::turn;
-use crate::tenant::Tenant;
+use crate::tenant::{SELECTOR, Tenant};
 
 /// A client that asks the URL that is its argument, on a new connection each time, until its standard
 /// input ends. It prints how many answers it got, and what went wrong first.
@@ -44,9 +44,8 @@ fn a_rolling_update_drops_no_request() {
     cluster.kubectl(&["-n", namespace, "rollout", "restart", deployment]);
     let timeout = "--timeout=120s";
     cluster.kubectl(&["-n", namespace, "rollout", "status", deployment, timeout]);
-    let selector = "millrace.dev/inference-service=minilm";
     cluster.wait(namespace, 120, "the pod before is gone", || {
-        (cluster.list(namespace, "pods", selector).len() == 1).then_some(())
+        (cluster.list(namespace, "pods", SELECTOR).len() == 1).then_some(())
     });
 
     drop(client.stdin.take());

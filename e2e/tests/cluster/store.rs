@@ -1,7 +1,7 @@
 //! A tenant's S3 server, on this machine, at an address that pods reach.
 
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -53,7 +53,7 @@ impl<'a> Store<'a> {
         let folder = tempfile::tempdir_in(cluster.scratch()).unwrap();
         std::fs::create_dir_all(folder.path().join("objects").join(BUCKET)).unwrap();
         let mut tries = (0..STARTS_MAX).map(|_| {
-            let address = free_address(cluster);
+            let address = cluster.free_address();
             let server = s3_server(cluster, address, user, &folder);
             started(cluster, server, address, &folder).map(|process| (address, process))
         });
@@ -135,16 +135,6 @@ impl Drop for Store<'_> {
 
 fn secret_of(user: &str) -> String {
     format!("{user}-secret")
-}
-
-/// An address of this machine that pods reach, at a port where nobody listens now.
-fn free_address(cluster: &Cluster) -> SocketAddr {
-    let ip: IpAddr = cluster.address();
-    let bound = cluster.network().within(|| TcpListener::bind((ip, 0)));
-    let listener = bound.unwrap_or_else(|error| {
-        panic!("{ip}, where pods are to find this machine, cannot be listened at: {error}")
-    });
-    listener.local_addr().expect("the port")
 }
 
 fn s3_server(cluster: &Cluster, address: SocketAddr, user: &str, folder: &TempDir) -> Command {

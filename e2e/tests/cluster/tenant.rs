@@ -10,6 +10,9 @@ use serde_json::Value;
 use crate::cluster::{Cluster, OF_TESTS, root};
 use crate::store::Store;
 
+/// Selects the pods of the service.
+pub const SELECTOR: &str = "millrace.dev/inference-service=minilm";
+
 /// Rows of a job that is long enough to be disturbed.
 const ROWS_AT_WORK: usize = 6_000;
 
@@ -51,6 +54,11 @@ impl<'a> Tenant<'a> {
         cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 16384}\n"));
         tenant.wait_until_at_work("embed", 120);
         (tenant, rows)
+    }
+
+    /// The cluster that it is in.
+    pub fn cluster(&self) -> &'a Cluster {
+        self.cluster
     }
 
     /// The namespace.
@@ -275,7 +283,7 @@ impl Drop for Tenant<'_> {
 }
 
 /// Copies the model that `cargo xtask setup` fetched.
-fn copy_model(to: &std::path::Path) {
+pub fn copy_model(to: &std::path::Path) {
     let cache = std::env::var_os("MILLRACE_MODEL_CACHE").expect("cargo xtask test sets it");
     let from = PathBuf::from(cache).join("sentence-transformers/all-MiniLM-L6-v2");
     std::fs::create_dir_all(to).unwrap();

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
 use kube::core::Resource;
-use millrace_crds::inference_service::PodTemplate;
+use millrace_crds::inference_service::{Autoscaling, PodTemplate};
 use millrace_crds::{API_VERSION, BatchJob, InferenceService};
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use serde_json::{Value, json};
@@ -61,11 +61,16 @@ pub fn manifests(job: &BatchJob, checked: &Checked, run: RunNumber) -> String {
         "spec": spec,
     });
     let document = |service: &InferenceService| {
+        let mut spec = service.spec.clone();
+        // How many pods there are and where is none of the workers' business either.
+        spec.autoscaling = Autoscaling::default();
+        spec.template = PodTemplate::default();
+        spec.model_cache = None;
         let service = json!({
             "apiVersion": API_VERSION,
             "kind": "InferenceService",
             "metadata": {"name": service.name_any(), "namespace": service.namespace()},
-            "spec": service.spec,
+            "spec": spec,
         });
         // JSON documents are YAML documents.
         format!("---\n{service}\n")
@@ -299,6 +304,33 @@ mod tests {
             .map(|manifest| manifest.name().to_owned())
             .collect();
         assert_eq!(names, ["job", "mini", "large"]);
+    }
+
+    #[test]
+    fn workers_keep_their_shards_while_a_service_scales_and_moves() {
+        let told = |settings: Value| {
+            let mut service = json!({
+                "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
+                "metadata": {"name": "service", "namespace": "tenant"}, "spec": {"models": []},
+            });
+            for (key, value) in settings.as_object().unwrap() {
+                service["spec"][key] = value.clone();
+            }
+            let checked = Checked {
+                service: serde_json::from_value(service).unwrap(),
+                others: Vec::new(),
+            };
+            manifests(&job(json!({})), &checked, FIRST_RUN)
+        };
+        let before = told(json!({}));
+        for settings in [
+            json!({"autoscaling": {"minReplicas": 3, "maxReplicas": 9}}),
+            json!({"template": {"nodeSelector": {"pool": "gpu"}}}),
+            json!({"modelCache": {"hostPath": "/models"}}),
+        ] {
+            assert_eq!(told(settings.clone()), before, "{settings}");
+        }
+        assert_ne!(told(json!({"cache": {"enabled": true}})), before);
     }
 
     #[test]

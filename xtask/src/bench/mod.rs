@@ -30,7 +30,7 @@ pub struct Bench {
     pub programs: PathBuf,
     /// A folder for corpora, manifests and outputs.
     pub folder: PathBuf,
-    /// The Python that has sentence-transformers.
+    /// The Python that has sentence-transformers, where it is measured.
     pub python: PathBuf,
     /// The folder of the model.
     pub model: PathBuf,
@@ -88,10 +88,13 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
         if choice.parts.contains(&Part::Online) {
             setup::hey(&cache)?;
         }
+        if choice.parts.contains(&Part::Models) {
+            setup::peers(&cache)?;
+        }
         let libtorch = setup::for_running(&cache)?;
         (
             libtorch,
-            setup::peers(&cache)?,
+            cache.path(setup::PEERS),
             cache.path("bench"),
             cache.path(setup::MODEL),
             cache.path(setup::VERSITYGW),

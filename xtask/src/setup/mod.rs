@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 pub use kubernetes::{KUBERNETES, kubernetes};
 pub use libtorch::Libtorch;
 pub use model::MODEL;
-pub use peers::{openai, peers};
+pub use peers::{PEERS, openai, peers};
 pub use wheel::sha256_of;
 
 use crate::cache::Cache;

@@ -20,10 +20,16 @@ const PACKAGES: &[&str] = &[
 /// The client that the stand-in for a paid API must be faithful to.
 const OPENAI: &[&str] = &["openai==3.54.0"];
 
-/// Returns the Python of what is compared with, making its environment where it is missing.
-pub fn peers(cache: &Cache) -> Result<PathBuf> {
+/// Folder of the environment of what is compared with.
+const PEERS_FOLDER: &str = "peers";
+
+/// The Python of what is compared with, below the cache.
+pub const PEERS: &str = "peers/bin/python";
+
+/// Makes the environment of what is compared with, where it is missing.
+pub fn peers(cache: &Cache) -> Result<()> {
     let what = "sentence-transformers to compare with, some gigabytes";
-    environment(cache, "peers", PACKAGES, what)
+    environment(cache, PEERS_FOLDER, PACKAGES, what).map(drop)
 }
 
 /// Returns the Python of the `openai` client, making its environment where it is missing.
