@@ -5,16 +5,19 @@ use millrace_e2e::skips::skip;
 use crate::cluster::{Cluster, SYSTEM, turn};
 use crate::tenant::Tenant;
 
-/// A pod that is listened at, which nobody may reach, and one that asks.
-const PROBES: &str = r"
+/// Nobody may reach the pod `listens`.
+const NOBODY: &str = r"
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: nobody, namespace: NAMESPACE}
 spec: {podSelector: {matchLabels: {probe: listens}}, policyTypes: [Ingress]}
----
+";
+
+/// A pod.
+const PROBE: &str = r"
 apiVersion: v1
 kind: Pod
-metadata: {name: listens, namespace: NAMESPACE, labels: {probe: listens}}
+metadata: {name: PROBE, namespace: NAMESPACE, labels: {probe: PROBE}}
 spec:
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: 0
@@ -23,29 +26,24 @@ spec:
     - name: probe
       image: IMAGE
       imagePullPolicy: IfNotPresent
-      command: [busybox, httpd, -f, -p, '7000']
-      securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: asks, namespace: NAMESPACE, labels: {probe: asks}}
-spec:
-  automountServiceAccountToken: false
-  terminationGracePeriodSeconds: 0
-  securityContext: {runAsNonRoot: true, runAsUser: 1000, seccompProfile: {type: RuntimeDefault}}
-  containers:
-    - name: probe
-      image: IMAGE
-      imagePullPolicy: IfNotPresent
-      command: [busybox, sleep, '600']
+      command: COMMAND
       securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 ";
 
+/// The pods, and what they do: one is listened at, the other is there to ask from.
+const PROBES: [(&str, &str); 2] = [
+    ("listens", "[busybox, httpd, -f, -p, '7000']"),
+    ("asks", "[busybox, sleep, '600']"),
+];
+
 /// Starts both pods in a namespace.
 fn start_probes(cluster: &Cluster, namespace: &str) {
-    let image = cluster.image("redis");
-    let probes = PROBES.replace("NAMESPACE", namespace);
-    cluster.apply(&probes.replace("IMAGE", &image));
+    let pods = PROBES.map(|(name, command)| {
+        let pod = PROBE.replace("PROBE", name).replace("COMMAND", command);
+        pod.replace("IMAGE", &cluster.image("redis"))
+    });
+    let probes = format!("{NOBODY}---{}", pods.join("---"));
+    cluster.apply(&probes.replace("NAMESPACE", namespace));
     let ready = ["wait", "--for=condition=Ready", "pod/listens", "pod/asks"];
     cluster.kubectl(&[&["-n", namespace, "--timeout=60s"], &ready[..]].concat());
 }
