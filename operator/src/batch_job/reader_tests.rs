@@ -61,17 +61,19 @@ async fn answer(
         .nth_back(if method == Method::POST { 0 } else { 1 });
     let kind = kind.unwrap().to_owned();
     server.asked.push(format!("{method} {kind}"));
-    let status = |code: StatusCode, message: &str| {
-        let status = json!({"kind": "Status", "code": code.as_u16(), "message": message});
+    let status = |code: StatusCode, reason: &str, message: &str| {
+        let status = json!({
+            "kind": "Status", "code": code.as_u16(), "reason": reason, "message": message,
+        });
         (code, Json(status)).into_response()
     };
     match method {
         Method::GET => match server.objects.get(&path) {
             Some(object) => Json(object).into_response(),
-            None => status(StatusCode::NOT_FOUND, ""),
+            None => status(StatusCode::NOT_FOUND, "NotFound", ""),
         },
         Method::PATCH if kind == "deployments" && server.refuses.is_some() => {
-            status(StatusCode::FORBIDDEN, server.refuses.unwrap())
+            status(StatusCode::FORBIDDEN, "Forbidden", server.refuses.unwrap())
         }
         _ => {
             let object: Value = serde_json::from_slice(&body).unwrap();
