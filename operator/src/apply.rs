@@ -1,11 +1,10 @@
 //! Server-side apply of children, and of nothing that is already as it should be.
 
 use std::collections::HashMap;
-use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,50 +12,42 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::names::FIELD_MANAGER;
+use crate::objects::Namespaced;
 use crate::visit::note_change;
 
 /// Annotation with the hash of what was applied last.
 const APPLIED: &str = "millrace.dev/applied";
-
-/// Most children that a process remembers, of some hundred bytes each.
-pub const REMEMBERED_MAX: usize = 20_000;
 
 /// A child as it is written in the code that makes it.
 pub fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).expect("what is written here has the shape of its kind")
 }
 
-/// The children that this process applied, as they were after that.
+/// The children of an object that this process applied, as they were after that.
 #[derive(Debug, Default)]
 pub struct Children {
-    /// By kind, namespace and name: a digest of what is ours of the child.
+    /// By kind and name: a digest of what is ours of the child.
     ours: Mutex<HashMap<String, String>>,
+    touches: AtomicU64,
 }
 
 impl Children {
     /// Applies `child`, unless the same was applied last and everything in it is still as it was
     /// applied. Returns it as it is in the cluster.
-    pub async fn apply<K>(
+    pub async fn apply<K: Namespaced>(
         &self,
         client: &Client,
         namespace: &str,
         mut child: K,
-    ) -> Result<K, kube::Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Serialize,
-    {
+    ) -> Result<K, kube::Error> {
         let api: Api<K> = Api::namespaced(client.clone(), namespace);
         let name = child.name_any();
-        let key = format!("{}/{namespace}/{name}", K::kind(&()));
+        let key = format!("{}/{name}", K::kind(&()));
         let hash = digest(&child)?;
         let there = api.get_opt(&name).await?;
         if let Some(there) = &there
             && there.annotations().get(APPLIED) == Some(&hash)
-            && self.known(&key) == Some(ours(there)?)
+            && self.ours().get(&key) == Some(&ours(there)?)
         {
             return Ok(there.clone());
         }
@@ -66,23 +57,29 @@ impl Children {
         if there.is_none_or(|there| there.resource_version() != applied.resource_version()) {
             note_change::<K>(&name);
         }
-        self.remember(key, ours(&applied)?);
+        let ours = ours(&applied)?;
+        self.ours().insert(key, ours);
         Ok(applied)
     }
 
-    fn known(&self, key: &str) -> Option<String> {
-        let known = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(key).cloned()
+    /// Forgets them, which costs one more write for each child that is still needed.
+    pub fn forget(&self) {
+        self.ours().clear();
     }
 
-    /// Forgets everything once there is too much, which costs one more write for each child that is
-    /// still needed.
-    fn remember(&self, key: String, ours: String) {
-        let mut known = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED_MAX {
-            known.clear();
-        }
-        known.insert(key, ours);
+    /// Notes that some child may not be as it was any more.
+    pub fn touch(&self) {
+        self.touches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a child was touched. Who looked at one after asking this knows, while it stays the same,
+    /// that it is as it was.
+    pub fn touches(&self) -> u64 {
+        self.touches.load(Ordering::Relaxed)
+    }
+
+    fn ours(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,21 +95,19 @@ fn ours<K: Resource>(object: &K) -> Result<String, kube::Error> {
     digest(&ours.next().and_then(|entry| entry.fields_v1.as_ref()))
 }
 
-fn digest(value: &impl Serialize) -> Result<String, kube::Error> {
+/// A digest of what a value is as JSON.
+pub fn digest(value: &impl Serialize) -> Result<String, kube::Error> {
     let json = serde_json::to_vec(value).map_err(kube::Error::SerdeError)?;
     Ok(data_encoding::HEXLOWER.encode(&Sha256::digest(json)[..16]))
 }
 
 /// Applies `child` without looking at what is there: for Secrets, which the operator has no right
 /// to read.
-pub async fn apply_unseen<K>(client: &Client, namespace: &str, child: &K) -> Result<K, kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Serialize,
-{
+pub async fn apply_unseen<K: Namespaced>(
+    client: &Client,
+    namespace: &str,
+    child: &K,
+) -> Result<K, kube::Error> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let params = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(&child.name_any(), &params, &Patch::Apply(child))
@@ -121,18 +116,12 @@ where
 
 /// Writes the status of `object`, which was `before`. Not by server-side apply: what a visit writes
 /// that saw less must be refused, which the resource version does.
-pub async fn write_status<K>(
+pub async fn write_status<K: Namespaced>(
     client: &Client,
     object: &K,
     before: &impl Serialize,
     after: &impl Serialize,
-) -> Result<(), kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-{
+) -> Result<(), kube::Error> {
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
     let patch = json!({
@@ -161,13 +150,11 @@ fn merged(before: Value, mut after: Value) -> Value {
 }
 
 /// Deletes a child and what it owns; its absence is all that matters.
-pub async fn delete<K>(client: &Client, namespace: &str, name: &str) -> Result<(), kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-{
+pub async fn delete<K: Namespaced>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<(), kube::Error> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     match api.delete(name, &DeleteParams::background()).await {
         Ok(_) => {

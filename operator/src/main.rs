@@ -17,7 +17,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::controller::{self, Action, applier};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
-use kube::{Api, Client, Config, Resource, ResourceExt};
+use kube::{Api, Client, Config, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::api::{self, ApiLimits};
 use millrace_operator::config::Options;
@@ -25,10 +25,10 @@ use millrace_operator::context::Context;
 use millrace_operator::election::Election;
 use millrace_operator::http::{self, Shown};
 use millrace_operator::names::{FIELD_MANAGER, service_of};
-use millrace_operator::objects::Objects;
+use millrace_operator::objects::{Namespaced, Objects};
 use millrace_operator::term::Term;
 use millrace_operator::visit::{VisitError, after_error, watched};
-use millrace_operator::watch::{Followed, Told, follow, of_objects, of_owners};
+use millrace_operator::watch::{Told, follow, of_objects, of_owners};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
 use tokio::task::JoinHandle;
@@ -177,13 +177,18 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
         .clone()
         .labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
     let objects = ctx.objects().clone();
+    let of_job = &ctx.jobs;
     let visits_to_jobs = stream::select_all([
-        of_objects(told_of_jobs),
-        of_owners(api::<Job>(client, namespace), any.clone()),
-        of_owners(api::<ConfigMap>(client, namespace), ours.clone()),
-        of_owners(api::<NetworkPolicy>(client, namespace), ours.clone()),
-        of_owners(api::<Deployment>(client, namespace), ours.clone()),
-        of_owners(api::<Service>(client, namespace), ours.clone()),
+        of_objects(told_of_jobs, &jobs.store, of_job),
+        of_owners(api::<Job>(client, namespace), any.clone(), of_job),
+        of_owners(api::<ConfigMap>(client, namespace), ours.clone(), of_job),
+        of_owners(
+            api::<NetworkPolicy>(client, namespace),
+            ours.clone(),
+            of_job,
+        ),
+        of_owners(api::<Deployment>(client, namespace), ours.clone(), of_job),
+        of_owners(api::<Service>(client, namespace), ours.clone(), of_job),
         // A job that waits for its service begins when the service is there.
         of_services
             .flat_map(move |service| {
@@ -193,13 +198,22 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
             .map(|job| Ok(ObjectRef::from_obj(job.as_ref()).into()))
             .boxed(),
     ]);
+    let of_service = &ctx.services;
     let visits_to_services = stream::select_all([
-        of_objects(told_of_services),
-        of_owners(api::<Deployment>(client, namespace), any),
-        of_owners(api::<ConfigMap>(client, namespace), ours.clone()),
-        of_owners(api::<Service>(client, namespace), ours.clone()),
-        of_owners(api::<PodDisruptionBudget>(client, namespace), ours.clone()),
-        of_owners(api::<NetworkPolicy>(client, namespace), ours),
+        of_objects(told_of_services, &services.store, of_service),
+        of_owners(api::<Deployment>(client, namespace), any, of_service),
+        of_owners(
+            api::<ConfigMap>(client, namespace),
+            ours.clone(),
+            of_service,
+        ),
+        of_owners(api::<Service>(client, namespace), ours.clone(), of_service),
+        of_owners(
+            api::<PodDisruptionBudget>(client, namespace),
+            ours.clone(),
+            of_service,
+        ),
+        of_owners(api::<NetworkPolicy>(client, namespace), ours, of_service),
         of_jobs
             .map(|job| {
                 let service = ObjectRef::new(&service_of(&job));
@@ -231,7 +245,7 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
 
 /// What is told of a kind, for its own controller, and once more for the other one. The second holds what
 /// the other controller has not come to yet, which it does whenever it is polled.
-fn heard<K: Followed>(told: Told<K>) -> (Told<K>, UnboundedReceiver<Arc<K>>) {
+fn heard<K: Namespaced>(told: Told<K>) -> (Told<K>, UnboundedReceiver<Arc<K>>) {
     let (teller, other) = unbounded();
     let told = told.inspect_ok(move |object| {
         // The other controller hears nothing more only once both end.
@@ -262,10 +276,7 @@ async fn visit_service(
     watched(service.as_ref(), None, &ctx.visits, visit).await
 }
 
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
-{
+fn api<K: Namespaced>(client: &Client, namespace: Option<&str>) -> Api<K> {
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),

@@ -9,6 +9,7 @@ mod postgres;
 mod remote;
 mod routes;
 mod runtime;
+mod spec_fields;
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use millrace_crds::inference_service::{Pricing, Runtime};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::{RunKey, limits};
 use millrace_protocol::cost::Cost;
-use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber};
+use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber, SpecField};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -33,10 +34,11 @@ pub use self::error::JobError;
 pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::{Remote, decisive};
 pub use self::routes::{Arm, Routing, Service};
-use crate::filter::{BadFilter, Filter};
+pub use self::spec_fields::{SpecDifference, difference};
+use crate::filter::Filter;
 use crate::normalize::Normalizer;
-use crate::order::{BadOrder, Order};
-use crate::store::{INLINE_ROWS, Location};
+use crate::order::Order;
+use crate::store::Location;
 use crate::work::call::purse::Purse;
 
 /// Field that holds the text where a job names none.
@@ -74,6 +76,8 @@ pub struct CheckedJob {
     pub deliveries_max: u64,
     /// How many rows may fail before the run is given up.
     pub failed_rows_max: Option<FailedRowsMax>,
+    /// How many shards may be given up before the run is.
+    pub failed_shards_max: Option<u32>,
     /// Most that its calls may cost before the run is given up.
     pub cost_max: Option<Cost>,
     /// Who is told when the job is over.
@@ -82,6 +86,8 @@ pub struct CheckedJob {
     pub spec_sha256: String,
     /// Hash of everything in job and service that decides the answer to a row, hexadecimal.
     pub answers_sha256: String,
+    /// The fields that the first of these hashes is of.
+    pub spec_fields: Vec<SpecField>,
     /// Absolute URI of the earlier output whose answers are carried over, if there is one.
     pub incremental_from: Option<String>,
     /// Which rows are not asked because an earlier one has the answer, if the job says so.
@@ -244,6 +250,21 @@ pub struct Retry {
     pub backoff_max: Duration,
 }
 
+impl From<&batch_job::Retry> for Retry {
+    fn from(spec: &batch_job::Retry) -> Self {
+        let batch_job::Retry {
+            max_attempts,
+            initial_backoff,
+            max_backoff,
+        } = spec;
+        Self {
+            attempts_max: *max_attempts,
+            backoff_initial: (*initial_backoff).into(),
+            backoff_max: (*max_backoff).into(),
+        }
+    }
+}
+
 /// Checks that `job` and `service` fit together and resolves them. Relative paths are taken from
 /// `base`, the absolute folder of the manifest.
 pub fn check(
@@ -265,10 +286,10 @@ pub fn check_all(
     let BatchJobSpec {
         service_ref: _,
         service_template: _,
-        // Who answers, and what they are asked, is resolved as a whole.
-        routes,
+        // Who answers which rows, and what they are asked, is resolved as a whole.
+        routes: _,
         steps: _,
-        input,
+        input: _,
         output,
         sharding,
         retry,
@@ -278,79 +299,40 @@ pub fn check_all(
         cancel: _,
         active_deadline_seconds: _,
         ttl_seconds_after_finished: _,
+        managed_by: _,
         priority: _,
         credentials: _,
         reader: _,
         backoff_limit_per_index,
         max_failed_rows: _,
+        max_failed_indexes,
         incremental,
         dedup,
         budget,
         notify,
     } = &job.spec;
-    let given = service.metadata.name.clone().unwrap_or_default();
-    if let JobService::Shared(named) = job.spec.service()
-        && named != given
-        && routes.is_none()
-    {
-        return Err(JobError::OtherService {
-            named: named.to_owned(),
-            given,
-        });
-    }
-    let cost_max = budget.as_ref().map(|budget| budget.max_cost);
+    check_service(&job.spec, service)?;
+    let namespace = job.metadata.namespace.clone();
+    let services: Vec<&InferenceService> = [service].into_iter().chain(others).collect();
+    let answering = answering(&job.spec, service, others)?;
+    let checked_input = input::checked(&job.spec, &answering, base)?;
     let Answering {
         steps,
         routing,
-        text_field,
-        prompted,
-        chunking,
+        text_field: _,
+        prompted: _,
+        chunking: _,
         postgres,
         answers_sha256,
-    } = answering(&job.spec, service, others)?;
-    let filter = input.filter.as_ref().map(Filter::new).transpose();
-    let filter =
-        filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
-    let order = Order::new(input.order.as_deref().unwrap_or_default());
-    let order = order.map_err(|BadOrder { index, message }| JobError::Order { index, message })?;
-    let filtered = filter.iter().flat_map(|filter| filter.fields().to_vec());
-    let filtered = filtered.chain(routing.iter().flat_map(|it| it.fields().to_vec()));
-    let uris = input.uris.iter().flatten();
-    let uris: Vec<String> = match &input.inline {
-        Some(_) => vec![INLINE_ROWS.to_owned()],
-        None => uris.map(|uri| absolute(uri, base)).collect(),
-    };
-    let checked_input = Input {
-        uris,
-        inline: (input.inline.as_ref())
-            .map(|texts| input::inline_rows(texts, input.id_field.as_deref(), &text_field)),
-        format: input.format.map(input::format),
-        compression: input.compression.map(input::compression),
-        fields: Fields {
-            id: input.id_field.clone(),
-            text: text_field,
-            join: output.join.clone(),
-            prompted,
-            filtered: filtered.collect(),
-            normalize: (input.normalize.as_ref())
-                .map(|spec| Normalizer::new(spec, input.max_row_bytes as usize)),
-        },
-        filter,
-        order,
-        chunking,
-        row_bytes_max: input.max_row_bytes as usize,
-    };
+    } = answering;
     Ok(CheckedJob {
-        namespace: job
-            .metadata
-            .namespace
-            .clone()
-            .unwrap_or_else(|| "default".to_owned()),
+        namespace: namespace.unwrap_or_else(|| "default".to_owned()),
         name: job.metadata.name.clone().unwrap_or_default(),
         uid: job.metadata.uid.clone(),
         run: FIRST_RUN + rerun_failed,
         spec_sha256: spec_sha256(&answers_sha256, &job.spec, &checked_input.uris),
         answers_sha256,
+        spec_fields: spec_fields::fields(&job.spec, &checked_input.uris, &services),
         incremental_from: (incremental.as_ref()).map(|earlier| folder(&earlier.from, base)),
         dedup: (dedup.as_ref())
             .map(|spec| Dedup::new(spec, |from| folder(from, base)))
@@ -367,16 +349,27 @@ pub fn check_all(
             postgres,
         },
         shard_bytes_target: u64::from(sharding.target_bytes),
-        retry: Retry {
-            attempts_max: retry.max_attempts,
-            backoff_initial: retry.initial_backoff.into(),
-            backoff_max: retry.max_backoff.into(),
-        },
+        retry: Retry::from(retry),
         deliveries_max: u64::from(*backoff_limit_per_index) + 1,
         failed_rows_max: job.spec.failed_rows_max(),
-        cost_max,
+        failed_shards_max: *max_failed_indexes,
+        cost_max: budget.as_ref().map(|budget| budget.max_cost),
         notify: notify.clone(),
     })
+}
+
+/// Checks that the service is the one that the job names, if it names one.
+fn check_service(spec: &BatchJobSpec, service: &InferenceService) -> Result<(), JobError> {
+    let given = service.metadata.name.clone().unwrap_or_default();
+    match spec.service() {
+        JobService::Shared(named) if named != given && spec.routes.is_none() => {
+            Err(JobError::OtherService {
+                named: named.to_owned(),
+                given,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An absolute URI: what has a scheme stays, a path becomes `file://` below `base`.

@@ -103,10 +103,12 @@ fn job(keys: &[&str]) -> CheckedJob {
         },
         deliveries_max: 1,
         failed_rows_max: None,
+        failed_shards_max: None,
         cost_max: None,
         notify: None,
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
+        spec_fields: vec![],
         incremental_from: None,
         dedup: None,
     }
