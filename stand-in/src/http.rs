@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::answer::{self, Asked};
 use crate::faults::Fate;
-use crate::limits::{Standing, Window};
+use crate::limits::{LetIn, Standing};
 use crate::options::StandInOptions;
 use crate::record::{Call, Record};
 use crate::replies::{self, Said};
@@ -38,7 +38,7 @@ pub struct Served {
 
 #[derive(Default)]
 struct Shared {
-    windows: HashMap<String, Window>,
+    let_in_of_key: HashMap<String, LetIn>,
     calls: Vec<Call>,
     let_in: u64,
 }
@@ -238,17 +238,12 @@ fn arrive(
     asked: &Asked,
     answer_tokens: u64,
 ) -> (usize, Option<u64>, Standing) {
-    let StandInOptions {
-        requests_per_minute,
-        tokens_per_minute,
-        ..
-    } = served.options;
     let tokens = asked.prompt_tokens + answer_tokens;
     let mut shared = served.lock();
     // Read under the lock, so that the record is in the order of its moments.
     let at_ms = served.now_ms();
-    let window = shared.windows.entry(key.clone()).or_default();
-    let standing = window.ask(at_ms, tokens, requests_per_minute, tokens_per_minute);
+    let of_key = shared.let_in_of_key.entry(key.clone()).or_default();
+    let standing = of_key.ask(at_ms, tokens, &served.options.limits());
     let path = match api {
         Api::Chat => "/v1/chat/completions",
         Api::Responses => "/v1/responses",

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
+pub use self::limits::Algorithm;
 pub use self::options::{Faults, StandInOptions};
 pub use self::record::{Call, Peak, Record};
 

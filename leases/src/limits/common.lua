@@ -6,10 +6,14 @@ local tokens    = KEYS[2] -- hash: such a call -> its tokens
 local in_flight = KEYS[3] -- sorted set: calls being made, by when they have ended at the latest, ms
 local state     = KEYS[4] -- hash: tokens (their sum), calls_max, steady, cut_at, paused_until,
                           -- generation (which tells it from what was kept before the server forgot), began_at,
-                          -- count (of calls that this generation let in)
+                          -- count (of calls that this generation let in); of each bucket what is missing in it,
+                          -- what came back into it, and until when: requests_missing and so on
 local day       = KEYS[5] -- hash: piece of a day -> requests
 local accounts  = KEYS[6] -- hash: job -> what it has paid, calls being made included
 local bills     = KEYS[7] -- hash: call being made -> what was guessed that it costs, and its job
+local guesses   = KEYS[8] -- hash: call being made -> its tokens, how much will have come back into their bucket
+                          -- by the time that all of them have, and its piece of the day
+local day_tokens = KEYS[9] -- hash: piece of a day -> tokens
 
 -- What nobody touches for two days belongs to no window any more.
 local RETENTION_MS = 2 * 24 * 3600 * 1000
@@ -32,6 +36,29 @@ local function take_back(job, amount)
   if amount ~= '0' then
     redis.call('HINCRBY', accounts, job, '-' .. amount)
   end
+end
+
+-- A bucket, as it was when a call was last let in.
+local function bucket(name)
+  return {
+    name = name, missing = number(name .. '_missing') or 0, came_back = number(name .. '_came_back') or 0,
+    at_ms = number(name .. '_at') or 0,
+  }
+end
+
+local function come_back(it, amount)
+  it.missing = it.missing - amount
+  it.came_back = it.came_back + amount
+end
+
+-- Every digit counts: what is too little by one in the last place would never be full.
+local function exact(amount)
+  return string.format('%.17g', amount)
+end
+
+local function keep(it)
+  redis.call('HSET', state, it.name .. '_missing', exact(it.missing),
+    it.name .. '_came_back', exact(it.came_back), it.name .. '_at', it.at_ms)
 end
 
 local function touch()

@@ -12,7 +12,11 @@ use ::redis::Script;
 use async_trait::async_trait;
 use millrace_protocol::cost::Cost;
 
-use super::{Ask, Bill, Grant, Limiter, Limits, Minute, Settlement, Ticket, Verdict, new_id};
+use super::bucket::Size;
+use super::{
+    Algorithm, Ask, Bill, Grant, Limiter, Limits, Minute, PerMinute, Settlement, Ticket, Verdict,
+    new_id,
+};
 use crate::redis::{Connection, corrupt, number};
 use crate::{LeaseError, RedisOptions};
 
@@ -31,7 +35,7 @@ const AWAY: Duration = Duration::from_millis(500);
 const UNTOLD_MAX: usize = 4_096;
 
 /// The keys of a service, in the order in which `common.lua` names them.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 9] = [
     "calls",
     "tokens",
     "in-flight",
@@ -39,7 +43,12 @@ const KEYS: [&str; 7] = [
     "day",
     "accounts",
     "bills",
+    "guesses",
+    "day-tokens",
 ];
+
+/// Stands for a limit that there is none of, which no script looks at.
+const NO_LIMIT: PerMinute = PerMinute { most: 0, burst: 0 };
 
 static ASK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
@@ -165,9 +174,11 @@ impl RedisLimiter {
             bill,
         } = ask;
         let Limits {
+            algorithm,
             requests_per_minute,
             tokens_per_minute,
             requests_per_day,
+            tokens_per_day,
             concurrency,
         } = limits;
         let known = self.known();
@@ -182,7 +193,12 @@ impl RedisLimiter {
             invocation.key(key);
         }
         invocation.arg(&question.id).arg(tokens);
-        for limit in [requests_per_minute, tokens_per_minute, requests_per_day] {
+        let of_minute = [*requests_per_minute, *tokens_per_minute];
+        let most_of_minute = of_minute.map(|limit| limit.map(|limit| limit.most));
+        for limit in most_of_minute
+            .iter()
+            .chain([requests_per_day, tokens_per_day])
+        {
             invocation.arg(limit.unwrap_or(0));
         }
         invocation
@@ -191,6 +207,15 @@ impl RedisLimiter {
             .arg(call_timeout.as_millis() as u64)
             .arg(self.minute.day_piece_ms())
             .arg(Minute::DAY_PIECES)
+            .arg(match algorithm {
+                Algorithm::SlidingWindow => "window",
+                Algorithm::TokenBucket => "bucket",
+            });
+        for limit in of_minute {
+            let Size { capacity, per_ms } = Size::new(limit.unwrap_or(NO_LIMIT), self.minute);
+            invocation.arg(capacity).arg(per_ms);
+        }
+        invocation
             .arg(known.as_ref().map_or("", |known| &known.generation))
             .arg(known.as_ref().map_or(0, |known| known.count));
         match bill {

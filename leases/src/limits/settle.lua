@@ -15,11 +15,30 @@ if job then
     take_back(job, guessed)
   end
 end
+local wanted, back_at, piece = string.match(redis.call('HGET', guesses, id) or '', '^(%S+) (%S+) (%S+)$')
+redis.call('HDEL', guesses, id)
 local at_ms = tonumber(redis.call('ZSCORE', calls, id))
 if actual >= 0 and at_ms then
   local before = redis.call('HGET', tokens, id) or 0
   redis.call('HSET', tokens, id, actual)
   redis.call('HINCRBY', state, 'tokens', actual - before)
+end
+if actual >= 0 and wanted then
+  local more = actual - wanted
+  if redis.call('HEXISTS', state, 'tokens_missing') == 1 then
+    -- What was too much comes back, as far as time has not brought it back already.
+    local it = bucket('tokens')
+    if more >= 0 then
+      it.missing = it.missing + more
+    else
+      local not_yet = math.max(back_at - it.came_back, 0)
+      come_back(it, math.min(-more, not_yet, it.missing))
+    end
+    keep(it)
+  end
+  if piece ~= '-' and redis.call('HEXISTS', day_tokens, piece) == 1 then
+    redis.call('HINCRBY', day_tokens, piece, more)
+  end
 end
 if pause_ms > 0 then
   local until_ms = math.max(number('paused_until') or 0, now_ms + pause_ms)
