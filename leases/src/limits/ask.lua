@@ -18,6 +18,7 @@ local known, known_count = ARGV[17], tonumber(ARGV[18])
 -- Who pays, if anybody; then the price, the most that the job may pay, and what it paid at least, or -1.
 local job, price, paid_max, paid_min = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
 
+hear(worker_of(id))
 local generation = redis.call('HGET', state, 'generation')
 if not generation then
   generation = id
@@ -46,9 +47,7 @@ for _, old in ipairs(gone) do
 end
 -- Nobody told how these ended: they are paid as was guessed.
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', in_flight, '-inf', now_ms)) do
-  redis.call('HDEL', bills, old)
-  redis.call('HDEL', guesses, old)
-  redis.call('ZREM', in_flight, old)
+  ended(old)
 end
 
 if job ~= '' then
@@ -84,7 +83,7 @@ if paused_until > now_ms then
 end
 
 local calls_max = math.floor(math.min(number('calls_max') or concurrency, concurrency))
-if redis.call('ZCARD', in_flight) >= math.max(calls_max, 1) then
+if being_made() >= math.max(calls_max, 1) then
   return {'wait', '-1'}
 end
 
@@ -172,6 +171,7 @@ redis.call('ZADD', calls, now_ms, id)
 redis.call('HSET', tokens, id, wanted)
 redis.call('HINCRBY', state, 'tokens', wanted)
 redis.call('ZADD', in_flight, now_ms + timeout_ms, id)
+redis.call('HINCRBY', held, worker_of(id), 1)
 if job ~= '' then
   pay(job, price)
   redis.call('HSET', bills, id, price .. ' ' .. job)
@@ -194,6 +194,6 @@ if tokens_day_max > 0 then
   counted_in = piece
   redis.call('HINCRBY', day_tokens, piece, wanted)
 end
-redis.call('HSET', guesses, id, wanted .. ' ' .. exact(back_at) .. ' ' .. counted_in)
+redis.call('HSET', guesses, id, wanted .. ' ' .. exact(back_at) .. ' ' .. counted_in .. ' ' .. now_ms)
 touch()
 return {'granted', generation, tostring(redis.call('HINCRBY', state, 'count', 1))}
