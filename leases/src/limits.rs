@@ -13,6 +13,7 @@
 mod accounts;
 mod bucket;
 mod day;
+mod gradient;
 mod memory;
 mod redis;
 mod state;

@@ -83,6 +83,7 @@ if paused_until > now_ms then
 end
 
 local calls_max = math.floor(math.min(number('calls_max') or concurrency, concurrency))
+calls_max = math.min(calls_max, gradient_max(learned(), concurrency))
 if being_made() >= math.max(calls_max, 1) then
   return {'wait', '-1'}
 end

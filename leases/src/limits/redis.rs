@@ -44,7 +44,7 @@ const ALIVE: Duration = Duration::from_secs(1);
 const UNTOLD_MAX: usize = 4_096;
 
 /// The keys of a service, in the order in which `common.lua` names them.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "calls",
     "tokens",
     "in-flight",
@@ -56,6 +56,7 @@ const KEYS: [&str; 11] = [
     "day-tokens",
     "workers",
     "held",
+    "gradient",
 ];
 
 /// Stands for a limit that there is none of, which no script looks at.
@@ -65,6 +66,7 @@ static ASK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         "#!lua\n",
         include_str!("common.lua"),
+        include_str!("gradient.lua"),
         include_str!("ask.lua")
     ))
 });
@@ -72,6 +74,7 @@ static SETTLE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         "#!lua flags=allow-oom\n",
         include_str!("common.lua"),
+        include_str!("gradient.lua"),
         include_str!("settle.lua")
     ))
 });

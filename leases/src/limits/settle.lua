@@ -9,6 +9,7 @@ local guessed, job = string.match(redis.call('HGET', bills, id) or '', '^(%d+) (
 local guess = redis.call('HGET', guesses, id) or ''
 local wanted, back_at, piece, at_ms = string.match(guess, '^(%S+) (%S+) (%S+) (%d+)$')
 at_ms = tonumber(at_ms)
+local in_flight_before = redis.call('ZCARD', in_flight)
 if not ended(id) then
   return 0
 end
@@ -43,6 +44,9 @@ end
 if pause_ms > 0 then
   local until_ms = math.max(number('paused_until') or 0, now_ms + pause_ms)
   redis.call('HSET', state, 'paused_until', until_ms)
+end
+if verdict == 'fine' and at_ms then
+  see(at_ms, in_flight_before, concurrency)
 end
 local calls_max = number('calls_max')
 if verdict == 'fine' and calls_max then

@@ -6,6 +6,7 @@ use millrace_protocol::cost::Cost;
 
 use super::bucket::{Bucket, Size, Taken};
 use super::day::Day;
+use super::gradient::{Gradient, Seen};
 use super::{Algorithm, Ask, Bill, Limits, Minute, PerMinute, Settlement, Verdict};
 
 /// What was let in lately.
@@ -21,6 +22,7 @@ pub struct State {
     /// Calls that are being made: when each was let in, and when it has ended at the latest.
     in_flight: HashMap<String, InFlight>,
     throttle: Option<Throttle>,
+    gradient: Gradient,
     paused_until_ms: u64,
     day: Day,
     /// What jobs have paid, calls that are being made included.
@@ -121,6 +123,7 @@ impl State {
             pause,
             concurrency,
         } = settlement;
+        let in_flight = self.in_flight.len() as u64;
         let Some(InFlight {
             at_ms,
             ends_ms: _,
@@ -149,41 +152,57 @@ impl State {
             let until_ms = now_ms + pause.as_millis() as u64;
             self.paused_until_ms = self.paused_until_ms.max(until_ms);
         }
-        let most = *concurrency as f64;
         match verdict {
             Verdict::Nothing => {}
             Verdict::Fine => {
-                if let Some(throttle) = &mut self.throttle {
-                    let is_below = throttle.calls_max < throttle.steady;
-                    throttle.calls_max += if is_below {
-                        1.0
-                    } else {
-                        1.0 / throttle.calls_max
-                    };
-                    if throttle.calls_max >= most {
-                        self.throttle = None;
-                    }
-                }
+                self.gradient.see(Seen {
+                    at_ms,
+                    now_ms,
+                    in_flight,
+                    concurrency: *concurrency,
+                });
+                self.grow(*concurrency);
             }
-            Verdict::TooMuch => {
-                let now = self.throttle.map_or(most, |it| it.calls_max).min(most);
-                // Calls that were on their way at a cut say nothing that it did not.
-                if self.throttle.is_none_or(|it| at_ms > it.cut_at_ms) {
-                    let half = (now / 2.0).max(1.0);
-                    self.throttle = Some(Throttle {
-                        calls_max: half,
-                        steady: half,
-                        cut_at_ms: now_ms,
-                    });
-                }
-            }
+            Verdict::TooMuch => self.cut(at_ms, *concurrency, now_ms),
+        }
+    }
+
+    /// The API answered: where there were fewer calls at one time than may be, there may be more.
+    fn grow(&mut self, concurrency: u64) {
+        let Some(throttle) = &mut self.throttle else {
+            return;
+        };
+        let is_below = throttle.calls_max < throttle.steady;
+        throttle.calls_max += if is_below {
+            1.0
+        } else {
+            1.0 / throttle.calls_max
+        };
+        if throttle.calls_max >= concurrency as f64 {
+            self.throttle = None;
+        }
+    }
+
+    /// The API said that it is too much: there are half as many calls at one time. Calls that were on
+    /// their way at a cut say nothing that it did not.
+    fn cut(&mut self, at_ms: u64, concurrency: u64, now_ms: u64) {
+        let most = concurrency as f64;
+        if self.throttle.is_none_or(|it| at_ms > it.cut_at_ms) {
+            let now = self.throttle.map_or(most, |it| it.calls_max).min(most);
+            let half = (now / 2.0).max(1.0);
+            self.throttle = Some(Throttle {
+                calls_max: half,
+                steady: half,
+                cut_at_ms: now_ms,
+            });
         }
     }
 
     /// Most calls at one time now.
     pub fn calls_max(&self, concurrency: u64) -> u64 {
         let throttled = self.throttle.map_or(u64::MAX, |it| it.calls_max as u64);
-        throttled.clamp(1, concurrency.max(1))
+        let calls_max = throttled.min(self.gradient.calls_max(concurrency));
+        calls_max.clamp(1, concurrency.max(1))
     }
 
     fn forget(&mut self, minute: Minute, now_ms: u64) {
