@@ -4,6 +4,7 @@
 use clap::Args;
 
 use crate::limits::{Algorithm, Limits};
+use crate::tls::TlsOptions;
 
 /// Limits, pace and faults.
 #[derive(Debug, Clone, Args)]
@@ -42,6 +43,9 @@ pub struct StandInOptions {
     #[arg(long, default_value_t = 8)]
     pub dimensions: usize,
     #[command(flatten)]
+    /// TLS, if there is any.
+    pub tls: TlsOptions,
+    #[command(flatten)]
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -60,6 +64,7 @@ impl Default for StandInOptions {
             time_factor: 1.0,
             api_key: None,
             dimensions: 8,
+            tls: TlsOptions::default(),
             faults: Faults::default(),
         }
     }
