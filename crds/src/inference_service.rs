@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::SecretRef;
 pub use online::{Auth, Cache, CacheStatus};
 pub use pricing::Pricing;
-pub use remote::{Remote, RemoteApi, RemoteLimits};
+pub use remote::{LimitAlgorithm, Remote, RemoteApi, RemoteLimits};
 pub use runtime::{Protocol, Runtime, RuntimeModel, RuntimeTask, Variable};
 pub use template::{
     ConfigMapVolume, EmptyDirVolume, Medium, ModelCache, PodTemplate, ResourceClaim, Resources,

@@ -5,6 +5,7 @@
 //! that tests start for themselves, here and in other crates.
 
 pub mod api_proxy;
+pub mod certificates;
 pub mod collector;
 pub mod history;
 pub mod postgres_server;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls};
 
+use crate::certificates::make_certificates;
 use crate::starting::{answering, on_free_port};
 
 /// How long a server may take to answer after its start, on a busy machine.
@@ -191,28 +192,6 @@ fn spawn(place: Place, folder: &TempDir, owner: &Owner, settings: &[String]) -> 
         .spawn()
         .unwrap_or_else(|error| panic!("postgres cannot be run: {error}; {INSTALL}"));
     answering(child, START_TIMEOUT, || is_ready(place))
-}
-
-/// Makes an authority, and a server's certificate and key, in `folder`.
-fn make_certificates(folder: &Path) {
-    std::fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1").expect("the names");
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    let calls = [
-        format!("req -x509 {key} -keyout ca.key -out ca.crt -days 2 -subj /CN=millrace-test"),
-        format!("req {key} -keyout server.key -out server.csr -subj /CN=127.0.0.1"),
-        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 \
-         -extfile names"
-            .to_owned(),
-    ];
-    for call in calls {
-        let made = Command::new("openssl")
-            .args(call.split_whitespace())
-            .current_dir(folder)
-            .output()
-            .unwrap_or_else(|error| panic!("openssl cannot be run: {error}; install openssl"));
-        let said = String::from_utf8_lossy(&made.stderr);
-        assert!(made.status.success(), "openssl {call}: {said}");
-    }
 }
 
 /// Whether the server answers, and not only to say that it is starting.

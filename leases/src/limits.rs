@@ -1,5 +1,6 @@
 //! The limits of an API that all workers and jobs of a service share: requests and tokens in any
-//! minute, requests in any day, and calls at one time. And what each job may pay.
+//! minute, or out of a bucket that a minute refills, requests and tokens in any day, and calls at one
+//! time. And what each job may pay.
 //!
 //! A call is let in by one atomic step that looks at all limits, and settled when it has ended: its
 //! tokens are corrected, and what the API said of itself is believed. Calls at one time go down by
@@ -10,6 +11,9 @@
 //! a job has paid is known until somebody forgets it; then whoever asks has to say what it was at least.
 
 mod accounts;
+mod bucket;
+mod day;
+mod gradient;
 mod memory;
 mod redis;
 mod state;
@@ -28,14 +32,43 @@ pub use self::redis::RedisLimiter;
 /// What an API allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most requests in any minute.
-    pub requests_per_minute: Option<u64>,
-    /// Most tokens in any minute.
-    pub tokens_per_minute: Option<u64>,
+    /// How requests and tokens of a minute are counted.
+    pub algorithm: Algorithm,
+    /// Most requests of a minute.
+    pub requests_per_minute: Option<PerMinute>,
+    /// Most tokens of a minute.
+    pub tokens_per_minute: Option<PerMinute>,
     /// Most requests in any day.
     pub requests_per_day: Option<u64>,
+    /// Most tokens in any day.
+    pub tokens_per_day: Option<u64>,
     /// Most calls at one time, at least 1.
     pub concurrency: u64,
+}
+
+/// How an API counts what it lets in in a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Any minute holds no more than one may.
+    SlidingWindow,
+    /// It is taken out of a bucket, which is refilled evenly.
+    TokenBucket,
+}
+
+/// What a minute allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerMinute {
+    /// Most in any minute; of a bucket, what a minute refills.
+    pub most: u64,
+    /// What a full bucket lets in at once, at most as much. A window knows none.
+    pub burst: u64,
+}
+
+impl PerMinute {
+    /// So much in any minute, and at once.
+    pub fn of(most: u64) -> Self {
+        Self { most, burst: most }
+    }
 }
 
 /// How long a minute of a limit is.

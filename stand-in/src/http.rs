@@ -1,27 +1,33 @@
 //! The endpoints: a call is let in or not, waits as long as a model would take, and is answered.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use futures::StreamExt;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::answer::{self, Asked};
 use crate::faults::Fate;
-use crate::limits::{Standing, Window};
+use crate::limits::{LetIn, Standing};
 use crate::options::StandInOptions;
 use crate::record::{Call, Record};
 use crate::replies::{self, Said};
 use crate::stream;
+use crate::tls::{TlsListener, TlsOptions};
 
 /// Largest request: 2,048 inputs of a few thousand tokens.
 const BODY_BYTES_MAX: usize = 64 << 20;
@@ -38,7 +44,7 @@ pub struct Served {
 
 #[derive(Default)]
 struct Shared {
-    windows: HashMap<String, Window>,
+    let_in_of_key: HashMap<String, LetIn>,
     calls: Vec<Call>,
     let_in: u64,
 }
@@ -50,6 +56,20 @@ impl Served {
             started: Instant::now(),
             state: Mutex::default(),
         }
+    }
+
+    /// Certificate and key of TLS, and whether HTTP/1.1 is all that it speaks, if it speaks TLS.
+    pub fn tls(&self) -> Option<(&Path, &Path, bool)> {
+        let TlsOptions {
+            tls_certificate,
+            tls_key,
+            http1_only,
+        } = &self.options.tls;
+        Some((
+            tls_certificate.as_deref()?,
+            tls_key.as_deref()?,
+            *http1_only,
+        ))
     }
 
     pub fn record(&self) -> Record {
@@ -89,6 +109,40 @@ pub fn router(served: Arc<Served>) -> Router {
         .with_state(served)
 }
 
+/// Port from which a connection came.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(u16);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(stream.remote_addr().port())
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Self(stream.remote_addr().port())
+    }
+}
+
+/// How a call came.
+struct Via {
+    version: Version,
+    peer: Peer,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Via {
+    type Rejection = <ConnectInfo<Peer> as FromRequestParts<S>>::Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        let ConnectInfo(peer) = ConnectInfo::from_request_parts(parts, state).await?;
+        Ok(Self {
+            version: parts.version,
+            peer,
+        })
+    }
+}
+
 /// What an endpoint is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Api {
@@ -101,21 +155,32 @@ async fn record(State(served): State<Arc<Served>>) -> Json<Record> {
     Json(served.record())
 }
 
-async fn chat(served: State<Arc<Served>>, headers: HeaderMap, body: Bytes) -> Response {
-    call(served, Api::Chat, headers, body).await
+async fn chat(served: State<Arc<Served>>, via: Via, headers: HeaderMap, body: Bytes) -> Response {
+    call(served, Api::Chat, via, headers, body).await
 }
 
-async fn responses(served: State<Arc<Served>>, headers: HeaderMap, body: Bytes) -> Response {
-    call(served, Api::Responses, headers, body).await
+async fn responses(
+    served: State<Arc<Served>>,
+    via: Via,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    call(served, Api::Responses, via, headers, body).await
 }
 
-async fn embeddings(served: State<Arc<Served>>, headers: HeaderMap, body: Bytes) -> Response {
-    call(served, Api::Embeddings, headers, body).await
+async fn embeddings(
+    served: State<Arc<Served>>,
+    via: Via,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    call(served, Api::Embeddings, via, headers, body).await
 }
 
 async fn call(
     State(served): State<Arc<Served>>,
     api: Api,
+    via: Via,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -144,7 +209,7 @@ async fn call(
         Api::Embeddings => 0,
         Api::Chat | Api::Responses => answer::tokens(&content),
     };
-    let (index, number, standing) = arrive(&served, api, key, &asked, said_tokens);
+    let (index, number, standing) = arrive(&served, api, key, via, &asked, said_tokens);
     let mut headers = limit_headers(&served.options, &standing);
     let Some(number) = number else {
         let reply = refused(
@@ -235,20 +300,16 @@ fn arrive(
     served: &Served,
     api: Api,
     key: String,
+    via: Via,
     asked: &Asked,
     answer_tokens: u64,
 ) -> (usize, Option<u64>, Standing) {
-    let StandInOptions {
-        requests_per_minute,
-        tokens_per_minute,
-        ..
-    } = served.options;
     let tokens = asked.prompt_tokens + answer_tokens;
     let mut shared = served.lock();
     // Read under the lock, so that the record is in the order of its moments.
     let at_ms = served.now_ms();
-    let window = shared.windows.entry(key.clone()).or_default();
-    let standing = window.ask(at_ms, tokens, requests_per_minute, tokens_per_minute);
+    let of_key = shared.let_in_of_key.entry(key.clone()).or_default();
+    let standing = of_key.ask(at_ms, tokens, &served.options.limits());
     let path = match api {
         Api::Chat => "/v1/chat/completions",
         Api::Responses => "/v1/responses",
@@ -265,6 +326,8 @@ fn arrive(
         answer_tokens,
         rows: asked.rows.clone(),
         is_streamed: asked.is_streamed,
+        version: format!("{:?}", via.version),
+        peer_port: via.peer.0,
     });
     let number = is_let_in.then(|| {
         shared.let_in += 1;

@@ -13,6 +13,7 @@ mod record;
 mod replies;
 mod schema;
 mod stream;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,8 +21,11 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
+pub use self::limits::Algorithm;
 pub use self::options::{Faults, StandInOptions};
 pub use self::record::{Call, Peak, Record};
+use self::tls::TlsListener;
+pub use self::tls::TlsOptions;
 
 /// A running stand-in; it ends when dropped.
 pub struct StandIn {
@@ -32,11 +36,17 @@ pub struct StandIn {
 
 type Serving = AbortOnDropHandle<std::io::Result<()>>;
 
-fn serve(listener: TcpListener, served: &Arc<http::Served>) -> Serving {
+fn serve(listener: TcpListener, served: &Arc<http::Served>) -> std::io::Result<Serving> {
     let router = http::router(served.clone());
-    AbortOnDropHandle::new(tokio::spawn(
-        async move { axum::serve(listener, router).await },
-    ))
+    let service = router.into_make_service_with_connect_info::<http::Peer>();
+    let serving = match served.tls() {
+        None => tokio::spawn(async move { axum::serve(listener, service).await }),
+        Some((certificate, key, http1_only)) => {
+            let listener = TlsListener::new(listener, certificate, key, http1_only)?;
+            tokio::spawn(async move { axum::serve(listener, service).await })
+        }
+    };
+    Ok(AbortOnDropHandle::new(serving))
 }
 
 impl StandIn {
@@ -52,7 +62,7 @@ impl StandIn {
         let served = Arc::new(http::Served::new(options));
         Ok(Self {
             address,
-            serving: serve(listener, &served),
+            serving: serve(listener, &served)?,
             served,
         })
     }
@@ -61,13 +71,14 @@ impl StandIn {
     /// connections. Its record stays, and its clock ran on.
     pub async fn start_again(&mut self) -> std::io::Result<()> {
         let listener = TcpListener::bind(self.address).await?;
-        self.serving = serve(listener, &self.served);
+        self.serving = serve(listener, &self.served)?;
         Ok(())
     }
 
-    /// What a client takes for its base URL: `http://127.0.0.1:PORT/v1`.
+    /// What a client takes for its base URL: `http://127.0.0.1:PORT/v1`, or `https://` with TLS.
     pub fn base_url(&self) -> String {
-        format!("http://{}/v1", self.address)
+        let scheme = self.served.tls().map_or("http", |_| "https");
+        format!("{scheme}://{}/v1", self.address)
     }
 
     /// Every call so far, in the order of their arrival.

@@ -3,15 +3,27 @@
 
 use clap::Args;
 
+use crate::limits::{Algorithm, Limits};
+use crate::tls::TlsOptions;
+
 /// Limits, pace and faults.
 #[derive(Debug, Clone, Args)]
 pub struct StandInOptions {
-    /// Requests in any minute, per key; more are answered 429.
+    /// How requests and tokens of a minute are counted.
+    #[arg(long, value_enum, default_value_t)]
+    pub algorithm: Algorithm,
+    /// Requests of a minute, per key; more are answered 429.
     #[arg(long)]
     pub requests_per_minute: Option<u32>,
-    /// Tokens of prompts and answers in any minute, per key.
+    /// Requests that a full bucket lets in at once; by default those of a minute.
+    #[arg(long)]
+    pub requests_burst: Option<u32>,
+    /// Tokens of prompts and answers of a minute, per key.
     #[arg(long)]
     pub tokens_per_minute: Option<u64>,
+    /// Tokens that a full bucket lets in at once; by default those of a minute.
+    #[arg(long)]
+    pub tokens_burst: Option<u64>,
     /// Milliseconds that a call takes.
     #[arg(long, default_value_t = 0)]
     pub latency_ms: u64,
@@ -31,6 +43,9 @@ pub struct StandInOptions {
     #[arg(long, default_value_t = 8)]
     pub dimensions: usize,
     #[command(flatten)]
+    /// TLS, if there is any.
+    pub tls: TlsOptions,
+    #[command(flatten)]
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -38,15 +53,32 @@ pub struct StandInOptions {
 impl Default for StandInOptions {
     fn default() -> Self {
         Self {
+            algorithm: Algorithm::default(),
             requests_per_minute: None,
+            requests_burst: None,
             tokens_per_minute: None,
+            tokens_burst: None,
             latency_ms: 0,
             latency_per_row_ms: 0,
             stream_pause_ms: 0,
             time_factor: 1.0,
             api_key: None,
             dimensions: 8,
+            tls: TlsOptions::default(),
             faults: Faults::default(),
+        }
+    }
+}
+
+impl StandInOptions {
+    /// What a minute holds.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            algorithm: self.algorithm,
+            requests: self.requests_per_minute,
+            requests_burst: self.requests_burst,
+            tokens: self.tokens_per_minute,
+            tokens_burst: self.tokens_burst,
         }
     }
 }

@@ -26,6 +26,12 @@ pub struct Call {
     /// Whether its answer was to come piece by piece.
     #[serde(default)]
     pub is_streamed: bool,
+    /// How it came: `HTTP/1.1` or `HTTP/2.0`.
+    #[serde(default)]
+    pub version: String,
+    /// Port from which its connection came, which tells connections apart.
+    #[serde(default)]
+    pub peer_port: u16,
 }
 
 impl Call {
@@ -126,6 +132,8 @@ mod tests {
             answer_tokens: 0,
             rows: Vec::new(),
             is_streamed: false,
+            version: String::new(),
+            peer_port: 0,
         };
         let calls = vec![
             call(0, 5),

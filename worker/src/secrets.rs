@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use millrace_crds::SecretKeyRef;
 
+/// Key of certificate authorities' certificates, which are trusted beside those of the image, in the Secret
+/// with what a server is asked with.
+pub const AUTHORITIES: &str = "ca.crt";
+
 /// Where secrets are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Secrets {

@@ -116,24 +116,51 @@ pub enum RemoteApi {
     Responses,
 }
 
-/// What an API allows. Minutes and days slide: what counts is any sixty seconds.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+/// What an API allows. Days slide, and minutes do unless the algorithm is another one.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[schemars(description = "")]
+#[x_kube(
+    validation = Rule::new("self.algorithm != 'TokenBucket' || has(self.requestsPerMinute) || has(self.tokensPerMinute)")
+        .message("algorithm TokenBucket needs requestsPerMinute or tokensPerMinute, by which its buckets are refilled"),
+    validation = Rule::new("self.algorithm == 'TokenBucket' || !has(self.requestsBurst) && !has(self.tokensBurst)")
+        .message("requestsBurst and tokensBurst need algorithm TokenBucket: a sliding window has no bucket"),
+    validation = Rule::new("!has(self.requestsBurst) || has(self.requestsPerMinute) && self.requestsBurst <= self.requestsPerMinute")
+        .message("requestsBurst needs requestsPerMinute, and can be at most as much"),
+    validation = Rule::new("!has(self.tokensBurst) || has(self.tokensPerMinute) && self.tokensBurst <= self.tokensPerMinute")
+        .message("tokensBurst needs tokensPerMinute, and can be at most as much"),
+)]
 pub struct RemoteLimits {
-    /// Most requests in any minute.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// How the API counts requests and tokens of a minute.
+    #[serde(default)]
+    pub algorithm: LimitAlgorithm,
+    /// Most requests in any minute; of a bucket, those that a minute refills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub requests_per_minute: Option<u32>,
-    /// Most tokens of prompts and answers in any minute.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Most requests that a full bucket lets in at once; by default those of a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub requests_burst: Option<u32>,
+    /// Most tokens of prompts and answers in any minute; of a bucket, those that a minute refills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000_000_u64))]
     pub tokens_per_minute: Option<u64>,
+    /// Most tokens that a full bucket lets in at once; by default those of a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000_000_u64))]
+    pub tokens_burst: Option<u64>,
     /// Most requests in any day.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub requests_per_day: Option<u32>,
+    /// Most tokens of prompts and answers in any day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
+    pub tokens_per_day: Option<u64>,
     /// Most calls at one time. Fewer are made for a while when the API says that it is too much; 1
     /// asks one call after the other.
+    #[serde(default = "default_concurrency")]
     #[schemars(range(min = 1, max = 10_000))]
     pub concurrency: u32,
 }
@@ -141,10 +168,28 @@ pub struct RemoteLimits {
 impl Default for RemoteLimits {
     fn default() -> Self {
         Self {
+            algorithm: LimitAlgorithm::default(),
             requests_per_minute: None,
+            requests_burst: None,
             tokens_per_minute: None,
+            tokens_burst: None,
             requests_per_day: None,
-            concurrency: 5,
+            tokens_per_day: None,
+            concurrency: default_concurrency(),
         }
     }
+}
+
+fn default_concurrency() -> u32 {
+    5
+}
+
+/// How an API counts what it lets in.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LimitAlgorithm {
+    /// Any sixty seconds hold no more than a minute may.
+    #[default]
+    SlidingWindow,
+    /// What is let in is taken out of a bucket, which is refilled evenly.
+    TokenBucket,
 }

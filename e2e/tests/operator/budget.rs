@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use millrace_leases::RedisOptions;
 use millrace_leases::limits::{
-    Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Verdict, account,
+    Algorithm, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Verdict,
+    account,
 };
 use millrace_protocol::cost::Cost;
 use serde_json::json;
@@ -26,9 +27,11 @@ async fn pay(limiter: &RedisLimiter, uid: &str, price: &str) {
     };
     let ask = Ask {
         limits: Limits {
+            algorithm: Algorithm::SlidingWindow,
             requests_per_minute: None,
             tokens_per_minute: None,
             requests_per_day: None,
+            tokens_per_day: None,
             concurrency: 5,
         },
         tokens: 0,

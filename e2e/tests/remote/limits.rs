@@ -1,6 +1,6 @@
 //! Limits are kept. How much of them is used is measured by a benchmark.
 
-use millrace_stand_in::StandInOptions;
+use millrace_stand_in::{Algorithm, StandInOptions};
 use serde_json::json;
 
 use crate::scene::{Scene, SceneOptions, comments};
@@ -39,6 +39,35 @@ fn tokens_are_what_is_short() {
     let record = scene.record();
     assert!(record.peak().tokens <= 1_000, "{:?}", record.peak());
     assert_eq!(record.with_status(429).count(), 0);
+}
+
+#[test]
+fn a_bucket_is_used_to_near_its_rate_and_never_overdrawn() {
+    let limits = json!({
+        "algorithm": "TokenBucket", "requestsPerMinute": 120, "requestsBurst": 20,
+        "tokensPerMinute": 20_000, "concurrency": 50,
+    });
+    let scene = Scene::new(SceneOptions {
+        rows: 300,
+        remote: json!({"limits": limits}),
+        api: StandInOptions {
+            algorithm: Algorithm::TokenBucket,
+            requests_per_minute: Some(120),
+            requests_burst: Some(20),
+            tokens_per_minute: Some(20_000),
+            latency_ms: 2_000,
+            time_factor: TIME_FACTOR,
+            ..StandInOptions::default()
+        },
+        ..SceneOptions::default()
+    });
+    scene.run().succeed();
+    assert_eq!(scene.lines("parts").len(), 300);
+    let record = scene.record();
+    assert_eq!(record.with_status(429).count(), 0);
+    let peak = record.peak();
+    // Eighteen at once, and then what a minute refills.
+    assert!((120..=138).contains(&peak.requests), "{peak:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod dedup;
 mod examples;
 mod fair;
 mod faults;
+mod http2;
 mod limits;
 mod pace;
 mod routes;

@@ -2,10 +2,10 @@
 //! measured by a benchmark.
 
 use millrace_e2e::redis_server::RedisServer;
-use millrace_stand_in::Record;
+use millrace_stand_in::{Algorithm, Record};
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, transcript};
+use crate::scene::{Scene, SceneOptions, transcript};
 
 /// How much faster time passes.
 const TIME_FACTOR: f64 = 20.0;
@@ -15,21 +15,30 @@ const CHUNKS: usize = 3_000;
 
 /// Works the transcript off by three workers.
 fn worked_off(remote: Value) -> Record {
-    let scene = Scene::new(transcript(CHUNKS, remote, TIME_FACTOR));
+    worked_off_in(transcript(CHUNKS, remote, TIME_FACTOR))
+}
+
+fn worked_off_in(options: SceneOptions) -> Record {
+    let scene = Scene::new(options);
     let workers = ["one.log", "two.log", "three.log"];
     scene.work(&RedisServer::start(), &workers);
     assert_eq!(scene.lines("parts").len(), CHUNKS);
     scene.assert_nothing_is_told(&workers);
     let record = scene.record();
     assert_eq!(record.with_status(429).count(), 0, "{:?}", record.peak());
+    record
+}
+
+fn assert_no_minute_held_too_much(record: &Record) {
     let peak = record.peak();
     assert!(peak.requests <= 500 && peak.tokens <= 1_000_000, "{peak:?}");
-    record
 }
 
 #[test]
 fn three_workers_have_fifty_calls_in_flight_together() {
-    let peak = worked_off(json!({})).peak();
+    let record = worked_off(json!({}));
+    assert_no_minute_held_too_much(&record);
+    let peak = record.peak();
     assert!((45..=50).contains(&peak.in_flight), "{peak:?}");
 }
 
@@ -37,12 +46,29 @@ fn three_workers_have_fifty_calls_in_flight_together() {
 fn three_workers_ask_five_hundred_times_a_minute_together() {
     let limits =
         json!({"requestsPerMinute": 500, "tokensPerMinute": 1_000_000, "concurrency": 170});
-    let peak = worked_off(json!({"limits": limits})).peak();
+    let record = worked_off(json!({"limits": limits}));
+    assert_no_minute_held_too_much(&record);
+    let peak = record.peak();
     assert!((450..=500).contains(&peak.requests), "{peak:?}");
+}
+
+#[test]
+fn three_workers_take_out_of_one_bucket_as_fast_as_it_is_refilled() {
+    let limits = json!({
+        "algorithm": "TokenBucket", "requestsPerMinute": 500, "requestsBurst": 50,
+        "tokensPerMinute": 1_000_000, "concurrency": 200,
+    });
+    let mut options = transcript(CHUNKS, json!({"limits": limits}), TIME_FACTOR);
+    options.api.algorithm = Algorithm::TokenBucket;
+    options.api.requests_burst = Some(50);
+    let peak = worked_off_in(options).peak();
+    // The burst, of which a tenth is left for what arrives late, and what a minute refills.
+    assert!((450..=545).contains(&peak.requests), "{peak:?}");
 }
 
 #[test]
 fn a_call_takes_more_rows_while_calls_are_what_is_short() {
     let record = worked_off(json!({"rowsPerCallMax": 40}));
+    assert_no_minute_held_too_much(&record);
     assert!(record.calls.len() < CHUNKS / 5, "{}", record.calls.len());
 }

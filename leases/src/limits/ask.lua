@@ -3,15 +3,22 @@
 -- far; 'wait' and milliseconds, of which -1 means until a call has ended; 'unfilled' if nobody knows what the job has paid; or 'spent' if
 -- it has paid what it may.
 local id, wanted = ARGV[1], tonumber(ARGV[2])
-local requests_max, tokens_max, day_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local concurrency, window_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
-local timeout_ms, piece_ms, pieces = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+-- Limits of a minute and of a day, or 0.
+local requests_max, tokens_max = tonumber(ARGV[3]), tonumber(ARGV[4])
+local requests_day_max, tokens_day_max = tonumber(ARGV[5]), tonumber(ARGV[6])
+local concurrency, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
+local timeout_ms, piece_ms, pieces = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+-- Whether a minute is a bucket; then what each of the two holds, and what each millisecond refills.
+local is_bucket = ARGV[12] == 'bucket'
+local requests_capacity, requests_per_ms = tonumber(ARGV[13]), tonumber(ARGV[14])
+local tokens_capacity, tokens_per_ms = tonumber(ARGV[15]), tonumber(ARGV[16])
 -- What the asker was told with the last of its calls that may still count: the generation, or nothing, and
 -- the number.
-local known, known_count = ARGV[11], tonumber(ARGV[12])
+local known, known_count = ARGV[17], tonumber(ARGV[18])
 -- Who pays, if anybody; then the price, the most that the job may pay, and what it paid at least, or -1.
-local job, price, paid_max, paid_min = ARGV[13], ARGV[14], ARGV[15], ARGV[16]
+local job, price, paid_max, paid_min = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
 
+hear(worker_of(id))
 local generation = redis.call('HGET', state, 'generation')
 if not generation then
   generation = id
@@ -40,8 +47,7 @@ for _, old in ipairs(gone) do
 end
 -- Nobody told how these ended: they are paid as was guessed.
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', in_flight, '-inf', now_ms)) do
-  redis.call('HDEL', bills, old)
-  redis.call('ZREM', in_flight, old)
+  ended(old)
 end
 
 if job ~= '' then
@@ -77,19 +83,20 @@ if paused_until > now_ms then
 end
 
 local calls_max = math.floor(math.min(number('calls_max') or concurrency, concurrency))
-if redis.call('ZCARD', in_flight) >= math.max(calls_max, 1) then
+calls_max = math.min(calls_max, gradient_max(learned(), concurrency))
+if being_made() >= math.max(calls_max, 1) then
   return {'wait', '-1'}
 end
 
 local wait_ms = 0
 local counted = redis.call('ZCARD', calls)
-if requests_max > 0 and counted >= requests_max then
+if not is_bucket and requests_max > 0 and counted >= requests_max then
   local first = redis.call('ZRANGE', calls, counted - requests_max, counted - requests_max, 'WITHSCORES')
   wait_ms = math.max(wait_ms, first[2] + window_ms - now_ms)
 end
 
 local sum = number('tokens') or 0
-if tokens_max > 0 and counted > 0 and sum + wanted > tokens_max then
+if not is_bucket and tokens_max > 0 and counted > 0 and sum + wanted > tokens_max then
   local needed, freed, leaves = sum + wanted - tokens_max, 0, nil
   local at = 0
   while freed < needed and at < counted do
@@ -105,21 +112,57 @@ if tokens_max > 0 and counted > 0 and sum + wanted > tokens_max then
   wait_ms = math.max(wait_ms, leaves + window_ms - now_ms)
 end
 
-if day_max > 0 then
-  local piece, today, first = math.floor(now_ms / piece_ms), 0, nil
-  local all = redis.call('HGETALL', day)
+-- Lets time pass for a bucket, and waits until it has room. What is more than all of it is let in when it
+-- is full.
+local function refilled(name, amount, capacity, per_ms)
+  local it = bucket(name)
+  come_back(it, math.min(math.max(now_ms - it.at_ms, 0) * per_ms, it.missing))
+  it.at_ms = now_ms
+  local lacking = math.min(it.missing + amount - capacity, it.missing)
+  if lacking > 0 then
+    wait_ms = math.max(wait_ms, math.ceil(lacking / per_ms))
+  end
+  return it
+end
+
+local request_bucket = is_bucket and requests_max > 0
+  and refilled('requests', 1, requests_capacity, requests_per_ms)
+local token_bucket = is_bucket and tokens_max > 0
+  and refilled('tokens', wanted, tokens_capacity, tokens_per_ms)
+
+-- Waits until the days that `counts` keeps have room. What is more than a day allows is let in when there is
+-- nothing else.
+local piece = math.floor(now_ms / piece_ms)
+local function of_day(counts, amount, max)
+  local today, sums, numbers = 0, {}, {}
+  local all = redis.call('HGETALL', counts)
   for i = 1, #all, 2 do
     local at = tonumber(all[i])
     if at + pieces < piece then
-      redis.call('HDEL', day, all[i])
+      redis.call('HDEL', counts, all[i])
     else
-      today = today + all[i + 1]
-      first = math.min(first or at, at)
+      sums[at] = tonumber(all[i + 1])
+      today = today + sums[at]
+      table.insert(numbers, at)
     end
   end
-  if today >= day_max then
-    wait_ms = math.max(wait_ms, (first + pieces + 1) * piece_ms - now_ms)
+  table.sort(numbers)
+  local needed, freed = math.min(today + amount - max, today), 0
+  for _, at in ipairs(numbers) do
+    if freed < needed then
+      freed = freed + sums[at]
+      if freed >= needed then
+        wait_ms = math.max(wait_ms, (at + pieces + 1) * piece_ms - now_ms)
+      end
+    end
   end
+end
+
+if requests_day_max > 0 then
+  of_day(day, 1, requests_day_max)
+end
+if tokens_day_max > 0 then
+  of_day(day_tokens, wanted, tokens_day_max)
 end
 
 if wait_ms > 0 then
@@ -129,12 +172,29 @@ redis.call('ZADD', calls, now_ms, id)
 redis.call('HSET', tokens, id, wanted)
 redis.call('HINCRBY', state, 'tokens', wanted)
 redis.call('ZADD', in_flight, now_ms + timeout_ms, id)
+redis.call('HINCRBY', held, worker_of(id), 1)
 if job ~= '' then
   pay(job, price)
   redis.call('HSET', bills, id, price .. ' ' .. job)
 end
-if day_max > 0 then
-  redis.call('HINCRBY', day, math.floor(now_ms / piece_ms), 1)
+if request_bucket then
+  request_bucket.missing = request_bucket.missing + 1
+  keep(request_bucket)
 end
+local back_at = 0
+if token_bucket then
+  token_bucket.missing = token_bucket.missing + wanted
+  back_at = token_bucket.came_back + token_bucket.missing
+  keep(token_bucket)
+end
+if requests_day_max > 0 then
+  redis.call('HINCRBY', day, piece, 1)
+end
+local counted_in = '-'
+if tokens_day_max > 0 then
+  counted_in = piece
+  redis.call('HINCRBY', day_tokens, piece, wanted)
+end
+redis.call('HSET', guesses, id, wanted .. ' ' .. exact(back_at) .. ' ' .. counted_in .. ' ' .. now_ms)
 touch()
 return {'granted', generation, tostring(redis.call('HINCRBY', state, 'count', 1))}

@@ -3,16 +3,25 @@
 //!
 //! While the server is away no call is let in, as no shard is claimed or prolonged then: what one worker
 //! lets in alone others cannot count.
+//!
+//! Whatever a worker says to the server tells that it is alive. One that makes calls and has nothing to
+//! say for a while says just that, so that the calls of one that is dead are soon counted no more.
 
-use std::collections::VecDeque;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::redis::Script;
+use ::redis::{FromRedisValue, Script, ScriptInvocation};
 use async_trait::async_trait;
 use millrace_protocol::cost::Cost;
+use tokio::time::MissedTickBehavior;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Ask, Bill, Grant, Limiter, Limits, Minute, Settlement, Ticket, Verdict, new_id};
+use super::bucket::Size;
+use super::{
+    Algorithm, Ask, Bill, Grant, Limiter, Limits, Minute, PerMinute, Settlement, Ticket, Verdict,
+    new_id,
+};
 use crate::redis::{Connection, corrupt, number};
 use crate::{LeaseError, RedisOptions};
 
@@ -26,12 +35,16 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Pause before a server is asked again that was away.
 const AWAY: Duration = Duration::from_millis(500);
 
+/// How often a worker that makes calls is heard of at least, or nearly: a few times within the time after
+/// which it would be taken for dead.
+const ALIVE: Duration = Duration::from_secs(1);
+
 /// Calls whose end the server has not heard of that are remembered: more than are in flight at a time.
 /// One that is forgotten counts as being made until its time-out.
 const UNTOLD_MAX: usize = 4_096;
 
 /// The keys of a service, in the order in which `common.lua` names them.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 12] = [
     "calls",
     "tokens",
     "in-flight",
@@ -39,12 +52,21 @@ const KEYS: [&str; 7] = [
     "day",
     "accounts",
     "bills",
+    "guesses",
+    "day-tokens",
+    "workers",
+    "held",
+    "gradient",
 ];
+
+/// Stands for a limit that there is none of, which no script looks at.
+const NO_LIMIT: PerMinute = PerMinute { most: 0, burst: 0 };
 
 static ASK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         "#!lua\n",
         include_str!("common.lua"),
+        include_str!("gradient.lua"),
         include_str!("ask.lua")
     ))
 });
@@ -52,15 +74,33 @@ static SETTLE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         "#!lua flags=allow-oom\n",
         include_str!("common.lua"),
+        include_str!("gradient.lua"),
         include_str!("settle.lua")
+    ))
+});
+
+static TELL_ALIVE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        "#!lua flags=allow-oom\n",
+        include_str!("common.lua"),
+        include_str!("alive.lua")
     ))
 });
 
 /// Lets the calls of all workers of a service in.
 pub struct RedisLimiter {
+    server: Arc<Server>,
+    /// Ends with the limiter, whose calls are made no more then.
+    _telling_alive: AbortOnDropHandle<()>,
+}
+
+/// The server, as one worker knows it.
+struct Server {
     connection: Connection,
     keys: [String; KEYS.len()],
     minute: Minute,
+    /// Name of the worker, which begins the names of its calls.
+    worker: String,
     own: Mutex<Own>,
 }
 
@@ -76,6 +116,10 @@ struct Own {
     granted: Option<Granted>,
     /// Calls whose end the server has not heard of, oldest first.
     untold: VecDeque<(String, Settlement)>,
+    /// Calls that are being made.
+    open: HashSet<String>,
+    /// When the server last heard of this worker.
+    heard_at: Option<Instant>,
 }
 
 /// What the server said when it let a call in.
@@ -89,6 +133,12 @@ struct Granted {
 }
 
 impl Own {
+    /// Whether the server takes its calls for those of a dead worker unless it is told better.
+    fn is_silent(&self) -> bool {
+        let is_heard = self.heard_at.is_some_and(|at| at.elapsed() < ALIVE);
+        !self.open.is_empty() && !is_heard
+    }
+
     fn tell_later(&mut self, id: &str, settlement: Settlement) {
         if self.untold.len() == UNTOLD_MAX {
             self.untold.pop_front();
@@ -138,14 +188,35 @@ impl RedisLimiter {
         service: &str,
         minute: Minute,
     ) -> Result<Self, LeaseError> {
-        Ok(Self {
+        let server = Arc::new(Server {
             connection: Connection::new(redis)?,
             keys: KEYS.map(|name| key(namespace, service, name)),
             minute,
+            worker: new_id(),
             own: Mutex::default(),
+        });
+        let telling_alive = tokio::spawn(tell_alive(server.clone()));
+        Ok(Self {
+            server,
+            _telling_alive: AbortOnDropHandle::new(telling_alive),
         })
     }
+}
 
+/// Has the server hear of this worker while it makes calls.
+async fn tell_alive(server: Arc<Server>) {
+    let mut ticks = tokio::time::interval(ALIVE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if server.own().is_silent() {
+            // A server that does not hear of it is told with the next tick.
+            server.tell_alive().await.ok();
+        }
+    }
+}
+
+impl Server {
     fn own(&self) -> std::sync::MutexGuard<'_, Own> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,7 +228,7 @@ impl RedisLimiter {
         granted.filter(|granted| granted.at.elapsed() < window)
     }
 
-    async fn ask_server(&self, ask: &Ask) -> Result<Grant, LeaseError> {
+    async fn ask(&self, ask: &Ask) -> Result<Grant, LeaseError> {
         let Ask {
             limits,
             tokens,
@@ -165,24 +236,28 @@ impl RedisLimiter {
             bill,
         } = ask;
         let Limits {
+            algorithm,
             requests_per_minute,
             tokens_per_minute,
             requests_per_day,
+            tokens_per_day,
             concurrency,
         } = limits;
         let known = self.known();
         let question = Question {
             own: &self.own,
-            id: new_id(),
+            id: format!("{}-{}", self.worker, new_id()),
             concurrency: *concurrency,
             is_answered: false,
         };
-        let mut invocation = ASK.prepare_invoke();
-        for key in &self.keys {
-            invocation.key(key);
-        }
+        let mut invocation = self.invocation(&ASK);
         invocation.arg(&question.id).arg(tokens);
-        for limit in [requests_per_minute, tokens_per_minute, requests_per_day] {
+        let of_minute = [*requests_per_minute, *tokens_per_minute];
+        let most_of_minute = of_minute.map(|limit| limit.map(|limit| limit.most));
+        for limit in most_of_minute
+            .iter()
+            .chain([requests_per_day, tokens_per_day])
+        {
             invocation.arg(limit.unwrap_or(0));
         }
         invocation
@@ -191,6 +266,15 @@ impl RedisLimiter {
             .arg(call_timeout.as_millis() as u64)
             .arg(self.minute.day_piece_ms())
             .arg(Minute::DAY_PIECES)
+            .arg(match algorithm {
+                Algorithm::SlidingWindow => "window",
+                Algorithm::TokenBucket => "bucket",
+            });
+        for limit in of_minute {
+            let Size { capacity, per_ms } = Size::new(limit.unwrap_or(NO_LIMIT), self.minute);
+            invocation.arg(capacity).arg(per_ms);
+        }
+        invocation
             .arg(known.as_ref().map_or("", |known| &known.generation))
             .arg(known.as_ref().map_or(0, |known| known.count));
         match bill {
@@ -210,18 +294,20 @@ impl RedisLimiter {
                     .arg(parts(*paid))
             }
         };
-        let reply: Vec<String> = self.connection.invoke(&invocation).await?;
+        let reply: Vec<String> = self.invoke(&invocation).await?;
         let words: Vec<&str> = reply.iter().map(String::as_str).collect();
         let grant = match words[..] {
             ["granted", generation, count] => {
-                self.own().granted = Some(Granted {
+                let granted = Granted {
                     at: Instant::now(),
                     generation: generation.to_owned(),
                     count: number(count)?,
-                });
-                return Ok(Grant::Granted(Ticket {
-                    id: question.answered(),
-                }));
+                };
+                let id = question.answered();
+                let mut own = self.own();
+                own.granted = Some(granted);
+                own.open.insert(id.clone());
+                return Ok(Grant::Granted(Ticket { id }));
             }
             ["wait", "-1"] => Grant::Wait(CALL_ENDS),
             ["wait", ms] => Grant::Wait(Duration::from_millis(number(ms)?).min(WAIT_MAX)),
@@ -239,12 +325,12 @@ impl RedisLimiter {
             let Some((id, settlement)) = self.own().untold.front().cloned() else {
                 return Ok(());
             };
-            self.settle_at_server(&id, &settlement).await?;
+            self.settle(&id, &settlement).await?;
             self.own().untold.retain(|(untold, _)| *untold != id);
         }
     }
 
-    async fn settle_at_server(&self, id: &str, settlement: &Settlement) -> Result<(), LeaseError> {
+    async fn settle(&self, id: &str, settlement: &Settlement) -> Result<(), LeaseError> {
         let Settlement {
             tokens,
             cost,
@@ -257,10 +343,7 @@ impl RedisLimiter {
             Verdict::TooMuch => "too_much",
             Verdict::Nothing => "nothing",
         };
-        let mut invocation = SETTLE.prepare_invoke();
-        for key in &self.keys {
-            invocation.key(key);
-        }
+        let mut invocation = self.invocation(&SETTLE);
         let actual = tokens.map_or(-1, |tokens| tokens as i64);
         let pause_ms = pause.map_or(0, |pause| pause.as_millis() as u64);
         invocation
@@ -270,7 +353,30 @@ impl RedisLimiter {
             .arg(pause_ms)
             .arg(concurrency)
             .arg(cost.map_or(-1, |cost| cost.parts() as i64));
-        self.connection.invoke::<i64>(&invocation).await.map(drop)
+        self.invoke::<i64>(&invocation).await.map(drop)
+    }
+
+    async fn tell_alive(&self) -> Result<(), LeaseError> {
+        let mut invocation = self.invocation(&TELL_ALIVE);
+        invocation.arg(&self.worker);
+        self.invoke::<i64>(&invocation).await.map(drop)
+    }
+
+    fn invocation<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
+        let mut invocation = script.prepare_invoke();
+        for key in &self.keys {
+            invocation.key(key);
+        }
+        invocation
+    }
+
+    async fn invoke<T: FromRedisValue>(
+        &self,
+        invocation: &ScriptInvocation<'_>,
+    ) -> Result<T, LeaseError> {
+        let reply = self.connection.invoke(invocation).await?;
+        self.own().heard_at = Some(Instant::now());
+        Ok(reply)
     }
 }
 
@@ -278,8 +384,8 @@ impl RedisLimiter {
 impl Limiter for RedisLimiter {
     async fn ask(&self, ask: &Ask) -> Result<Grant, LeaseError> {
         let answer = async {
-            self.tell_untold().await?;
-            self.ask_server(ask).await
+            self.server.tell_untold().await?;
+            self.server.ask(ask).await
         };
         match answer.await {
             Err(error) if error.is_unavailable() => Ok(Grant::Wait(AWAY)),
@@ -288,10 +394,12 @@ impl Limiter for RedisLimiter {
     }
 
     async fn settle(&self, ticket: &Ticket, settlement: &Settlement) -> Result<(), LeaseError> {
-        let told = self.settle_at_server(&ticket.id, settlement).await;
+        let told = self.server.settle(&ticket.id, settlement).await;
+        let mut own = self.server.own();
+        own.open.remove(&ticket.id);
         match told {
             Err(error) if error.is_unavailable() => {
-                self.own().tell_later(&ticket.id, *settlement);
+                own.tell_later(&ticket.id, *settlement);
                 Ok(())
             }
             told => told,

@@ -4,26 +4,49 @@ local id, actual, verdict = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local pause_ms, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5])
 local cost = ARGV[6]
 
-if redis.call('ZREM', in_flight, id) == 0 then
+hear(worker_of(id))
+local guessed, job = string.match(redis.call('HGET', bills, id) or '', '^(%d+) (.*)$')
+local guess = redis.call('HGET', guesses, id) or ''
+local wanted, back_at, piece, at_ms = string.match(guess, '^(%S+) (%S+) (%S+) (%d+)$')
+at_ms = tonumber(at_ms)
+local in_flight_before = redis.call('ZCARD', in_flight)
+if not ended(id) then
   return 0
 end
-local guessed, job = string.match(redis.call('HGET', bills, id) or '', '^(%d+) (.*)$')
 if job then
-  redis.call('HDEL', bills, id)
   if cost ~= '-1' and redis.call('HEXISTS', accounts, job) == 1 then
     pay(job, cost)
     take_back(job, guessed)
   end
 end
-local at_ms = tonumber(redis.call('ZSCORE', calls, id))
-if actual >= 0 and at_ms then
+if actual >= 0 and redis.call('ZSCORE', calls, id) then
   local before = redis.call('HGET', tokens, id) or 0
   redis.call('HSET', tokens, id, actual)
   redis.call('HINCRBY', state, 'tokens', actual - before)
 end
+if actual >= 0 and wanted then
+  local extra = actual - wanted
+  if redis.call('HEXISTS', state, 'tokens_missing') == 1 then
+    -- What was too much comes back, as far as time has not brought it back already.
+    local it = bucket('tokens')
+    if extra >= 0 then
+      it.missing = it.missing + extra
+    else
+      local not_yet = math.max(back_at - it.came_back, 0)
+      come_back(it, math.min(-extra, not_yet, it.missing))
+    end
+    keep(it)
+  end
+  if piece ~= '-' and redis.call('HEXISTS', day_tokens, piece) == 1 then
+    redis.call('HINCRBY', day_tokens, piece, extra)
+  end
+end
 if pause_ms > 0 then
   local until_ms = math.max(number('paused_until') or 0, now_ms + pause_ms)
   redis.call('HSET', state, 'paused_until', until_ms)
+end
+if verdict == 'fine' and at_ms then
+  see(at_ms, in_flight_before, concurrency)
 end
 local calls_max = number('calls_max')
 if verdict == 'fine' and calls_max then

@@ -4,7 +4,10 @@ use std::collections::{HashMap, VecDeque};
 
 use millrace_protocol::cost::Cost;
 
-use super::{Ask, Bill, Limits, Minute, Settlement, Verdict};
+use super::bucket::{Bucket, Size, Taken};
+use super::day::Day;
+use super::gradient::{Gradient, Seen};
+use super::{Algorithm, Ask, Bill, Limits, Minute, PerMinute, Settlement, Verdict};
 
 /// What was let in lately.
 #[derive(Debug, Default)]
@@ -13,12 +16,15 @@ pub struct State {
     calls: VecDeque<Counted>,
     /// Their tokens.
     tokens: u64,
+    /// What was taken out of the buckets, where the API has any.
+    request_bucket: Bucket,
+    token_bucket: Bucket,
     /// Calls that are being made: when each was let in, and when it has ended at the latest.
     in_flight: HashMap<String, InFlight>,
     throttle: Option<Throttle>,
+    gradient: Gradient,
     paused_until_ms: u64,
-    /// Requests by piece of the day.
-    day: VecDeque<(u64, u64)>,
+    day: Day,
     /// What jobs have paid, calls that are being made included.
     accounts: HashMap<String, Cost>,
 }
@@ -34,6 +40,9 @@ struct Counted {
 struct InFlight {
     at_ms: u64,
     ends_ms: u64,
+    /// Tokens that were guessed, and where they are counted.
+    tokens: Taken,
+    piece: u64,
     /// Who pays for it, and what was guessed.
     bill: Option<(String, Cost)>,
 }
@@ -79,6 +88,7 @@ impl State {
         if self.in_flight.len() as u64 >= self.calls_max(limits.concurrency) {
             return Err(Refusal::UntilACallEnds);
         }
+        self.refill(limits, minute, now_ms);
         if let Some(wait_ms) = self.wait_ms(limits, *tokens, minute, now_ms) {
             return Err(Refusal::For(wait_ms));
         }
@@ -88,22 +98,19 @@ impl State {
             tokens: *tokens,
         });
         self.tokens += tokens;
-        let ends_ms = now_ms + call_timeout.as_millis() as u64;
+        self.request_bucket.take(1);
         let bill = bill.as_ref().map(|bill| (bill.job.clone(), bill.price));
         if let Some((job, price)) = &bill {
             *self.accounts.entry(job.clone()).or_default() += *price;
         }
         let call = InFlight {
             at_ms: now_ms,
-            ends_ms,
+            ends_ms: now_ms + call_timeout.as_millis() as u64,
+            tokens: self.token_bucket.take(*tokens),
+            piece: self.day.count(*tokens, minute, now_ms),
             bill,
         };
         self.in_flight.insert(id.to_owned(), call);
-        let piece = now_ms / minute.day_piece_ms();
-        match self.day.back_mut() {
-            Some((last, requests)) if *last == piece => *requests += 1,
-            _ => self.day.push_back((piece, 1)),
-        }
         Ok(())
     }
 
@@ -116,9 +123,12 @@ impl State {
             pause,
             concurrency,
         } = settlement;
+        let in_flight = self.in_flight.len() as u64;
         let Some(InFlight {
             at_ms,
             ends_ms: _,
+            tokens: taken,
+            piece,
             bill,
         }) = self.in_flight.remove(id)
         else {
@@ -129,52 +139,70 @@ impl State {
         {
             *paid = paid.less(price) + *cost;
         }
-        if let (Some(tokens), Some(call)) = (
-            tokens,
-            self.calls.iter_mut().rev().find(|call| call.id == id),
-        ) {
-            self.tokens = self.tokens + tokens - call.tokens;
-            call.tokens = *tokens;
+        if let Some(tokens) = *tokens {
+            let counted = self.calls.iter_mut().rev().find(|call| call.id == id);
+            if let Some(call) = counted {
+                self.tokens = self.tokens + tokens - call.tokens;
+                call.tokens = tokens;
+            }
+            self.token_bucket.correct(taken, tokens);
+            self.day.correct(piece, taken.amount, tokens);
         }
         if let Some(pause) = pause {
             let until_ms = now_ms + pause.as_millis() as u64;
             self.paused_until_ms = self.paused_until_ms.max(until_ms);
         }
-        let most = *concurrency as f64;
         match verdict {
             Verdict::Nothing => {}
             Verdict::Fine => {
-                if let Some(throttle) = &mut self.throttle {
-                    let is_below = throttle.calls_max < throttle.steady;
-                    throttle.calls_max += if is_below {
-                        1.0
-                    } else {
-                        1.0 / throttle.calls_max
-                    };
-                    if throttle.calls_max >= most {
-                        self.throttle = None;
-                    }
-                }
+                self.gradient.see(Seen {
+                    at_ms,
+                    now_ms,
+                    in_flight,
+                    concurrency: *concurrency,
+                });
+                self.grow(*concurrency);
             }
-            Verdict::TooMuch => {
-                let now = self.throttle.map_or(most, |it| it.calls_max).min(most);
-                // Calls that were on their way at a cut say nothing that it did not.
-                if self.throttle.is_none_or(|it| at_ms > it.cut_at_ms) {
-                    let half = (now / 2.0).max(1.0);
-                    self.throttle = Some(Throttle {
-                        calls_max: half,
-                        steady: half,
-                        cut_at_ms: now_ms,
-                    });
-                }
-            }
+            Verdict::TooMuch => self.cut(at_ms, *concurrency, now_ms),
+        }
+    }
+
+    /// The API answered: where there were fewer calls at one time than may be, there may be more.
+    fn grow(&mut self, concurrency: u64) {
+        let Some(throttle) = &mut self.throttle else {
+            return;
+        };
+        let is_below = throttle.calls_max < throttle.steady;
+        throttle.calls_max += if is_below {
+            1.0
+        } else {
+            1.0 / throttle.calls_max
+        };
+        if throttle.calls_max >= concurrency as f64 {
+            self.throttle = None;
+        }
+    }
+
+    /// The API said that it is too much: there are half as many calls at one time. Calls that were on
+    /// their way at a cut say nothing that it did not.
+    fn cut(&mut self, at_ms: u64, concurrency: u64, now_ms: u64) {
+        let most = concurrency as f64;
+        if self.throttle.is_none_or(|it| at_ms > it.cut_at_ms) {
+            let now = self.throttle.map_or(most, |it| it.calls_max).min(most);
+            let half = (now / 2.0).max(1.0);
+            self.throttle = Some(Throttle {
+                calls_max: half,
+                steady: half,
+                cut_at_ms: now_ms,
+            });
         }
     }
 
     /// Most calls at one time now.
     pub fn calls_max(&self, concurrency: u64) -> u64 {
         let throttled = self.throttle.map_or(u64::MAX, |it| it.calls_max as u64);
-        throttled.clamp(1, concurrency.max(1))
+        let calls_max = throttled.min(self.gradient.calls_max(concurrency));
+        calls_max.clamp(1, concurrency.max(1))
     }
 
     fn forget(&mut self, minute: Minute, now_ms: u64) {
@@ -185,11 +213,22 @@ impl State {
             self.calls.pop_front();
         }
         self.in_flight.retain(|_, call| call.ends_ms > now_ms);
-        let piece = now_ms / minute.day_piece_ms();
-        while let Some((first, _)) = self.day.front()
-            && first + Minute::DAY_PIECES < piece
-        {
-            self.day.pop_front();
+        self.day.forget(minute, now_ms);
+    }
+
+    /// Lets time pass for the buckets.
+    fn refill(&mut self, limits: &Limits, minute: Minute, now_ms: u64) {
+        for (bucket, limit) in [
+            (&mut self.request_bucket, limits.requests_per_minute),
+            (&mut self.token_bucket, limits.tokens_per_minute),
+        ] {
+            match (limits.algorithm, limit) {
+                (Algorithm::TokenBucket, Some(limit)) => {
+                    bucket.refill(Size::new(limit, minute), now_ms);
+                }
+                // Where there is no bucket, nothing is missing in it.
+                _ => *bucket = Bucket::default(),
+            }
         }
     }
 
@@ -225,46 +264,61 @@ impl State {
         }
     }
 
-    /// Milliseconds until the windows have room for the call, if they have none now.
+    /// Milliseconds until there is room for the call, if there is none now.
     fn wait_ms(&self, limits: &Limits, tokens: u64, minute: Minute, now_ms: u64) -> Option<u64> {
         let Limits {
+            algorithm,
             requests_per_minute,
             tokens_per_minute,
             requests_per_day,
+            tokens_per_day,
             concurrency: _,
-        } = limits;
-        let leaves_ms = |call: &Counted| call.at_ms + minute.window_ms() - now_ms;
-        let mut wait_ms = None;
-        if let Some(max) = *requests_per_minute
-            && self.calls.len() as u64 >= max
-        {
-            let first = &self.calls[self.calls.len() - max as usize];
-            wait_ms = wait_ms.max(Some(leaves_ms(first)));
+        } = *limits;
+        let of_minute = match algorithm {
+            Algorithm::SlidingWindow => [
+                requests_per_minute.and_then(|limit| self.requests_leave_ms(limit, minute, now_ms)),
+                tokens_per_minute
+                    .and_then(|limit| self.tokens_leave_ms(tokens, limit, minute, now_ms)),
+            ],
+            Algorithm::TokenBucket => [
+                requests_per_minute
+                    .and_then(|limit| self.request_bucket.wait_ms(Size::new(limit, minute), 1)),
+                tokens_per_minute
+                    .and_then(|limit| self.token_bucket.wait_ms(Size::new(limit, minute), tokens)),
+            ],
+        };
+        let of_day = [
+            requests_per_day.and_then(|max| self.day.requests_wait_ms(max, minute, now_ms)),
+            tokens_per_day.and_then(|max| self.day.tokens_wait_ms(tokens, max, minute, now_ms)),
+        ];
+        of_minute.into_iter().chain(of_day).flatten().max()
+    }
+
+    /// Milliseconds until the window has room for another request, if it has none now.
+    fn requests_leave_ms(&self, limit: PerMinute, minute: Minute, now_ms: u64) -> Option<u64> {
+        let beyond = self.calls.len().checked_sub(limit.most as usize)?;
+        Some(self.calls[beyond].at_ms + minute.window_ms() - now_ms)
+    }
+
+    /// The same of tokens. A call of more than a minute allows is let in when there is no other.
+    fn tokens_leave_ms(
+        &self,
+        tokens: u64,
+        limit: PerMinute,
+        minute: Minute,
+        now_ms: u64,
+    ) -> Option<u64> {
+        let needed = (self.tokens + tokens).saturating_sub(limit.most);
+        if needed == 0 {
+            return None;
         }
-        // A call of more tokens than a minute allows is let in when there is no other.
-        if let Some(max) = *tokens_per_minute
-            && self.tokens + tokens > max
-            && !self.calls.is_empty()
-        {
-            let needed = self.tokens + tokens - max;
-            let mut freed = 0;
-            let enough = self.calls.iter().find(|call| {
-                freed += call.tokens;
-                freed >= needed
-            });
-            let last = enough.or(self.calls.back()).expect("there are calls");
-            wait_ms = wait_ms.max(Some(leaves_ms(last)));
-        }
-        let today: u64 = self.day.iter().map(|(_, requests)| requests).sum();
-        if let Some(max) = *requests_per_day
-            && today >= max
-        {
-            let piece_ms = minute.day_piece_ms();
-            let (first, _) = self.day.front().expect("today has requests");
-            let gone_ms = (first + Minute::DAY_PIECES + 1) * piece_ms;
-            wait_ms = wait_ms.max(Some(gone_ms - now_ms));
-        }
-        wait_ms
+        let mut freed = 0;
+        let enough = self.calls.iter().find(|call| {
+            freed += call.tokens;
+            freed >= needed
+        });
+        let last = enough.or(self.calls.back())?;
+        Some(last.at_ms + minute.window_ms() - now_ms)
     }
 }
 

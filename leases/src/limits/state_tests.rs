@@ -7,9 +7,11 @@ use proptest::prelude::*;
 use super::*;
 
 const NONE: Limits = Limits {
+    algorithm: Algorithm::SlidingWindow,
     requests_per_minute: None,
     tokens_per_minute: None,
     requests_per_day: None,
+    tokens_per_day: None,
     concurrency: 1_000,
 };
 
@@ -36,7 +38,7 @@ fn settled(verdict: Verdict) -> Settlement {
 fn a_call_more_than_a_minute_takes_waits_until_the_first_has_left() {
     let mut state = State::default();
     let limits = Limits {
-        requests_per_minute: Some(2),
+        requests_per_minute: Some(PerMinute::of(2)),
         ..NONE
     };
     let mut at = |id, now_ms| state.ask(id, &ask(limits, 0), Minute::default(), now_ms);
@@ -50,7 +52,7 @@ fn a_call_more_than_a_minute_takes_waits_until_the_first_has_left() {
 fn tokens_are_corrected_when_a_call_has_ended() {
     let mut state = State::default();
     let limits = Limits {
-        tokens_per_minute: Some(100),
+        tokens_per_minute: Some(PerMinute::of(100)),
         ..NONE
     };
     let minute = Minute::default();
@@ -64,6 +66,63 @@ fn tokens_are_corrected_when_a_call_has_ended() {
     state.settle("a", &fewer, 20);
     assert_eq!(state.ask("b", &ask(limits, 50), minute, 30), Ok(()));
     assert!(state.ask("c", &ask(limits, 1), minute, 30).is_err());
+}
+
+#[test]
+fn a_bucket_is_taken_out_of_by_requests_and_tokens_and_refilled_evenly() {
+    let mut state = State::default();
+    let limits = Limits {
+        algorithm: Algorithm::TokenBucket,
+        requests_per_minute: Some(PerMinute {
+            most: 100,
+            burst: 20,
+        }),
+        tokens_per_minute: Some(PerMinute::of(1_000)),
+        ..NONE
+    };
+    let minute = Minute::default();
+    let at = |state: &mut State, id: &str, tokens, now_ms| {
+        state.ask(id, &ask(limits, tokens), minute, now_ms)
+    };
+    for call in 0..18 {
+        assert_eq!(at(&mut state, &call.to_string(), 50, 0), Ok(()));
+    }
+    assert_eq!(at(&mut state, "more", 50, 0), Err(Refusal::For(612)));
+    assert_eq!(at(&mut state, "more", 50, 612), Ok(()));
+    // 950 of 980 tokens were taken, and twenty came back.
+    assert_eq!(at(&mut state, "much", 100, 1_224), Err(Refusal::For(3_060)));
+    let fewer = Settlement {
+        tokens: Some(10),
+        ..settled(Verdict::Fine)
+    };
+    state.settle("more", &fewer, 1_224);
+    state.settle("more", &fewer, 1_224);
+    assert_eq!(at(&mut state, "much", 100, 1_224), Err(Refusal::For(612)));
+}
+
+#[test]
+fn a_day_counts_the_tokens_that_calls_took() {
+    let mut state = State::default();
+    let limits = Limits {
+        tokens_per_day: Some(100),
+        ..NONE
+    };
+    let minute = Minute::default();
+    assert_eq!(state.ask("a", &ask(limits, 80), minute, 0), Ok(()));
+    let a_day = Refusal::For(97 * 900_000);
+    assert_eq!(state.ask("b", &ask(limits, 50), minute, 0), Err(a_day));
+    let fewer = Settlement {
+        tokens: Some(50),
+        ..settled(Verdict::Fine)
+    };
+    // Whenever it ends: the minute is long over.
+    state.settle("a", &fewer, 300_000);
+    assert_eq!(state.ask("b", &ask(limits, 50), minute, 300_000), Ok(()));
+    assert!(state.ask("c", &ask(limits, 1), minute, 300_000).is_err());
+    assert_eq!(
+        state.ask("c", &ask(limits, 1), minute, 97 * 900_000),
+        Ok(())
+    );
 }
 
 #[test]
@@ -125,7 +184,7 @@ fn a_pause_holds_everyone_back() {
 fn a_call_of_more_tokens_than_a_minute_allows_is_made_alone() {
     let mut state = State::default();
     let limits = Limits {
-        tokens_per_minute: Some(100),
+        tokens_per_minute: Some(PerMinute::of(100)),
         ..NONE
     };
     assert_eq!(
@@ -245,12 +304,15 @@ proptest! {
         requests_per_minute in 1_u64..20,
         tokens_per_minute in 50_u64..500,
         requests_per_day in 20_u64..200,
+        tokens_per_day in 500_u64..5_000,
         calls in proptest::collection::vec((0_u64..30_000, 1_u64..50), 1..300),
     ) {
         let limits = Limits {
-            requests_per_minute: Some(requests_per_minute),
-            tokens_per_minute: Some(tokens_per_minute),
+            algorithm: Algorithm::SlidingWindow,
+            requests_per_minute: Some(PerMinute::of(requests_per_minute)),
+            tokens_per_minute: Some(PerMinute::of(tokens_per_minute)),
             requests_per_day: Some(requests_per_day),
+            tokens_per_day: Some(tokens_per_day),
             concurrency: 1_000,
         };
         let (mut state, mut now_ms) = (State::default(), 0);
@@ -273,7 +335,9 @@ proptest! {
             let (requests, tokens) = within(60_000);
             prop_assert!(requests <= requests_per_minute);
             prop_assert!(tokens <= tokens_per_minute);
-            prop_assert!(within(86_400_000).0 <= requests_per_day);
+            let (requests, tokens) = within(86_400_000);
+            prop_assert!(requests <= requests_per_day);
+            prop_assert!(tokens <= tokens_per_day);
         }
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::RedisOptions;
 use millrace_leases::limits::{
-    Accounts, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Ticket, Verdict,
+    Accounts, Algorithm, Ask, Bill, Grant, Limiter, Limits, MemoryLimiter, Minute, PerMinute,
+    RedisLimiter, Settlement, Ticket, Verdict,
 };
 use millrace_protocol::cost::Cost;
 
@@ -15,9 +16,11 @@ use crate::proxy::Proxy;
 const MINUTE: Duration = Duration::from_millis(500);
 
 const NONE: Limits = Limits {
+    algorithm: Algorithm::SlidingWindow,
     requests_per_minute: None,
     tokens_per_minute: None,
     requests_per_day: None,
+    tokens_per_day: None,
     concurrency: 100,
 };
 
@@ -48,14 +51,14 @@ fn settled(tokens: Option<u64>, verdict: Verdict) -> Settlement {
     }
 }
 
-async fn granted(limiter: &RedisLimiter, ask: &Ask) -> Ticket {
+async fn granted(limiter: &dyn Limiter, ask: &Ask) -> Ticket {
     match limiter.ask(ask).await.unwrap() {
         Grant::Granted(ticket) => ticket,
         wait => panic!("{wait:?}"),
     }
 }
 
-async fn waits(limiter: &RedisLimiter, ask: &Ask) -> Duration {
+async fn waits(limiter: &dyn Limiter, ask: &Ask) -> Duration {
     match limiter.ask(ask).await.unwrap() {
         Grant::Wait(wait) => wait,
         granted => panic!("{granted:?}"),
@@ -63,7 +66,7 @@ async fn waits(limiter: &RedisLimiter, ask: &Ask) -> Duration {
 }
 
 /// When each of `calls` was let in, from several workers that ask as fast as they may.
-async fn race(limiters: &[RedisLimiter], ask: Ask, calls: usize) -> Vec<Instant> {
+async fn race(limiters: &[impl Limiter], ask: Ask, calls: usize) -> Vec<Instant> {
     let (each, ask) = (calls / limiters.len(), &ask);
     let of_worker = limiters.iter().map(|limiter| async move {
         let mut moments = Vec::new();
@@ -89,7 +92,7 @@ async fn race(limiters: &[RedisLimiter], ask: Ask, calls: usize) -> Vec<Instant>
 async fn workers_that_race_let_in_no_more_than_a_minute_allows() {
     let redis = RedisServer::start();
     let limits = Limits {
-        requests_per_minute: Some(20),
+        requests_per_minute: Some(PerMinute::of(20)),
         ..NONE
     };
     let limiters = [limiter(&redis), limiter(&redis), limiter(&redis)];
@@ -111,7 +114,7 @@ async fn tokens_are_shared_and_corrected() {
     let redis = RedisServer::start();
     let (one, other) = (limiter(&redis), limiter(&redis));
     let limits = Limits {
-        tokens_per_minute: Some(100),
+        tokens_per_minute: Some(PerMinute::of(100)),
         ..NONE
     };
     let ticket = granted(&one, &ask(limits, 80)).await;
@@ -121,6 +124,73 @@ async fn tokens_are_shared_and_corrected() {
     one.settle(&ticket, &fewer).await.unwrap();
     granted(&other, &ask(limits, 50)).await;
     waits(&one, &ask(limits, 1)).await;
+}
+
+/// The limiter of one process, and one of several.
+fn both(redis: &RedisServer) -> [Box<dyn Limiter>; 2] {
+    let alone = MemoryLimiter::new(Minute::of(MINUTE));
+    [Box::new(alone), Box::new(limiter(redis))]
+}
+
+#[tokio::test]
+async fn a_bucket_lets_a_burst_in_and_then_what_is_refilled_in_one_process_and_in_several() {
+    let redis = RedisServer::start();
+    let limits = Limits {
+        algorithm: Algorithm::TokenBucket,
+        requests_per_minute: Some(PerMinute {
+            most: 100,
+            burst: 20,
+        }),
+        ..NONE
+    };
+    for limiter in both(&redis) {
+        let began = Instant::now();
+        for _ in 0..18 {
+            granted(&*limiter, &ask(limits, 0)).await;
+        }
+        let mut let_in = 18;
+        while began.elapsed() < MINUTE {
+            match limiter.ask(&ask(limits, 0)).await.unwrap() {
+                Grant::Granted(_) => let_in += 1,
+                Grant::Wait(wait) => tokio::time::sleep(wait).await,
+                other => panic!("{other:?}"),
+            }
+            // A minute refills a hundred, and a busy machine may ask later.
+            let refilled = began.elapsed().as_secs_f64() / MINUTE.as_secs_f64() * 100.0;
+            assert!(f64::from(let_in) <= 18.0 + refilled, "{let_in}");
+        }
+        assert!(let_in > 50, "{let_in}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_a_bucket_and_of_a_day_are_corrected_in_one_process_and_in_several() {
+    let redis = RedisServer::start();
+    for limits in [
+        Limits {
+            algorithm: Algorithm::TokenBucket,
+            tokens_per_minute: Some(PerMinute::of(100)),
+            ..NONE
+        },
+        Limits {
+            tokens_per_day: Some(100),
+            ..NONE
+        },
+    ] {
+        redis.command::<()>(&["FLUSHALL"]);
+        for limiter in both(&redis) {
+            let first = granted(&*limiter, &ask(limits, 90)).await;
+            assert!(waits(&*limiter, &ask(limits, 70)).await > Duration::from_millis(100));
+            let fewer = settled(Some(20), Verdict::Fine);
+            limiter.settle(&first, &fewer).await.unwrap();
+            limiter.settle(&first, &fewer).await.unwrap();
+            let second = granted(&*limiter, &ask(limits, 70)).await;
+            // What was guessed too little counts as well.
+            let more = settled(Some(1_000), Verdict::Fine);
+            limiter.settle(&second, &more).await.unwrap();
+            assert!(waits(&*limiter, &ask(limits, 1)).await > MINUTE);
+        }
+    }
 }
 
 #[tokio::test]
@@ -249,7 +319,7 @@ async fn a_call_whose_grant_was_lost_is_neither_in_flight_nor_paid_nor_a_token_t
     let (one, other) = (behind(&proxy), limiter(&redis));
     let limits = Limits {
         concurrency: 2,
-        tokens_per_minute: Some(100),
+        tokens_per_minute: Some(PerMinute::of(100)),
         ..NONE
     };
     let ask = Ask {
@@ -312,6 +382,98 @@ async fn the_end_of_a_call_that_could_not_be_told_is_told_before_the_next_one() 
     assert_eq!((account.paid, account.open), (parts(8), 0));
 }
 
+/// Lets time pass for what is known of who is alive.
+fn age(redis: &RedisServer, time: Duration, is_server_away: bool) {
+    let key = |name: &str| format!("millrace:{{tenant/api}}:limits:{name}");
+    let script = "for _, worker in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+        redis.call('ZINCRBY', KEYS[1], -ARGV[1], worker)
+    end
+    redis.call('HINCRBY', KEYS[2], 'alive_until', -ARGV[1])
+    if ARGV[2] == 'true' then
+        redis.call('HINCRBY', KEYS[2], 'heard_at', -ARGV[1])
+    end";
+    let (workers, state) = (key("workers"), key("state"));
+    let time_ms = time.as_millis().to_string();
+    let is_server_away = is_server_away.to_string();
+    redis.command::<()>(&[
+        "EVAL",
+        script,
+        "2",
+        &workers,
+        &state,
+        &time_ms,
+        &is_server_away,
+    ]);
+}
+
+/// Longer than a worker may be silent, and than a server is waited for that was away.
+const LONG_SILENCE: Duration = Duration::from_secs(11);
+
+const TWO_AT_A_TIME: Limits = Limits {
+    concurrency: 2,
+    ..NONE
+};
+
+#[tokio::test]
+async fn the_calls_of_a_killed_worker_are_in_nobodys_way_and_still_paid() {
+    let redis = RedisServer::start();
+    let (killed, other) = (limiter(&redis), limiter(&redis));
+    let ask = Ask {
+        limits: TWO_AT_A_TIME,
+        ..paid_by_a_job(40, Some(0))
+    };
+    granted(&killed, &ask).await;
+    granted(&killed, &ask).await;
+    waits(&other, &ask).await;
+    drop(killed);
+    age(&redis, LONG_SILENCE, false);
+    let free = Ask { bill: None, ..ask };
+    granted(&other, &free).await;
+    granted(&other, &free).await;
+    waits(&other, &free).await;
+    let accounts = Accounts::new(&RedisOptions::new(redis.url()), "tenant", "api").unwrap();
+    let account = accounts.find("job/uid").await.unwrap().unwrap();
+    assert_eq!((account.paid, account.open), (parts(80), 2));
+}
+
+#[tokio::test]
+async fn a_live_worker_is_heard_of_while_its_call_is_slow() {
+    let redis = RedisServer::start();
+    let (slow, other) = (limiter(&redis), limiter(&redis));
+    let ask = ask(TWO_AT_A_TIME, 0);
+    granted(&slow, &ask).await;
+    granted(&slow, &ask).await;
+    age(&redis, LONG_SILENCE, false);
+    let key = "millrace:{tenant/api}:limits:workers";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (seconds, _) = redis.command::<(u64, u64)>(&["TIME"]);
+        let lately = ((seconds - 9) * 1000).to_string();
+        if redis.command::<u64>(&["ZCOUNT", key, &lately, "+inf"]) == 1 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it says nothing");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    waits(&other, &ask).await;
+}
+
+#[tokio::test]
+async fn a_server_that_was_away_takes_nobody_for_dead() {
+    let redis = RedisServer::start();
+    let (slow, other) = (limiter(&redis), limiter(&redis));
+    let ask = ask(TWO_AT_A_TIME, 0);
+    granted(&slow, &ask).await;
+    let ticket = granted(&slow, &ask).await;
+    age(&redis, LONG_SILENCE, true);
+    waits(&other, &ask).await;
+    slow.settle(&ticket, &settled(None, Verdict::Fine))
+        .await
+        .unwrap();
+    granted(&other, &ask).await;
+    waits(&other, &ask).await;
+}
+
 #[tokio::test]
 async fn a_frozen_server_lets_nothing_in_within_a_bounded_time_and_leaks_nothing() {
     let redis = RedisServer::start();
@@ -351,7 +513,7 @@ async fn a_worker_that_is_cut_off_makes_no_calls_and_what_the_others_make_counts
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     let limits = Limits {
-        requests_per_minute: Some(12),
+        requests_per_minute: Some(PerMinute::of(12)),
         ..NONE
     };
     let ask = ask(limits, 0);

@@ -23,7 +23,7 @@ use self::connect::{Database, passes};
 use self::lane::{Lane, LoadedFile, Road, pauses};
 use self::table::{COLUMNS, Found, KEY_IS_UNIQUE, Table};
 use crate::job::CheckedJob;
-use crate::secrets::{Purpose, SecretError, Secrets};
+use crate::secrets::{AUTHORITIES, Purpose, SecretError, Secrets};
 use crate::store::{Location, StoreError};
 
 /// The connection URL.
@@ -32,9 +32,6 @@ const URL: Purpose = Purpose {
     key: "url",
     variable: "MILLRACE_POSTGRES_URL",
 };
-
-/// Key of a certificate authority's certificate in the Secret with the URL.
-const AUTHORITIES: &str = "ca.crt";
 
 /// Connections of one load. A server's own work on the rows takes longer than sending them, and few
 /// servers have cores to spare for more.

@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use millrace_answers::Cache;
-use millrace_crds::inference_service;
+use millrace_crds::inference_service::{self, LimitAlgorithm, RemoteLimits};
 use millrace_leases::LeaseError;
-use millrace_leases::limits::{Ask, Limits, Minute};
+use millrace_leases::limits::{Algorithm, Ask, Limits, Minute, PerMinute};
 use millrace_protocol::row::RowError;
 use millrace_protocol::tally::{Rows, Tally};
 use millrace_telemetry::chain;
@@ -33,11 +33,12 @@ use self::pace::{Pace, PaceOptions};
 use self::pass::Pass;
 use self::purse::Purse;
 use self::receipts::ReceiptsOf;
-use super::client::remote::{Access, Api, ApiError, Hints, KEY, Usage};
+use super::client::remote::{Access, Api, ApiError, Credentials, Hints, KEY, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
 use crate::metrics::Calls;
 use crate::prompt::Prompts;
+use crate::secrets::AUTHORITIES;
 
 /// How often it is said that an API is not reached.
 const AWAY_WARNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -60,9 +61,11 @@ pub fn minute_from_env() -> Minute {
 
 /// The limits of a job's account, which has none but the job's budget.
 const UNLIMITED: Limits = Limits {
+    algorithm: Algorithm::SlidingWindow,
     requests_per_minute: None,
     tokens_per_minute: None,
     requests_per_day: None,
+    tokens_per_day: None,
     concurrency: 1_000_000,
 };
 
@@ -117,10 +120,13 @@ impl Caller {
         let named = spec.api_key_secret_ref.as_ref();
         let key = named.map(|named| access.secrets.find(KEY, named));
         let unusable = |error: &dyn std::error::Error| ApiError::Unusable(chain(error));
-        let key = key.transpose().map_err(|error| unusable(&error))?;
+        let credentials = Credentials {
+            key: key.transpose().map_err(|error| unusable(&error))?,
+            authorities: named.and_then(|named| access.secrets.beside(named, AUTHORITIES)),
+        };
         let prompts = Prompts::new(steps.iter().map(Step::template), text_field);
         Ok(Self {
-            api: Api::new(spec, &steps, key, access.link_local)?,
+            api: Api::new(spec, &steps, credentials, access.link_local)?,
             prompts: prompts.expect("the job was checked"),
             pace: Mutex::new(Pace::new(pace(spec))),
             guess: Mutex::new(Guess::new(&steps)),
@@ -244,17 +250,8 @@ impl Caller {
 
     /// A call's wish to be let in.
     fn ask(&self, guessed: Usage) -> Ask {
-        let (limits, allowed) = (&self.remote.spec.limits, *self.allowed());
         Ask {
-            limits: Limits {
-                requests_per_minute: least(
-                    limits.requests_per_minute.map(u64::from),
-                    allowed.requests,
-                ),
-                tokens_per_minute: least(limits.tokens_per_minute, allowed.tokens),
-                requests_per_day: limits.requests_per_day.map(u64::from),
-                concurrency: u64::from(limits.concurrency),
-            },
+            limits: limits(&self.remote.spec.limits, *self.allowed()),
             tokens: guessed.total(),
             call_timeout: self.remote.spec.call_time_max() + SETTLED_WITHIN,
             bill: self.options.purse.as_ref().map(|purse| purse.bill(guessed)),
@@ -294,6 +291,37 @@ impl Caller {
 
     fn guess(&self) -> std::sync::MutexGuard<'_, Guess> {
         self.guess.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a service allows, and the API itself.
+fn limits(limits: &RemoteLimits, allowed: Allowed) -> Limits {
+    let RemoteLimits {
+        algorithm,
+        requests_per_minute,
+        requests_burst,
+        tokens_per_minute,
+        tokens_burst,
+        requests_per_day,
+        tokens_per_day,
+        concurrency,
+    } = *limits;
+    let per_minute = |most: u64, burst: Option<u64>| PerMinute {
+        most,
+        burst: burst.unwrap_or(most),
+    };
+    let requests = least(requests_per_minute.map(u64::from), allowed.requests);
+    let tokens = least(tokens_per_minute, allowed.tokens);
+    Limits {
+        algorithm: match algorithm {
+            LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
+            LimitAlgorithm::TokenBucket => Algorithm::TokenBucket,
+        },
+        requests_per_minute: requests.map(|most| per_minute(most, requests_burst.map(u64::from))),
+        tokens_per_minute: tokens.map(|most| per_minute(most, tokens_burst)),
+        requests_per_day: requests_per_day.map(u64::from),
+        tokens_per_day,
+        concurrency: u64::from(concurrency),
     }
 }
 

@@ -2,10 +2,11 @@
 //! need not be asked for.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::metrics::Metrics;
-use crate::secrets::{Purpose, Secrets};
+use crate::secrets::{Purpose, Secret, Secrets};
 use crate::store::LinkLocal;
 use crate::work::call::{Caches, Gates};
 
@@ -15,6 +16,15 @@ pub const KEY: Purpose = Purpose {
     key: "apiKey",
     variable: "MILLRACE_API_KEY",
 };
+
+/// What a Secret holds for an API.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// Its key.
+    pub key: Option<Secret>,
+    /// File with the authorities of its certificate, trusted beside those of the image.
+    pub authorities: Option<PathBuf>,
+}
 
 /// What whoever asks an API has to have.
 #[derive(Clone)]

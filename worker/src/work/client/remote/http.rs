@@ -1,6 +1,7 @@
 //! HTTPS to an API elsewhere: pooled connections, HTTP/2 where the API speaks it, bounded in time and
 //! size.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -8,10 +9,11 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use millrace_crds::inference_service::{Remote, RemoteApi};
 use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_telemetry::chain;
+use reqwest::Certificate;
 use reqwest::redirect::Policy;
 
-use super::{ApiError, CallError};
-use crate::secrets::Secret;
+use super::{ApiError, CallError, Credentials};
+use crate::secrets::{AUTHORITIES, Secret};
 use crate::store::{LinkLocal, guarded};
 
 /// Longest that connecting may take.
@@ -54,9 +56,10 @@ pub struct Http {
 impl Http {
     pub fn new(
         spec: &Remote,
-        key: Option<Secret>,
+        credentials: Credentials,
         link_local: LinkLocal,
     ) -> Result<Self, ApiError> {
+        let Credentials { key, authorities } = credentials;
         let base = spec.base_url.trim_end_matches('/');
         let endpoint = match spec.api {
             RemoteApi::Chat => "chat/completions",
@@ -74,6 +77,10 @@ impl Http {
         let client = match spec.stream {
             true => client.read_timeout(spec.timeout.into()),
             false => client,
+        };
+        let client = match authorities {
+            Some(file) => client.tls_certs_merge(certificates(&file)?),
+            None => client,
         };
         let client = guarded(client, &url, link_local)
             .and_then(|client| client.build().map_err(|error| chain(&error)));
@@ -123,6 +130,21 @@ impl Http {
             headers: reply.headers().clone(),
             body: whole.freeze(),
         })
+    }
+}
+
+/// The certificates of a file.
+fn certificates(file: &Path) -> Result<Vec<Certificate>, ApiError> {
+    let unusable = |words: String| {
+        let field = "spec.remote.apiKeySecretRef";
+        ApiError::Unusable(format!("{AUTHORITIES} of {field} cannot be used: {words}"))
+    };
+    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    let certificates =
+        Certificate::from_pem_bundle(&pem).map_err(|error| unusable(chain(&error)))?;
+    match certificates.is_empty() {
+        true => Err(unusable("it holds no certificate as PEM".to_owned())),
+        false => Ok(certificates),
     }
 }
 

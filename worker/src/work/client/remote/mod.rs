@@ -20,12 +20,11 @@ use millrace_protocol::row::RowError;
 use millrace_protocol::wire::Prediction;
 use sha2::{Digest, Sha256};
 
-pub use self::access::{Access, KEY};
+pub use self::access::{Access, Credentials, KEY};
 use self::answer::Reader;
 pub use self::hints::Hints;
 use self::http::{Answer, Http};
 use crate::job::{Step, decisive};
-use crate::secrets::Secret;
 use crate::store::LinkLocal;
 
 /// Begins what a fingerprint is made of. What decides answers in another way takes another word.
@@ -150,7 +149,7 @@ impl Api {
     pub fn new(
         spec: &inference_service::Remote,
         steps: &[Step],
-        key: Option<Secret>,
+        credentials: Credentials,
         link_local: LinkLocal,
     ) -> Result<Self, ApiError> {
         let asked = steps.iter().map(|step| {
@@ -163,7 +162,7 @@ impl Api {
             }
         });
         Ok(Self {
-            http: Http::new(spec, key, link_local)?,
+            http: Http::new(spec, credentials, link_local)?,
             steps: asked.collect(),
             spec: spec.clone(),
         })
