@@ -8,6 +8,7 @@ use std::time::Duration;
 use millrace_crds::inference_service::{Activation, ModelSpec, Task};
 use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::wire::Prediction;
+use sha2::{Digest, Sha256};
 
 use crate::backend::{Backend, Head};
 use crate::config::{ModelConfig, ProblemType};
@@ -229,6 +230,26 @@ impl Model {
     /// What computes.
     pub fn backend(&self) -> &dyn Backend {
         self.backend.as_ref()
+    }
+
+    /// What decides the tokens of a text, as one hash. Of two models with the same one, either may
+    /// tokenise for both.
+    pub fn tokens_fingerprint(&self) -> [u8; 32] {
+        match &self.tokens {
+            Tokens::Text(tokenizer) => tokenizer.fingerprint(),
+            Tokens::Fake { options, .. } => {
+                Sha256::digest(format!("{options:?} {}", self.max_length)).into()
+            }
+        }
+    }
+
+    /// Whether encodings say which characters each token stands for, as [`Model::predict`] needs them for
+    /// entities.
+    pub fn has_spans(&self) -> bool {
+        match &self.tokens {
+            Tokens::Text(tokenizer) => tokenizer.has_spans(),
+            Tokens::Fake { .. } => true,
+        }
     }
 
     /// Tokenises a text, cut to the model's length.
