@@ -11,6 +11,7 @@ mod object;
 #[cfg(test)]
 pub(crate) mod odd;
 mod ranges;
+mod uploads;
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,7 @@ use futures::FutureExt;
 use object_store::{
     BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
+    client::HttpConnector,
     local::LocalFileSystem,
     memory::InMemory,
     path::Path,
@@ -35,6 +37,7 @@ use guard::{Guard, Rules};
 pub use error::StoreError;
 pub use object::{Created, create, probe_create_only, read, read_range, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
+pub use uploads::Uploads;
 
 /// Where the rows are that a manifest itself holds; see [`Stores::with_inline_rows`].
 pub const INLINE_ROWS: &str = "inline:///rows.jsonl";
@@ -117,7 +120,14 @@ pub struct Stores {
 struct Shared {
     options: StoreOptions,
     local: Arc<dyn ObjectStore>,
-    buckets: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    buckets: Mutex<HashMap<String, Bucket>>,
+}
+
+/// The client of a bucket.
+#[derive(Debug, Clone)]
+struct Bucket {
+    store: Arc<dyn ObjectStore>,
+    uploads: Option<Uploads>,
 }
 
 /// A place in a store: an object, or a folder of them.
@@ -127,6 +137,8 @@ pub struct Location {
     pub store: Arc<dyn ObjectStore>,
     /// Path in the store. For `file://` it is absolute, with every symlink resolved.
     pub path: Path,
+    /// Uploads that were begun in the store, where it keeps those that nobody ends.
+    pub uploads: Option<Uploads>,
 }
 
 impl Location {
@@ -272,6 +284,7 @@ impl Stores {
                 Ok(Location {
                     store: Arc::clone(&self.shared.local),
                     path,
+                    uploads: None,
                 })
             }
             StoreUri::Inline => Ok(Location {
@@ -280,12 +293,15 @@ impl Stores {
                     .clone()
                     .ok_or_else(|| invalid("the manifest holds no rows".into()))?,
                 path: inline_path(),
+                uploads: None,
             }),
             StoreUri::S3 { bucket, key } => {
                 let path = Path::parse(key).map_err(|error| invalid(error.to_string()))?;
+                let Bucket { store, uploads } = self.bucket(bucket)?;
                 Ok(Location {
-                    store: self.bucket(bucket)?,
+                    store,
                     path,
+                    uploads,
                 })
             }
         }
@@ -313,21 +329,24 @@ impl Stores {
         Ok(resolved)
     }
 
-    fn bucket(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    fn bucket(&self, bucket: &str) -> Result<Bucket, StoreError> {
         let mut buckets = self
             .shared
             .buckets
             .lock()
             .unwrap_or_else(|error| error.into_inner());
-        if let Some(store) = buckets.get(bucket) {
-            return Ok(Arc::clone(store));
+        if let Some(opened) = buckets.get(bucket) {
+            return Ok(opened.clone());
         }
-        let store: Arc<dyn ObjectStore> = Arc::new(self.client(bucket)?);
-        buckets.insert(bucket.into(), Arc::clone(&store));
-        Ok(store)
+        let opened = self.client(bucket).map_err(|source| StoreError::Client {
+            bucket: bucket.into(),
+            source,
+        })?;
+        buckets.insert(bucket.into(), opened.clone());
+        Ok(opened)
     }
 
-    fn client(&self, bucket: &str) -> Result<object_store::aws::AmazonS3, StoreError> {
+    fn client(&self, bucket: &str) -> Result<Bucket, object_store::Error> {
         let mut builder = AmazonS3Builder::new()
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_client_options(client_options())
@@ -336,23 +355,29 @@ impl Stores {
             link_local: self.shared.options.link_local,
             loopback: Loopback::from_env(),
         };
+        let guard = || Guard {
+            rules,
+            connect_timeout: CONNECT_TIMEOUT,
+            timeout: TIMEOUT,
+        };
         if !rules.allow_all() {
-            builder = builder.with_http_connector(Guard {
-                rules,
-                connect_timeout: CONNECT_TIMEOUT,
-                timeout: TIMEOUT,
-            });
+            builder = builder.with_http_connector(guard());
         }
+        let mut options = client_options();
         for (key, value) in &self.shared.options.s3 {
             builder = builder.with_config(*key, value);
+            if let AmazonS3ConfigKey::Client(key) = key {
+                options = options.with_config(*key, value);
+            }
         }
-        builder
-            .with_bucket_name(bucket)
-            .build()
-            .map_err(|source| StoreError::Client {
-                bucket: bucket.into(),
-                source,
-            })
+        let skips_signature = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature);
+        let store = Arc::new(builder.with_bucket_name(bucket).build()?);
+        let uploads = match skips_signature.is_some_and(|it| it == "true") {
+            // Without credentials nothing can be signed.
+            true => None,
+            false => Some(Uploads::new(store.clone(), guard().connect(&options)?)),
+        };
+        Ok(Bucket { store, uploads })
     }
 }
 
