@@ -1,38 +1,32 @@
-//! Plans what an incremental run carries over: rows whose content an earlier output answered.
-//!
-//! The rows of the input and the ledgers of the earlier output are spread by content over temporary
-//! files, which are then compared one by one: memory holds the answers of one file. What is carried
-//! over is listed for each shard, in the shard's order.
-
-pub(super) mod join;
-pub(super) mod lists;
-pub(super) mod rows;
-pub(super) mod spill;
+//! Plans what an incremental run carries over: rows whose content an earlier output answered. What is carried
+//! over is listed for each shard.
 
 use std::collections::BTreeMap;
-use std::io;
 
-use futures::{StreamExt, TryStreamExt};
 use millrace_protocol::layout;
-use millrace_protocol::ledger::{CarriedRow, ContentHash, LedgerEntry, LineAt};
+use millrace_protocol::ledger::{CarriedRow, LineAt};
 use millrace_protocol::manifest::{LivePart, Manifest};
 use millrace_protocol::plan::{Answers, Carried, Difference, Plan};
 
-use self::join::{ANSWER_BYTES, Counts, PLACED_BYTES, ROW_BYTES};
-use self::rows::{Contents, Reader};
-use self::spill::Spill;
 use super::PlanError;
+use super::compare::join::{self, Counts, PLACED_BYTES, ROW_BYTES};
+use super::compare::rows::{Contents, Reader};
+use super::compare::spill::Spill;
+use super::compare::{compare, file_of, files_for, lists, spill_answers};
 use crate::finish;
 use crate::job::CheckedJob;
-use crate::records::{self, RecordsError};
-use crate::store::{Location, Stores};
+use crate::store::Stores;
 
-/// Answers, or contents of rows, that are held at a time, about: some fifty megabytes.
-const RECORDS_PER_FILE: u64 = 500_000;
-/// Most temporary files of a kind, all of them open.
-const FILES_MAX: u64 = 128;
-/// Ledgers that are read at a time.
-const LEDGERS_AT_ONCE: usize = 4;
+/// The rows of a plan that an earlier output answered.
+struct Found {
+    /// Each in its shard, the rows of a file in the plan's order.
+    unchanged: Spill<PLACED_BYTES>,
+    counts: Counts,
+    /// Models that gave these answers.
+    models: BTreeMap<String, String>,
+    /// The earlier output's parts, by which answers are found.
+    parts: Vec<String>,
+}
 
 /// Finds the rows of `plan` that the output `from` answered, and lists them below the job's output.
 /// Carries nothing over where another model, prompt or parameter gave those answers.
@@ -42,6 +36,63 @@ pub(super) async fn carry(
     from: &str,
     plan: &mut Plan,
 ) -> Result<(), PlanError> {
+    let Some(found) = find(stores, job, from, plan).await? else {
+        return Ok(());
+    };
+    let Found {
+        unchanged,
+        counts,
+        models,
+        parts,
+    } = found;
+    let planner = format!("{:016x}", rand::random::<u64>());
+    let output = stores.open(&job.output.uri)?;
+    let list = |shard| layout::carried(plan.run, &planner, shard);
+    for (shard, rows) in lists::write(&output, unchanged, list).await? {
+        plan.shards[shard as usize].carried = rows;
+    }
+    plan.carried = Some(Carried {
+        difference: difference(from, counts),
+        answers: Answers { planner, parts },
+        models,
+    });
+    Ok(())
+}
+
+/// How the rows of `plan` differ from those that the earlier output of the job answered; `None` where the
+/// job names none, or all rows are asked anew. Writes nothing.
+pub async fn count(
+    stores: &Stores,
+    job: &CheckedJob,
+    plan: &Plan,
+) -> Result<Option<Difference>, PlanError> {
+    let Some(from) = &job.incremental_from else {
+        return Ok(None);
+    };
+    let found = find(stores, job, from, plan).await?;
+    Ok(found.map(|found| difference(from, found.counts)))
+}
+
+fn difference(from: &str, counts: Counts) -> Difference {
+    let Counts {
+        unchanged,
+        fresh,
+        gone,
+    } = counts;
+    Difference {
+        from: from.to_owned(),
+        unchanged,
+        fresh,
+        gone,
+    }
+}
+
+async fn find(
+    stores: &Stores,
+    job: &CheckedJob,
+    from: &str,
+    plan: &Plan,
+) -> Result<Option<Found>, PlanError> {
     if from == job.output.uri {
         return Err(PlanError::IncrementalFromItself(from.to_owned()));
     }
@@ -57,7 +108,7 @@ pub(super) async fn carry(
             from,
             "another model, prompt or parameter made the earlier output: every row is asked anew"
         );
-        return Ok(());
+        return Ok(None);
     }
     let (models, parts) = of_last_models(&manifest);
     let files = files_for(manifest.totals.rows.succeeded);
@@ -67,32 +118,13 @@ pub(super) async fn carry(
     spill_answers(&earlier, ledgers, files, &mut answers).await?;
     let rows = spill_rows(stores, job, plan, files).await?;
     let (unchanged, counts) = compare(answers, rows, files).await?;
-    let planner = format!("{:016x}", rand::random::<u64>());
-    let output = stores.open(&job.output.uri)?;
-    let list = |shard| layout::carried(plan.run, &planner, shard);
-    for (shard, rows) in lists::write(&output, unchanged, list).await? {
-        plan.shards[shard as usize].carried = rows;
-    }
-    let Counts {
-        unchanged,
-        fresh,
-        gone,
-    } = counts;
     let paths = parts.iter().map(|part| part.commit.part.clone());
-    plan.carried = Some(Carried {
-        difference: Difference {
-            from: from.to_owned(),
-            unchanged,
-            fresh,
-            gone,
-        },
-        answers: Answers {
-            planner,
-            parts: paths.map(Option::unwrap_or_default).collect(),
-        },
+    Ok(Some(Found {
+        unchanged,
+        counts,
+        parts: paths.map(Option::unwrap_or_default).collect(),
         models,
-    });
-    Ok(())
+    }))
 }
 
 /// The models that the earlier output was made by last, and the parts that are theirs: what other
@@ -110,40 +142,6 @@ pub(super) fn of_last_models(manifest: &Manifest) -> (BTreeMap<String, String>, 
         );
     }
     (models, parts)
-}
-
-/// How many temporary files of a kind hold so many answers or rows.
-pub(super) fn files_for(records: u64) -> usize {
-    records.div_ceil(RECORDS_PER_FILE).clamp(1, FILES_MAX) as usize
-}
-
-/// Reads ledgers of an output, each given with the index of its part.
-pub(super) async fn spill_answers(
-    earlier: &Location,
-    ledgers: impl Iterator<Item = (u32, String)>,
-    files: usize,
-    answers: &mut Spill<ANSWER_BYTES>,
-) -> Result<(), PlanError> {
-    let mut ledgers = futures::stream::iter(ledgers)
-        .map(|(part, ledger)| async move {
-            match records::read::<{ LedgerEntry::BYTES }>(earlier, &ledger).await {
-                Ok(entries) => Ok(entries.map_ok(move |entries| (part, entries))),
-                Err(RecordsError::NotFound(path)) => Err(PlanError::NoLedger(path)),
-                Err(RecordsError::Store(error)) => Err(error.into()),
-            }
-        })
-        .buffer_unordered(LEDGERS_AT_ONCE);
-    while let Some(mut ledger) = ledgers.try_next().await? {
-        while let Some((part, entries)) = ledger.try_next().await? {
-            for entry in &entries {
-                let LedgerEntry { content, .. } = LedgerEntry::from_bytes(entry);
-                let answer = join::answer_bytes(entry, part);
-                let put = answers.put(file_of(&content, files), &answer);
-                put.map_err(PlanError::Spill)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Reads every row of the input.
@@ -168,39 +166,4 @@ async fn spill_rows(
     };
     Reader::new(stores, job, |_| ())?.read(plan, take).await?;
     Ok(spill)
-}
-
-/// Which file a content belongs to.
-pub(super) fn file_of(content: &ContentHash, files: usize) -> usize {
-    usize::from(content[0]) * files / 256
-}
-
-/// Compares rows and answers file by file. The rows of a file with an answer keep their order.
-pub(super) async fn compare(
-    answers: Spill<ANSWER_BYTES>,
-    rows: Spill<ROW_BYTES>,
-    files: usize,
-) -> Result<(Spill<PLACED_BYTES>, Counts), PlanError> {
-    let compared = tokio::task::spawn_blocking(move || compare_files(answers, rows, files)).await;
-    let compared = compared.expect("comparing does not panic");
-    compared.map_err(PlanError::Spill)
-}
-
-fn compare_files(
-    answers: Spill<ANSWER_BYTES>,
-    rows: Spill<ROW_BYTES>,
-    files: usize,
-) -> io::Result<(Spill<PLACED_BYTES>, Counts)> {
-    let mut unchanged = Spill::new(files)?;
-    let mut sum = Counts::default();
-    let both = answers.into_files()?.into_iter().zip(rows.into_files()?);
-    for (file, (answers, rows)) in both.enumerate() {
-        let counts = join::join(answers, rows, |shard, row| {
-            unchanged.put(file, &join::placed_bytes(shard, row))
-        })?;
-        sum.unchanged += counts.unchanged;
-        sum.fresh += counts.fresh;
-        sum.gone += counts.gone;
-    }
-    Ok((unchanged, sum))
 }
