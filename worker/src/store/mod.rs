@@ -4,6 +4,7 @@
 //! without percent-decoding. That is how `aws s3` and shells write them, and it makes the URIs that
 //! a listing gives and the URIs that a manifest holds the same strings.
 
+mod bucket;
 mod error;
 mod guard;
 mod local;
@@ -17,22 +18,17 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use futures::FutureExt;
 use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
-    client::HttpConnector,
-    local::LocalFileSystem,
-    memory::InMemory,
+    ObjectStore, ObjectStoreExt, aws::AmazonS3ConfigKey, local::LocalFileSystem, memory::InMemory,
     path::Path,
 };
 
 use crate::job::Input;
+use bucket::Bucket;
 pub(crate) use guard::guarded;
-use guard::{Guard, Rules};
 
 pub use error::StoreError;
 pub use object::{Created, create, probe_create_only, read, read_range, replace};
@@ -41,12 +37,6 @@ pub use uploads::Uploads;
 
 /// Where the rows are that a manifest itself holds; see [`Stores::with_inline_rows`].
 pub const INLINE_ROWS: &str = "inline:///rows.jsonl";
-
-/// How long connecting to a store may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long one request may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the stores are opened with.
 #[derive(Debug, Clone, Default)]
@@ -121,13 +111,6 @@ struct Shared {
     options: StoreOptions,
     local: Arc<dyn ObjectStore>,
     buckets: Mutex<HashMap<String, Bucket>>,
-}
-
-/// The client of a bucket.
-#[derive(Debug, Clone)]
-struct Bucket {
-    store: Arc<dyn ObjectStore>,
-    uploads: Option<Uploads>,
 }
 
 /// A place in a store: an object, or a folder of them.
@@ -338,46 +321,13 @@ impl Stores {
         if let Some(opened) = buckets.get(bucket) {
             return Ok(opened.clone());
         }
-        let opened = self.client(bucket).map_err(|source| StoreError::Client {
+        let opened = Bucket::open(bucket, &self.shared.options);
+        let opened = opened.map_err(|source| StoreError::Client {
             bucket: bucket.into(),
             source,
         })?;
         buckets.insert(bucket.into(), opened.clone());
         Ok(opened)
-    }
-
-    fn client(&self, bucket: &str) -> Result<Bucket, object_store::Error> {
-        let mut builder = AmazonS3Builder::new()
-            .with_conditional_put(S3ConditionalPut::ETagMatch)
-            .with_client_options(client_options())
-            .with_retry(retry());
-        let rules = Rules {
-            link_local: self.shared.options.link_local,
-            loopback: Loopback::from_env(),
-        };
-        let guard = || Guard {
-            rules,
-            connect_timeout: CONNECT_TIMEOUT,
-            timeout: TIMEOUT,
-        };
-        if !rules.allow_all() {
-            builder = builder.with_http_connector(guard());
-        }
-        let mut options = client_options();
-        for (key, value) in &self.shared.options.s3 {
-            builder = builder.with_config(*key, value);
-            if let AmazonS3ConfigKey::Client(key) = key {
-                options = options.with_config(*key, value);
-            }
-        }
-        let skips_signature = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature);
-        let store = Arc::new(builder.with_bucket_name(bucket).build()?);
-        let uploads = match skips_signature.is_some_and(|it| it == "true") {
-            // Without credentials nothing can be signed.
-            true => None,
-            false => Some(Uploads::new(store.clone(), guard().connect(&options)?)),
-        };
-        Ok(Bucket { store, uploads })
     }
 }
 
@@ -385,28 +335,10 @@ fn inline_path() -> Path {
     Path::from("rows.jsonl")
 }
 
-/// Each request is bounded, and so are its tries together, so that a store that hangs shows as an
-/// error. That may take longer than a lease lives; whoever holds one renews it meanwhile.
-fn client_options() -> ClientOptions {
-    ClientOptions::new()
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_timeout(TIMEOUT)
-}
-
-fn retry() -> RetryConfig {
-    RetryConfig {
-        backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(5),
-            base: 2.0,
-        },
-        max_retries: 8,
-        retry_timeout: Duration::from_secs(60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn refused(uri: &str) -> String {
