@@ -18,19 +18,18 @@ use std::{
 use millrace_protocol::wire::Prediction;
 use moka::{notification::RemovalCause, policy::EvictionPolicy};
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::task::AbortOnDropHandle;
 
+use super::writes::{Write, Writes, WritesOptions};
 use super::{Key, Lookups};
 
 /// What an entry takes of a disk at least.
 const BLOCK_BYTES: u32 = 4_096;
 
-/// Answers that wait to be written; above that they are dropped. Some 30 MB of small embeddings.
-const WRITES_MAX: usize = 16_384;
-
-/// Answers written at a time.
-const WRITTEN_AT_ONCE_MAX: usize = 256;
+/// What waits is some 30 MB of small embeddings.
+const WRITES: WritesOptions = WritesOptions {
+    waiting_max: 16_384,
+    at_once_max: 256,
+};
 
 /// Begins the names of files that are being written.
 const UNFINISHED: &str = "unfinished-";
@@ -58,15 +57,7 @@ pub struct DiskOptions {
 /// The tier.
 pub struct Disk {
     entries: Arc<Entries>,
-    writes: mpsc::Sender<Write>,
-    /// Ends with the tier; what it has not written was only a hint.
-    _writer: AbortOnDropHandle<()>,
-}
-
-enum Write {
-    Answer(Key, Arc<Prediction>),
-    /// Everything before it is written.
-    Mark(oneshot::Sender<()>),
+    writes: Writes,
 }
 
 /// The files and what is known of them. All of it blocks.
@@ -95,13 +86,9 @@ impl Disk {
             return Ok(None);
         };
         let entries = Arc::new(entries);
-        let (writes, written) = mpsc::channel(WRITES_MAX);
-        let writer = tokio::spawn(write(entries.clone(), written));
-        Ok(Some(Self {
-            entries,
-            writes,
-            _writer: AbortOnDropHandle::new(writer),
-        }))
+        let written = entries.clone();
+        let writes = Writes::new(WRITES, move |answers| write(written.clone(), answers));
+        Ok(Some(Self { entries, writes }))
     }
 
     /// What the disk knows of each key.
@@ -120,41 +107,23 @@ impl Disk {
 
     /// Writes an answer, some time. Never waits.
     pub(super) fn put(&self, key: Key, answer: &Arc<Prediction>) {
-        // A full channel means that the disk is slower than the models: it need not know all.
-        let _ = self.writes.try_send(Write::Answer(key, answer.clone()));
+        self.writes.put(key, answer);
     }
 
     /// Waits until what was put before is written, and what had to go for it is gone.
     pub(super) async fn flush(&self) {
-        let (mark, passed) = oneshot::channel();
-        if self.writes.send(Write::Mark(mark)).await.is_ok() {
-            passed.await.ok();
-        }
+        self.writes.flush().await;
     }
 }
 
-async fn write(entries: Arc<Entries>, mut writes: mpsc::Receiver<Write>) {
-    let mut batch = Vec::with_capacity(WRITTEN_AT_ONCE_MAX);
-    while writes.recv_many(&mut batch, WRITTEN_AT_ONCE_MAX).await > 0 {
-        let (entries, batch) = (entries.clone(), std::mem::take(&mut batch));
-        let written = tokio::task::spawn_blocking(move || {
-            let mut marks = Vec::new();
-            for write in batch {
-                match write {
-                    Write::Answer(key, answer) => entries.put(key, &answer),
-                    Write::Mark(passed) => marks.push(passed),
-                }
-            }
-            entries.index.run_pending_tasks();
-            for passed in marks {
-                // Nobody may wait any more.
-                passed.send(()).ok();
-            }
-        });
-        if written.await.is_err() {
-            return;
+async fn write(entries: Arc<Entries>, answers: Vec<Write>) -> bool {
+    let written = tokio::task::spawn_blocking(move || {
+        for (key, answer) in answers {
+            entries.put(key, &answer);
         }
-    }
+        entries.index.run_pending_tasks();
+    });
+    written.await.is_ok()
 }
 
 impl Entries {

@@ -10,6 +10,7 @@ mod flight;
 mod key;
 mod lookups;
 mod shared;
+mod writes;
 
 use std::{sync::Arc, time::Duration};
 

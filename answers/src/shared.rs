@@ -11,9 +11,8 @@ use std::{
 use millrace_leases::{LeaseError, RedisConnection, RedisOptions};
 use millrace_protocol::wire::Prediction;
 use redis::{Cmd, FromRedisValue};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::task::AbortOnDropHandle;
 
+use super::writes::{Write, Writes, WritesOptions};
 use super::{Key, Lookups};
 
 /// Longest that a call may take. Computing a text takes as long on a slow machine.
@@ -25,24 +24,16 @@ const REST: Duration = Duration::from_secs(5);
 /// Keys in one command: about a millisecond of the server's only thread.
 const KEYS_MAX: usize = 256;
 
-/// Answers that wait to be written; above that they are dropped.
-const WRITES_MAX: usize = 4_096;
-
-/// Answers written at a time.
-const WRITTEN_AT_ONCE_MAX: usize = 128;
-
-enum Write {
-    Answer(Key, Arc<Prediction>),
-    /// Everything before it is written, or cannot be.
-    Mark(oneshot::Sender<()>),
-}
+/// Answers on their way.
+const WRITES: WritesOptions = WritesOptions {
+    waiting_max: 4_096,
+    at_once_max: 128,
+};
 
 /// The tier.
 pub(super) struct Shared {
     server: Arc<Server>,
-    writes: mpsc::Sender<Write>,
-    /// Ends with the tier; what it has not written was only a hint.
-    _writer: AbortOnDropHandle<()>,
+    writes: Writes,
 }
 
 impl Shared {
@@ -65,13 +56,9 @@ impl Shared {
             rests_until: Mutex::new(None),
             lookups,
         });
-        let (writes, written) = mpsc::channel(WRITES_MAX);
-        let writer = tokio::spawn(write(server.clone(), written));
-        Ok(Self {
-            server,
-            writes,
-            _writer: AbortOnDropHandle::new(writer),
-        })
+        let written = server.clone();
+        let writes = Writes::new(WRITES, move |answers| write(written.clone(), answers));
+        Ok(Self { server, writes })
     }
 
     /// What the server knows of each key.
@@ -99,16 +86,12 @@ impl Shared {
 
     /// Writes an answer, some time. Never waits.
     pub(super) fn put(&self, key: Key, answer: &Arc<Prediction>) {
-        // A full channel means that the server is slower than the models: it need not know all.
-        let _ = self.writes.try_send(Write::Answer(key, answer.clone()));
+        self.writes.put(key, answer);
     }
 
     /// Waits until what was put before is written, or cannot be.
     pub(super) async fn flush(&self) {
-        let (mark, passed) = oneshot::channel();
-        if self.writes.send(Write::Mark(mark)).await.is_ok() {
-            passed.await.ok();
-        }
+        self.writes.flush().await;
     }
 }
 
@@ -118,23 +101,12 @@ fn read(bytes: &[u8]) -> Option<Arc<Prediction>> {
     prediction.is_finite().then(|| Arc::new(prediction))
 }
 
-async fn write(server: Arc<Server>, mut writes: mpsc::Receiver<Write>) {
-    let mut batch = Vec::with_capacity(WRITTEN_AT_ONCE_MAX);
-    while writes.recv_many(&mut batch, WRITTEN_AT_ONCE_MAX).await > 0 {
-        // All at once over one connection, which sends them in one go.
-        let (mut calls, mut marks) = (Vec::with_capacity(batch.len()), Vec::new());
-        for write in batch.drain(..) {
-            match write {
-                Write::Answer(key, answer) => calls.push(server.set(key, answer)),
-                Write::Mark(passed) => marks.push(passed),
-            }
-        }
-        futures::future::join_all(calls).await;
-        for passed in marks {
-            // Nobody may wait any more.
-            passed.send(()).ok();
-        }
-    }
+/// All at once over one connection, which sends them in one go.
+async fn write(server: Arc<Server>, answers: Vec<Write>) -> bool {
+    let calls = answers.into_iter();
+    let calls = calls.map(|(key, answer)| server.set(key, answer));
+    futures::future::join_all(calls).await;
+    true
 }
 
 struct Server {

@@ -29,6 +29,9 @@ const BAR_INTERVAL: Duration = Duration::from_millis(200);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time over which the shown rate is taken, so that it follows the run without jumping.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
+/// Time over which the rate is taken that the time left follows from: it is a promise about all that is to
+/// come, so that what a moment brings says little of it.
+const ETA_WINDOW: Duration = Duration::from_secs(60);
 
 /// Shows the progress of one run.
 pub struct Display {
@@ -123,7 +126,7 @@ impl Rates {
     pub fn look(&mut self, progress: &Progress) -> Counts {
         let now = Instant::now();
         self.samples.push((now, progress.snapshot()));
-        while self.samples.len() > 2 && now - self.samples[1].0 > RATE_WINDOW {
+        while self.samples.len() > 2 && now - self.samples[1].0 > ETA_WINDOW {
             self.samples.remove(0);
         }
         shown(&self.samples)
@@ -136,23 +139,32 @@ fn bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style)
 }
 
-/// Rates between the first and the last sample, and the time left at that rate.
+/// The rates of late, and the time left at the rate of a longer time.
 fn shown(samples: &[(Instant, ProgressSnapshot)]) -> Counts {
-    let (first_at, first) = samples[0];
     let (last_at, last) = samples[samples.len() - 1];
-    let seconds = (last_at - first_at).as_secs_f64().max(1e-3);
-    let rows = last.answered.rows.total() - first.answered.rows.total();
-    let tokens = last.answered.tokens - first.answered.tokens;
-    let rows_per_second = rows as f64 / seconds;
+    let late = samples.partition_point(|(at, _)| last_at - *at > RATE_WINDOW);
+    let (rows_per_second, tokens_per_second) = rates(&samples[late..]);
+    let (steady, _) = rates(samples);
     Counts {
         shards_committed: last.shards_committed,
         shards_total: last.shards_total,
         rows_succeeded: last.done.rows.succeeded,
         rows_failed: last.done.rows.failed,
         rows_per_second: (rows_per_second * 10.0).round() / 10.0,
-        tokens_per_second: (tokens as f64 / seconds).round(),
-        eta_seconds: eta_seconds(&last, rows_per_second),
+        tokens_per_second: tokens_per_second.round(),
+        eta_seconds: eta_seconds(&last, steady),
     }
+}
+
+/// Rows and tokens per second between the first and the last of these samples.
+fn rates(samples: &[(Instant, ProgressSnapshot)]) -> (f64, f64) {
+    let (Some((first_at, first)), Some((last_at, last))) = (samples.first(), samples.last()) else {
+        return (0.0, 0.0);
+    };
+    let seconds = (*last_at - *first_at).as_secs_f64().max(1e-3);
+    let rows = last.answered.rows.total() - first.answered.rows.total();
+    let tokens = last.answered.tokens - first.answered.tokens;
+    (rows as f64 / seconds, tokens as f64 / seconds)
 }
 
 /// Committed shards tell how many rows a shard holds; before the first one nothing is known.
@@ -170,11 +182,12 @@ fn eta_seconds(now: &ProgressSnapshot, rows_per_second: f64) -> Option<u64> {
 
 fn text(shown: &Counts) -> String {
     let rows = HumanCount(shown.rows_succeeded + shown.rows_failed);
-    let eta = shown.eta_seconds.map_or(String::new(), |seconds| {
-        format!(" · {} left", HumanDuration(Duration::from_secs(seconds)))
-    });
+    let eta = match shown.eta_seconds {
+        Some(seconds) => format!("{} left", HumanDuration(Duration::from_secs(seconds))),
+        None => "time left not known yet".to_owned(),
+    };
     format!(
-        "{rows} rows · {:.0} rows/s · {} tokens/s · {} failed{eta}",
+        "{rows} rows · {:.0} rows/s · {} tokens/s · {} failed · {eta}",
         shown.rows_per_second,
         HumanCount(shown.tokens_per_second as u64),
         HumanCount(shown.rows_failed),
@@ -229,5 +242,33 @@ mod tests {
             (50.0, 500.0)
         );
         assert_eq!(shown.rows_succeeded, 600);
+    }
+
+    #[test]
+    fn the_time_left_does_not_jump_with_the_rate_of_a_moment() {
+        let start = Instant::now();
+        let at = |seconds, rows, committed| {
+            let snapshot = ProgressSnapshot {
+                shards_total: 100,
+                shards_committed: committed,
+                committed: tally(rows),
+                done: tally(rows),
+                answered: tally(rows),
+                ..ProgressSnapshot::default()
+            };
+            (start + Duration::from_secs(seconds), snapshot)
+        };
+        // A hundred rows a second for fifty seconds, and none in the last ten.
+        let samples = [at(0, 0, 0), at(50, 5_000, 50), at(60, 5_000, 50)];
+        let counts = shown(&samples);
+        assert_eq!(counts.rows_per_second, 0.0);
+        assert_eq!(counts.eta_seconds, Some(60));
+        assert!(
+            text(&counts).ends_with("· 60 seconds left"),
+            "{}",
+            text(&counts)
+        );
+        let counts = shown(&samples[..1]);
+        assert!(text(&counts).ends_with("time left not known yet"));
     }
 }

@@ -4,10 +4,10 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
-use millrace_crds::manifest::{self, Document, ManifestError};
+use millrace_crds::manifest::{self, Documents, ManifestError};
 
 /// The checked documents of a file or folder; `-` is standard input.
-pub fn read(file: &Path) -> anyhow::Result<Result<Vec<Document>, ManifestError>> {
+pub fn read(file: &Path) -> anyhow::Result<Result<Documents, ManifestError>> {
     if file != Path::new("-") {
         return Ok(manifest::documents_of_path(file));
     }

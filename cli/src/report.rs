@@ -1,6 +1,5 @@
 //! What a command says at its end: a summary for people, or the job with its status for programs.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -83,17 +82,12 @@ pub async fn finished(
     Ok(exit::of(manifest))
 }
 
-/// Says how to go on after an interruption.
-pub fn stopped(file: &Path, mode: OutputMode) {
+/// Says that the command `again` goes on after an interruption.
+pub fn stopped(again: &str, mode: OutputMode) {
     if mode == OutputMode::Text {
         eprintln!("stopped; what is committed is kept. The same command goes on:");
-        eprintln!("  {}", again(file));
+        eprintln!("  {}", Invocation::new().command(again));
     }
-}
-
-/// The command that goes on with the job of a file.
-pub fn again(file: &Path) -> String {
-    Invocation::new().command(&format!("run -f {}", file.display()))
 }
 
 /// Why a job was given up, and how the command `again` goes on with it.
@@ -160,17 +154,7 @@ fn summary(
         "  rows     {ok} succeeded, {bad} failed, {left_out} skipped"
     ));
     if let Some(difference) = &manifest.difference {
-        let Difference {
-            from,
-            unchanged,
-            fresh,
-            gone,
-        } = difference;
-        let (unchanged, fresh) = (HumanCount(*unchanged), HumanCount(*fresh));
-        lines.push(format!(
-            "  carried  {unchanged} unchanged from {from}; {fresh} new or changed, {} gone",
-            HumanCount(*gone)
-        ));
+        lines.push(format!("  carried  {}", carried_text(difference)));
     }
     if let Some(Dedup { duplicates, .. }) = &manifest.dedup {
         let copied = HumanCount(*duplicates);
@@ -215,6 +199,18 @@ fn summary(
         lines.push(command(format!("errors {output}")));
     }
     lines.join("\n")
+}
+
+/// How rows compare with those of an earlier output.
+pub fn carried_text(difference: &Difference) -> String {
+    let Difference {
+        from,
+        unchanged,
+        fresh,
+        gone,
+    } = difference;
+    let [unchanged, fresh, gone] = [unchanged, fresh, gone].map(|rows| HumanCount(*rows));
+    format!("{unchanged} unchanged from {from}; {fresh} new or changed, {gone} gone")
 }
 
 async fn sample_errors(

@@ -336,6 +336,8 @@ pub struct Step {
         .message("format and compression mean nothing for inline rows; remove them"),
     validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.idField)")
         .message("idField means nothing for format Text: a line is the text; remove idField"),
+    validation = Rule::new("!has(self.idField) || has(self.format) || !has(self.uris) || self.uris.all(u, !u.matches('[.][tT][xX][tT]([.](gz|zst))?$'))")
+        .message("idField means nothing for .txt files: a line is the text; remove idField"),
     validation = Rule::new("!has(self.format) || self.format != 'Text' || !has(self.textField)")
         .message("textField means nothing for format Text: a line is the text; remove textField"),
 )]

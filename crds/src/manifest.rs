@@ -7,6 +7,7 @@ mod error;
 mod text;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -20,9 +21,20 @@ pub const FILE_BYTES_MAX: usize = 1 << 20;
 /// Most manifest files in one folder.
 pub const FOLDER_FILES_MAX: usize = 1000;
 
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Documents {
+    /// Those of this API, at least one.
+    pub ours: Vec<Document>,
+    /// Those of other APIs, such as a Secret, of which nothing is checked: what each is and where.
+    pub foreign: Vec<String>,
+}
+
 /// A document that passed the check, with what was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
+    /// Where it stands, as problems name it: `job.yaml, document 2 (BatchJob reviews)`.
+    pub place: String,
     /// The object, with its defaults filled in.
     pub manifest: Manifest,
     /// The object as a person wrote it: what an API server is asked to apply, since a default that
@@ -98,18 +110,18 @@ impl Manifest {
 }
 
 /// Reads a file, or the `*.yaml`, `*.yml` and `*.json` files of a folder in the order of their
-/// names (its subfolders are not read). At least one document is returned.
+/// names (its subfolders are not read). At least one document is returned; those of other APIs are not.
 pub fn read_path(path: &Path) -> Result<Vec<Manifest>, ManifestError> {
     documents_of_path(path).map(manifests)
 }
 
-/// Reads text whose messages call it `origin`. At least one document is returned.
+/// Reads text whose messages call it `origin`, as [`read_path`] does.
 pub fn read_str(origin: &str, text: &str) -> Result<Vec<Manifest>, ManifestError> {
     documents_of_str(origin, text).map(manifests)
 }
 
 /// Reads as [`read_path`] does, and keeps what was written.
-pub fn documents_of_path(path: &Path) -> Result<Vec<Document>, ManifestError> {
+pub fn documents_of_path(path: &Path) -> Result<Documents, ManifestError> {
     let mut reading = Reading::default();
     for file in files(path)? {
         let origin = file.display().to_string();
@@ -122,21 +134,21 @@ pub fn documents_of_path(path: &Path) -> Result<Vec<Document>, ManifestError> {
 }
 
 /// Reads as [`read_str`] does, and keeps what was written.
-pub fn documents_of_str(origin: &str, text: &str) -> Result<Vec<Document>, ManifestError> {
+pub fn documents_of_str(origin: &str, text: &str) -> Result<Documents, ManifestError> {
     let mut reading = Reading::default();
     reading.read(origin, text);
     reading.finish(origin)
 }
 
-fn manifests(documents: Vec<Document>) -> Vec<Manifest> {
+fn manifests(documents: Documents) -> Vec<Manifest> {
     let manifest = |document: Document| document.manifest;
-    documents.into_iter().map(manifest).collect()
+    documents.ours.into_iter().map(manifest).collect()
 }
 
 /// What was read so far.
 #[derive(Default)]
 struct Reading {
-    documents: Vec<Document>,
+    documents: Documents,
     problems: Vec<ManifestProblem>,
     /// Where each kind, namespace and name was seen first.
     seen: BTreeMap<(Kind, String, String), String>,
@@ -154,10 +166,15 @@ impl Reading {
                 number: index + 1,
                 label: label(&document),
             };
+            if let Some(api_version) = foreign_api(&document) {
+                self.documents.foreign.push(format!("{at}: {api_version}"));
+                continue;
+            }
             match read_document(&at, &document) {
                 Ok(manifest) => self.take(
                     &at,
                     Document {
+                        place: at.to_string(),
                         manifest,
                         written: document,
                     },
@@ -180,12 +197,12 @@ impl Reading {
         }
         self.seen
             .insert(key, format!("{}, document {}", at.origin, at.number));
-        self.documents.push(document);
+        self.documents.ours.push(document);
     }
 
-    fn finish(mut self, origin: &str) -> Result<Vec<Document>, ManifestError> {
-        if self.documents.is_empty() && self.problems.is_empty() {
-            let message = format!("holds no document; write a {}", known_kinds());
+    fn finish(mut self, origin: &str) -> Result<Documents, ManifestError> {
+        if self.documents.ours.is_empty() && self.problems.is_empty() {
+            let message = format!("holds no document of millrace; write a {}", known_kinds());
             self.problems
                 .push(ManifestProblem::of_file(origin, message));
         }
@@ -214,6 +231,36 @@ impl Place<'_> {
             message,
         }
     }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            origin,
+            number,
+            label,
+        } = self;
+        write!(f, "{origin}, document {number}")?;
+        match label {
+            Some(label) => write!(f, " ({label})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The `apiVersion` of a document that is of another API. One with a kind of this API is meant to be of
+/// this API, whatever it says.
+fn foreign_api(document: &Value) -> Option<&str> {
+    let text = |key: &str| document.get(key).and_then(Value::as_str);
+    let (kind, api_version) = (text("kind")?, text("apiVersion")?);
+    let group = |api_version: &str| {
+        api_version
+            .rsplit_once('/')
+            .map(|(group, _)| group.to_owned())
+    };
+    let is_ours = group(api_version) == group(API_VERSION)
+        || Kind::ALL.iter().any(|known| known.as_str() == kind);
+    (!is_ours).then(|| check::clipped(api_version))
 }
 
 fn read_document(at: &Place, document: &Value) -> Result<Manifest, Vec<ManifestProblem>> {

@@ -106,6 +106,29 @@ fn an_unknown_kind_is_named_with_the_known_ones() {
 }
 
 #[test]
+fn what_is_of_another_api_is_passed_over_and_what_is_misspelt_is_not() {
+    let secret =
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: keys}\nstringData: {key: hunter2}\n";
+    let documents = documents_of_str("job.yaml", &format!("{secret}---{JOB}")).unwrap();
+    assert_eq!(documents.ours.len(), 1);
+    assert_eq!(
+        documents.foreign,
+        ["job.yaml, document 1 (Secret keys): v1"]
+    );
+    for misspelt in [
+        JOB.replace("BatchJob", "BatchJobs"),
+        JOB.replace("millrace.dev/v1alpha1", "milrace.dev/v1alpha1"),
+        JOB.replace("kind: BatchJob", ""),
+    ] {
+        assert!(
+            documents_of_str("job.yaml", &misspelt).is_err(),
+            "{misspelt}"
+        );
+    }
+    refused(secret, "holds no document of millrace");
+}
+
+#[test]
 fn a_name_may_be_taken_once() {
     let text = format!("{JOB}---{JOB}");
     refused(
@@ -162,7 +185,7 @@ fn an_empty_file_is_refused() {
     for text in ["", "# nothing\n", "---\n---\n"] {
         refused(
             text,
-            "job.yaml: holds no document; write a BatchJob, InferenceService",
+            "job.yaml: holds no document of millrace; write a BatchJob, InferenceService",
         );
     }
 }
@@ -196,9 +219,10 @@ fn files_that_cannot_be_read_are_named() {
 #[test]
 fn a_document_keeps_what_was_written_without_the_defaults() {
     let documents = documents_of_str("text", JOB).unwrap();
-    let [document] = &documents[..] else {
+    let [document] = &documents.ours[..] else {
         panic!("{documents:?}");
     };
+    assert_eq!(document.place, "text, document 1 (BatchJob reviews)");
     assert_eq!(document.written["spec"].get("suspend"), None);
     assert!(matches!(&document.manifest, Manifest::BatchJob(job) if !job.spec.suspend));
 }

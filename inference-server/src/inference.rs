@@ -3,9 +3,10 @@
 //! Never runs a model and never tokenises on the async runtime: texts are encoded in chunks on
 //! blocking threads, at most [`Inference::tokenize_threads`] at a time per priority, and each
 //! chunk goes into the queue as soon as it is ready, so the engine starts on the first while the
-//! others are still being encoded.
+//! others are still being encoded. Models whose tokens are the same share them: a text is encoded once
+//! for all of them.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use futures::StreamExt;
 use millrace_answers::{Cache, Keys, Lead, Role};
@@ -82,6 +83,21 @@ impl Inference {
         &self.models
     }
 
+    /// For each of `models` the one of them that tokenises for it. Of those whose tokens are the same it is
+    /// one with spans, if any has them: spans cost time, and do not hurt whoever needs none.
+    pub fn tokenizers(&self, models: &[usize]) -> Vec<usize> {
+        let same = |model: usize| {
+            let fingerprint = self.models[model].tokens_fingerprint();
+            let others = models.iter().copied();
+            others.filter(move |&other| self.models[other].tokens_fingerprint() == fingerprint)
+        };
+        let tokenizer = |&model: &usize| {
+            let best = same(model).max_by_key(|&other| self.models[other].has_spans());
+            best.expect("a model has its own tokens")
+        };
+        models.iter().map(tokenizer).collect()
+    }
+
     /// Asks every model about every text: answer `text * models + model`, in that order.
     /// Dropping the future withdraws the texts that have not run yet.
     pub async fn ask(self: &Arc<Self>, question: Question) -> Result<Vec<Answer>, DoorError> {
@@ -109,6 +125,7 @@ impl Inference {
         let (sender, receiver) = mpsc::channel(slots.max(1));
         let asked = Arc::new(Asked {
             texts: Arc::new(texts),
+            tokenizers: self.tokenizers(&models),
             models,
             priority,
             truncate,
@@ -262,8 +279,8 @@ impl Inference {
         async move {
             let permit = tokenizers.acquire_owned().await;
             let encode = move || {
-                let model = &models[chunk.model];
-                queue.add_blocking(chunk.encode(model, &metrics));
+                let tokenizer = &models[chunk.tokenizer];
+                queue.add_blocking(chunk.encode(tokenizer, &metrics));
                 drop(permit);
             };
             if let Err(error) = tokio::task::spawn_blocking(encode).await {
@@ -308,19 +325,17 @@ fn chunks(asked: &Arc<Asked>, replies: Vec<Reply>) -> Vec<Chunk> {
     let mut replies = replies.into_iter().peekable();
     while let Some(first) = replies.peek() {
         let end = (first.slot() / models + CHUNK_TEXTS) * models;
-        let mut of_models = asked.models.iter().map(|_| Vec::new()).collect::<Vec<_>>();
+        let mut of_tokenizers = BTreeMap::<usize, Vec<Reply>>::new();
         while let Some(reply) = replies.next_if(|reply| reply.slot() < end) {
-            of_models[reply.slot() % models].push(reply);
+            let tokenizer = asked.tokenizers[reply.slot() % models];
+            of_tokenizers.entry(tokenizer).or_default().push(reply);
         }
-        for (&model, replies) in asked.models.iter().zip(of_models) {
-            if !replies.is_empty() {
-                chunks.push(Chunk {
-                    asked: asked.clone(),
-                    model,
-                    replies,
-                });
-            }
-        }
+        let chunk = |(tokenizer, replies)| Chunk {
+            asked: asked.clone(),
+            tokenizer,
+            replies,
+        };
+        chunks.extend(of_tokenizers.into_iter().map(chunk));
     }
     chunks
 }
@@ -329,6 +344,8 @@ fn chunks(asked: &Arc<Asked>, replies: Vec<Reply>) -> Vec<Chunk> {
 struct Asked {
     texts: Arc<Vec<String>>,
     models: Vec<usize>,
+    /// For each model the one that tokenises for it.
+    tokenizers: Vec<usize>,
     priority: Priority,
     truncate: bool,
     arrived: Instant,
@@ -336,26 +353,40 @@ struct Asked {
     span: Span,
 }
 
-/// Texts that are encoded in one go for one model.
+/// Texts that are encoded in one go for all models that take the same tokens.
 struct Chunk {
     asked: Arc<Asked>,
-    model: usize,
+    /// The model that tokenises for all of them.
+    tokenizer: usize,
+    /// In the order of their slots, so those of one text stand together.
     replies: Vec<Reply>,
 }
 
 impl Chunk {
     /// Encodes the texts; those that cannot be are answered at once.
-    fn encode(self, model: &Model, metrics: &Metrics) -> Vec<Item<Work>> {
+    fn encode(self, tokenizer: &Model, metrics: &Metrics) -> Vec<Item<Work>> {
         let asked = &self.asked;
+        let mut last: Option<(usize, Result<Arc<Encoding>, RowError>)> = None;
         let mut items = Vec::with_capacity(self.replies.len());
         for reply in self.replies {
             if reply.is_gone() {
                 continue;
             }
-            let index = reply.slot() / asked.models.len();
-            match encode(model, &asked.texts[index], asked.truncate) {
+            let (index, model) = (
+                reply.slot() / asked.models.len(),
+                asked.models[reply.slot() % asked.models.len()],
+            );
+            let encoded = match &last {
+                Some((of, encoded)) if *of == index => encoded.clone(),
+                _ => {
+                    metrics.tokenized_texts.inc();
+                    let encoded = encode(tokenizer, &asked.texts[index], asked.truncate);
+                    last.insert((index, encoded.map(Arc::new))).1.clone()
+                }
+            };
+            match encoded {
                 Ok(encoding) => items.push(Item {
-                    model: self.model,
+                    model,
                     priority: asked.priority,
                     tokens: encoding.token_ids.len(),
                     arrived: asked.arrived,

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub abandoned: Counter,
     /// Batches halved because they failed.
     pub batch_splits: Counter,
+    /// Texts that were tokenised.
+    pub tokenized_texts: Counter,
     /// Tokens that went through models.
     pub tokens: Counter,
 }
@@ -80,6 +82,7 @@ impl Metrics {
             queue_items: Gauge::default(),
             abandoned: Counter::default(),
             batch_splits: Counter::default(),
+            tokenized_texts: Counter::default(),
             tokens: Counter::default(),
         };
         metrics.register();
@@ -100,6 +103,7 @@ impl Metrics {
             queue_items,
             abandoned,
             batch_splits,
+            tokenized_texts,
             tokens,
         } = self;
         registry.register("request", "Requests answered", requests.clone());
@@ -151,6 +155,11 @@ impl Metrics {
             "cache_lookups",
             "Answers sought in a tier of the cache",
             cache_lookups.family(),
+        );
+        registry.register(
+            "tokenized_texts",
+            "Texts tokenised, once for all models with the same tokens",
+            tokenized_texts.clone(),
         );
         registry.register("tokens", "Tokens that went through models", tokens.clone());
     }

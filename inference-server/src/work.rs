@@ -19,8 +19,8 @@ pub struct Work {
     pub texts: Arc<Vec<String>>,
     /// Index of this one.
     pub index: usize,
-    /// The text as tokens.
-    pub encoding: Encoding,
+    /// The text as tokens, which all models share that take the same ones.
+    pub encoding: Arc<Encoding>,
     /// The request's span, which its batch joins.
     pub span: Span,
     /// Where the answer goes.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use millrace_protocol::row::{RowError, RowErrorCode};
+use sha2::{Digest, Sha256};
 use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::bounded;
@@ -92,6 +93,7 @@ pub struct TextTokenizer {
     special: usize,
     with_spans: bool,
     limits: TextLimits,
+    fingerprint: [u8; 32],
 }
 
 impl TextTokenizer {
@@ -106,7 +108,9 @@ impl TextTokenizer {
             path: path.display().to_string(),
             message: error.to_string(),
         };
-        let mut tokenizer = Tokenizer::from_bytes(read(path)?).map_err(invalid)?;
+        let bytes = read(path)?;
+        let fingerprint = fingerprint(&bytes, max_length);
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(invalid)?;
         tokenizer.with_padding(None);
         // The file's own may leave no room for special tokens, which the library takes for granted.
         tokenizer.with_truncation(None).map_err(invalid)?;
@@ -132,7 +136,19 @@ impl TextTokenizer {
             special,
             with_spans,
             limits,
+            fingerprint,
         })
+    }
+
+    /// What decides the tokens of a text, as one hash: the file and where long texts are cut. Of two with
+    /// the same one, either may tokenise for both.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    /// Whether encodings say which characters each token stands for.
+    pub fn has_spans(&self) -> bool {
+        self.with_spans
     }
 
     /// Every token id is below this number. It is not the count of tokens: ids may have gaps.
@@ -217,6 +233,13 @@ impl TextTokenizer {
             truncated,
         }))
     }
+}
+
+fn fingerprint(file: &[u8], max_length: usize) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update((max_length as u64).to_le_bytes());
+    hash.update(file);
+    hash.finalize().into()
 }
 
 /// The bytes of `tokenizer.json`.

@@ -281,3 +281,21 @@ fn a_file_whose_own_length_has_no_room_for_special_tokens_still_loads() {
     let tokenizer = TextTokenizer::load(&path, 16, false, LIMITS).unwrap();
     assert_eq!(tokenizer.encode("mill race").unwrap().token_ids.len(), 4);
 }
+
+#[test]
+fn tokenizers_are_the_same_where_file_and_length_are_and_spans_change_no_token() {
+    let load = |path: &std::path::Path, max_length, with_spans| {
+        TextTokenizer::load(path, max_length, with_spans, LIMITS).unwrap()
+    };
+    let (plain, spans) = (load(&minilm(), 16, false), load(&minilm(), 16, true));
+    assert_eq!(plain.fingerprint(), spans.fingerprint());
+    let text = "The mill's race turned: 17 wheels, unbelievably fast and for a very long time.";
+    let (of_plain, of_spans) = (plain.encode(text).unwrap(), spans.encode(text).unwrap());
+    assert_eq!(of_plain.token_ids, of_spans.token_ids);
+    assert!(plain.fingerprint() != load(&minilm(), 17, false).fingerprint());
+    let mut json: Value = serde_json::from_slice(&std::fs::read(minilm()).unwrap()).unwrap();
+    json["normalizer"]["lowercase"] = json!(false);
+    let folder = tempfile::tempdir().unwrap();
+    let other = load(&write(folder.path(), &json), 16, false);
+    assert!(plain.fingerprint() != other.fingerprint());
+}

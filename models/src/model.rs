@@ -1,12 +1,13 @@
 //! A loaded model: tokeniser, backend, and what its task makes of the numbers.
 
 mod ruler;
+mod tokens;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use millrace_crds::inference_service::{Activation, ModelSpec, Task};
-use millrace_protocol::row::{RowError, RowErrorCode};
+use millrace_protocol::row::RowError;
 use millrace_protocol::wire::Prediction;
 
 use crate::backend::{Backend, Head};
@@ -16,7 +17,9 @@ use crate::fingerprint::{Loaded, fingerprint};
 use crate::folder::{FolderError, ModelFolder};
 use crate::prediction::{self, Finish};
 use crate::source::ModelFiles;
-use crate::tokenizer::{TextLimits, TextTokenizer, check_chars};
+use crate::tokenizer::TextLimits;
+
+use self::tokens::Tokens;
 
 pub use crate::tokenizer::Encoding;
 
@@ -86,15 +89,6 @@ pub struct Model {
     tokens: Tokens,
     finish: Finish,
     backend: Box<dyn Backend>,
-}
-
-/// What makes token ids.
-enum Tokens {
-    Text(Box<TextTokenizer>),
-    Fake {
-        options: FakeOptions,
-        text_chars_max: usize,
-    },
 }
 
 impl Model {
@@ -231,34 +225,21 @@ impl Model {
         self.backend.as_ref()
     }
 
+    /// What decides the tokens of a text, as one hash. Of two models with the same one, either may
+    /// tokenise for both.
+    pub fn tokens_fingerprint(&self) -> [u8; 32] {
+        self.tokens.fingerprint(self.max_length)
+    }
+
+    /// Whether encodings say which characters each token stands for, as [`Model::predict`] needs them for
+    /// entities.
+    pub fn has_spans(&self) -> bool {
+        self.tokens.has_spans()
+    }
+
     /// Tokenises a text, cut to the model's length.
     pub fn encode(&self, text: &str) -> Result<Encoding, RowError> {
-        match &self.tokens {
-            Tokens::Text(tokenizer) => tokenizer.encode(text),
-            Tokens::Fake {
-                options,
-                text_chars_max,
-            } => {
-                check_chars(text, *text_chars_max)?;
-                let mut tokens = options.tokenize(text, self.max_length);
-                if tokens.is_empty() {
-                    return Err(RowError::new(
-                        RowErrorCode::EmptyText,
-                        "the text has no tokens",
-                    ));
-                }
-                let truncated = tokens.len() > self.max_length;
-                tokens.truncate(self.max_length);
-                Ok(Encoding {
-                    token_ids: tokens.iter().map(|token| token.id).collect(),
-                    char_spans: tokens
-                        .iter()
-                        .map(|token| Some((token.start, token.end)))
-                        .collect(),
-                    truncated,
-                })
-            }
-        }
+        self.tokens.encode(text, self.max_length)
     }
 
     /// What the model says of a text: `numbers` are its pooled vector or logits, or the logits of
@@ -342,6 +323,7 @@ fn computing(
 
 #[cfg(test)]
 mod tests {
+    use millrace_protocol::row::RowErrorCode;
     use serde_json::{Value, json};
 
     use super::*;

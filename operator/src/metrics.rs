@@ -52,6 +52,12 @@ struct ReasonLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NamespaceCostLabels {
+    namespace: String,
+    currency: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CostLabels {
     namespace: String,
     service: String,
@@ -138,6 +144,7 @@ fn gauge(value: i64) -> Gauge {
 fn register_objects(registry: &mut Registry, objects: &Objects) {
     let [jobs, services] = [(); 2].map(|()| Family::<ReasonLabels, Gauge>::default());
     let costs = Family::<CostLabels, Gauge<f64, AtomicU64>>::default();
+    let of_namespaces = Family::<NamespaceCostLabels, Gauge<f64, AtomicU64>>::default();
     let jobs_here = objects.jobs.state().into_iter();
     for job in jobs_here.filter(|job| job.other_manager().is_none()) {
         let reason = job_reason(&job).unwrap_or(UNVISITED);
@@ -148,12 +155,18 @@ fn register_objects(registry: &mut Registry, objects: &Objects) {
         };
         jobs.get_or_create(&labels).inc();
         if let Some(spent) = job.status.as_ref().and_then(|status| status.cost.as_ref()) {
+            let of_namespace = NamespaceCostLabels {
+                namespace: labels.namespace.clone(),
+                currency: spent.currency.clone(),
+            };
+            let total = spent.total.as_f64();
+            of_namespaces.get_or_create(&of_namespace).inc_by(total);
             let labels = CostLabels {
                 namespace: labels.namespace,
                 service: service_of(&job),
                 currency: spent.currency.clone(),
             };
-            costs.get_or_create(&labels).inc_by(spent.total.as_f64());
+            costs.get_or_create(&labels).inc_by(total);
         }
     }
     let [shards, replicas, ready] = [(); 3].map(|()| Family::<ServiceLabels, Gauge>::default());
@@ -190,6 +203,8 @@ fn register_objects(registry: &mut Registry, objects: &Objects) {
     registry.register("services", help, services);
     let help = "What the calls of the jobs of a service cost so far, in its currency";
     registry.register("service_cost", help, costs);
+    let help = "What the calls of the jobs of a namespace cost so far, by currency";
+    registry.register("namespace_cost", help, of_namespaces);
     let help = "Shards that no commit stands for yet, over the jobs of a service";
     registry.register("service_backlog_shards", help, shards);
     let help = "Pods of a service that should serve";
@@ -331,6 +346,10 @@ mod tests {
             ),
             (
                 format!(r#"millrace_service_cost{{{service},currency="USD"}}"#),
+                2.5,
+            ),
+            (
+                r#"millrace_namespace_cost{namespace="tenant",currency="USD"}"#.to_owned(),
                 2.5,
             ),
             (format!("millrace_service_backlog_shards{{{service}}}"), 5.0),

@@ -147,9 +147,12 @@ pub fn copies(run: RunNumber) -> String {
     format!("{RUNS}/{run:04}/copies.json")
 }
 
+/// What the name of the merged results begins with.
+pub const MERGED: &str = "results.jsonl";
+
 /// The merged results, if the job asks for them: `results.jsonl[.zst]`
 pub fn merged(zstd: bool) -> String {
-    format!("results.jsonl{}", if zstd { ".zst" } else { "" })
+    format!("{MERGED}{}", if zstd { ".zst" } else { "" })
 }
 
 /// The shard that a commit's file name (`00012.json`) speaks of.

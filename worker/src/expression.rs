@@ -23,6 +23,8 @@ pub struct Expression {
     environment: Environment<'static>,
     /// The fields that it names, sorted.
     fields: Vec<String>,
+    /// What it looks at in them.
+    paths: Vec<Vec<String>>,
 }
 
 /// An expression cannot be told of these fields.
@@ -38,6 +40,9 @@ impl Untold {
 }
 
 impl Expression {
+    /// How any item of a list stands in a path.
+    pub const ITEM: &str = "__item";
+
     /// Compiles an expression. What is wrong with one that cannot be used is said in a sentence.
     pub fn new(expression: &str) -> Result<Self, String> {
         let bad = |error: minijinja::Error| match error.detail() {
@@ -56,6 +61,15 @@ impl Expression {
             .filter(|name| !globals.contains(&name.as_str()))
             .collect();
         fields.sort();
+        // The library follows attributes alone.
+        let attributes = items_as_attributes(expression);
+        let paths = match environment.compile_expression(&attributes) {
+            Ok(compiled) => compiled.undeclared_variables(true),
+            Err(_) => Default::default(),
+        };
+        let path = |path: String| path.split('.').map(str::to_owned).collect::<Vec<_>>();
+        let mut paths: Vec<Vec<String>> = paths.into_iter().map(path).collect();
+        paths.sort();
         let template = format!("{{% if {expression} %}}{TRUE}{{% endif %}}");
         environment
             .add_template_owned(NAME, template)
@@ -63,6 +77,7 @@ impl Expression {
         let expression = Self {
             environment,
             fields,
+            paths,
         };
         match expression.render(&Map::new()) {
             Err(error) if is_unknown(error.kind()) => Err(bad(error)),
@@ -73,6 +88,12 @@ impl Expression {
     /// The fields that it names, sorted.
     pub fn fields(&self) -> &[String] {
         &self.fields
+    }
+
+    /// What it looks at, as far as that can be told: a field and what follows it, such as `mood`,
+    /// [`Expression::ITEM`], `score` for `mood[0].score`. Sorted.
+    pub fn paths(&self) -> &[Vec<String>] {
+        &self.paths
     }
 
     /// Whether it is true for a JSON object of the fields that it names. It is not where one of them is
@@ -100,6 +121,39 @@ impl Expression {
     }
 }
 
+/// The expression with each number in brackets, outside of strings, as an attribute.
+fn items_as_attributes(expression: &str) -> String {
+    let mut written = String::new();
+    let mut quote: Option<char> = None;
+    let mut rest = expression;
+    while let Some(next) = rest.chars().next() {
+        let inside = rest.strip_prefix('[').and_then(|it| it.split_once(']'));
+        let is_item = |inside: &str| {
+            let digits = inside.trim().trim_start_matches('-');
+            !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
+        };
+        // Behind a name or an item it picks one; elsewhere it is a list of its own.
+        let follows = written.ends_with(|c: char| c.is_alphanumeric() || "_])".contains(c));
+        match inside {
+            Some((inside, after)) if quote.is_none() && follows && is_item(inside) => {
+                written.push('.');
+                written.push_str(Expression::ITEM);
+                rest = after;
+                continue;
+            }
+            _ => {}
+        }
+        match quote {
+            Some(open) if open == next => quote = None,
+            None if next == '"' || next == '\'' => quote = Some(next),
+            Some(_) | None => {}
+        }
+        written.push(next);
+        rest = &rest[next.len_utf8()..];
+    }
+    written
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -120,6 +174,15 @@ mod tests {
             let told = expression.is_true(answer.as_object().unwrap());
             assert_eq!(told, Ok(expected), "{answer}");
         }
+    }
+
+    #[test]
+    fn what_is_looked_at_is_told_with_the_items_of_lists() {
+        let expression =
+            "mood[0].score < 0.5 or a.b.c == 'x[0].y' or 1 in [1] or all[-1]|length > 2";
+        let expression = Expression::new(expression).unwrap();
+        let paths: Vec<String> = expression.paths().iter().map(|it| it.join(".")).collect();
+        assert_eq!(paths, ["a.b.c", "all.__item", "mood.__item.score"]);
     }
 
     #[test]

@@ -107,7 +107,11 @@ async fn only_new_and_changed_rows_are_asked_wherever_the_others_stand_now() {
             "sharding": {"targetBytes": 3000},
         });
         let second = scene.job("second", spec);
+        let draft = plan::draft(&scene.stores, &second).await.unwrap();
+        let foretold = plan::count_unchanged(&scene.stores, &second, &draft).await;
+        assert!(!scene.folder.path().join("second").exists());
         let manifest = scene.drive(&second).await;
+        assert_eq!(foretold.unwrap(), manifest.difference);
         let asked: BTreeSet<String> = scene.asked().split_off(before).into_iter().collect();
         let mut expected: BTreeSet<String> = (300..310).map(text).collect();
         expected.extend([7, 77, 177].map(|row| text(row) + " changed"));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use millrace_crds::manifest::{self, Manifest, ManifestError};
+use millrace_crds::manifest::{self, Documents, Manifest, ManifestError};
 use millrace_crds::{BatchJob, InferenceService};
 
 use crate::job::{self, CheckedJob, JobError};
@@ -59,8 +59,13 @@ pub enum LoadError {
         found: String,
     },
     /// Job and service do not fit together.
-    #[error(transparent)]
-    Job(#[from] JobError),
+    #[error("{place}")]
+    Job {
+        /// Where the job stands: `job.yaml, document 2 (BatchJob reviews)`.
+        place: String,
+        /// Why.
+        source: JobError,
+    },
 }
 
 /// Loads the one job of a file or folder, with the service it names. Where a file holds only the
@@ -74,23 +79,23 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
         true => resolved.clone(),
         false => resolved.parent().unwrap_or(Path::new("/")).to_owned(),
     };
-    let (jobs, mut services) = split(manifest::read_path(&resolved)?);
+    let (jobs, mut services) = split(manifest::documents_of_path(&resolved)?);
     if services.is_empty() && resolved.is_file() && jobs.len() == 1 {
-        services = split(manifest::read_path(&base)?).1;
+        services = split(manifest::documents_of_path(&base)?).1;
     }
     one(path, base, jobs, services)
 }
 
 /// Loads the one job of a text, with the service it names. Relative paths are taken from `base`.
 pub fn load_str(origin: &str, text: &str, base: PathBuf) -> Result<Loaded, LoadError> {
-    let (jobs, services) = split(manifest::read_str(origin, text)?);
+    let (jobs, services) = split(manifest::documents_of_str(origin, text)?);
     one(Path::new(origin), base, jobs, services)
 }
 
 fn one(
     path: &Path,
     base: PathBuf,
-    mut jobs: Vec<BatchJob>,
+    mut jobs: Vec<(String, BatchJob)>,
     services: Vec<InferenceService>,
 ) -> Result<Loaded, LoadError> {
     if jobs.len() != 1 {
@@ -99,9 +104,10 @@ fn one(
             found: jobs.len(),
         });
     }
-    let batch_job = jobs.remove(0);
+    let (place, batch_job) = jobs.remove(0);
     let (service, others) = services_of(path, &batch_job, services)?;
-    let job = job::check_all(&batch_job, &service, &others, &base)?;
+    let job = job::check_all(&batch_job, &service, &others, &base);
+    let job = job.map_err(|source| LoadError::Job { place, source })?;
     Ok(Loaded {
         job,
         batch_job,
@@ -144,11 +150,12 @@ fn services_of(
     Ok((taken.remove(home), taken))
 }
 
-fn split(manifests: Vec<Manifest>) -> (Vec<BatchJob>, Vec<InferenceService>) {
+/// The jobs, each with where it stands, and the services.
+fn split(documents: Documents) -> (Vec<(String, BatchJob)>, Vec<InferenceService>) {
     let (mut jobs, mut services) = (Vec::new(), Vec::new());
-    for manifest in manifests {
-        match manifest {
-            Manifest::BatchJob(job) => jobs.push(*job),
+    for document in documents.ours {
+        match document.manifest {
+            Manifest::BatchJob(job) => jobs.push((document.place, *job)),
             Manifest::InferenceService(service) => services.push(*service),
         }
     }

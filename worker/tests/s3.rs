@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use bytes::Bytes;
 use millrace_e2e::s3_server::{BUCKET, S3Server};
+use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_protocol::{
     plan::{FIRST_RUN, Plan, ShardRange},
     row::{Place, ReadRow},
@@ -12,11 +14,13 @@ use millrace_worker::{
     job::{CheckedJob, Fields, Input, Output, Retry, Step},
     plan::{PlanError, plan, preflight},
     read::{ReadError, open_shard},
+    run::{conclude, prepare},
     store::{
         Created, LinkLocal, StoreError, StoreOptions, Stores, create, probe_create_only, read,
         replace,
     },
 };
+use object_store::{ObjectStoreExt, path::Path};
 use parquet::arrow::ArrowWriter;
 
 /// Stores that reach the server.
@@ -300,4 +304,44 @@ async fn text_and_parquet_of_one_bucket_are_read_together() {
         .chain((0..50_000).map(|n| format!("t{n}")))
         .collect();
     assert_eq!(found.collect::<Vec<_>>(), expected);
+}
+
+/// Begins an upload as a worker that is killed in the middle of it.
+async fn begin_upload(stores: &Stores, key: &str) {
+    let location = stores.open(&uri(key)).unwrap();
+    let mut upload = location.store.put_multipart(&location.path).await.unwrap();
+    let piece = Bytes::from(vec![b'x'; 5 << 20]);
+    upload.put_part(piece.into()).await.unwrap();
+    std::mem::forget(upload);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finish_aborts_the_uploads_that_killed_workers_of_its_run_left_and_no_others() {
+    let server = S3Server::start();
+    let stores = stores(&server);
+    put(&stores, "in/a.jsonl", "").await;
+    let job = job(&["in/a.jsonl"]);
+    let prepared = prepare(&stores, &job).await.unwrap();
+    for key in [
+        "out/parts/0001-00000-aa.jsonl",
+        "out/parts/0001-00000-bb.jsonl",
+        "out/errors/0001-00000-aa.jsonl",
+        "out/results.jsonl",
+        "out/parts/0002-00000-aa.jsonl",
+        "other/parts/0001-00000-aa.jsonl",
+    ] {
+        begin_upload(&stores, key).await;
+    }
+    let leases = MemoryLeaseStore::new(LeaseOptions::default());
+    conclude(&job, &prepared, &leases, None, None)
+        .await
+        .unwrap();
+    let uploads = stores.open(&uri("")).unwrap().uploads.unwrap();
+    let left = async |prefix: &str| uploads.abort(&Path::from(prefix)).await.unwrap();
+    assert_eq!(left("out/parts/0001-").await, 0);
+    assert_eq!(left("out/errors").await, 0);
+    assert_eq!(left("out/results").await, 0);
+    assert_eq!(left("out").await, 1, "a later run's go on");
+    assert_eq!(left("other").await, 1, "another output's go on");
+    assert_eq!(left("").await, 0);
 }

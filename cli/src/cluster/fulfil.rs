@@ -16,9 +16,9 @@ use crate::output;
 pub struct JobArgs {
     /// The job: its name, batchjob/NAME, or @latest, the newest one.
     #[arg(value_parser = job_name)]
-    name: String,
+    pub name: String,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    pub cluster: ClusterArgs,
 }
 
 /// Brings the wish about. What is so already is said, and is no error.

@@ -8,12 +8,12 @@ use indicatif::{DecimalBytes, HumanCount, HumanDuration};
 use millrace_model_files::folder::default_model_cache;
 use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::forecast::Forecast;
-use millrace_protocol::plan::Plan;
+use millrace_protocol::plan::{Difference, Plan};
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::{ChunksOfText, ChunksRequest, RowsRequest};
 use millrace_worker::job::{self, CheckedJob};
 use millrace_worker::manifests::Loaded;
-use millrace_worker::plan::{self, Preflight, TokenCounter};
+use millrace_worker::plan::{self, Preflight, TokenCounter, share};
 use millrace_worker::read;
 use millrace_worker::store::Stores;
 use millrace_worker::work::client::Client;
@@ -23,6 +23,7 @@ use crate::display::OutputMode;
 use crate::local_models;
 use crate::local_server::{Answering, LocalServer, Origin, absolute_sources};
 use crate::output;
+use crate::report::carried_text;
 
 /// Rows that are computed for the estimate of time.
 const MEASURED_ROWS_MAX: usize = 256;
@@ -43,6 +44,14 @@ struct DryRun {
     /// Rows that are not asked, since an earlier row has the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     copied_rows: Option<u64>,
+    /// How the rows differ from those of the earlier output that the job names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference: Option<Difference>,
+    /// Rows that are asked: what is neither copied nor carried over.
+    asked_rows: u64,
+    /// Tokens of these rows, of which there are as many as of all on average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    asked_tokens: Option<u64>,
     /// What the calls of an API will take and cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     forecast: Option<Forecast>,
@@ -69,7 +78,9 @@ pub async fn dry_run(
     let preflight = plan::preflight(stores, job, &plan, counter).await?;
     let read = started.elapsed();
     let copied_rows = plan::count_duplicates(stores, job, &plan).await?;
-    let asked_rows = preflight.rows - copied_rows.unwrap_or(0).min(preflight.rows);
+    let difference = plan::count_unchanged(stores, job, &plan).await?;
+    let asked_rows = asked_rows(preflight.rows, copied_rows, difference.as_ref());
+    let tokens = preflight.tokens.map(|estimate| estimate.tokens);
     let forecast = plan::forecast(stores, job, &plan, Some(asked_rows)).await?;
     let rows_per_second = match server {
         // Whoever wants to see what a job is about to do does not want to pay for it.
@@ -85,8 +96,11 @@ pub async fn dry_run(
         plan_seconds: planned.as_secs_f64(),
         preflight_seconds: read.as_secs_f64(),
         estimated_seconds: rows_per_second.map(|rate| (asked_rows as f64 / rate).ceil() as u64),
+        asked_tokens: tokens.map(|tokens| share(tokens, asked_rows, preflight.rows)),
         preflight,
         copied_rows,
+        difference,
+        asked_rows,
         forecast,
         rows_per_second,
     };
@@ -95,6 +109,16 @@ pub async fn dry_run(
         OutputMode::Text => output::line(&summary(job, &found))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many of the rows are asked. Which rows are both copied and unchanged is not looked at: as many of those
+/// that are copied are taken to be unchanged as of all.
+fn asked_rows(rows: u64, copied: Option<u64>, difference: Option<&Difference>) -> u64 {
+    let first_ones = rows.saturating_sub(copied.unwrap_or(0));
+    match difference {
+        None => first_ones,
+        Some(it) => share(first_ones, it.fresh, it.fresh + it.unchanged),
+    }
 }
 
 fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
@@ -168,7 +192,9 @@ async fn measure(
         models: job::models(&job.steps),
         texts,
     };
-    let service = local_models::fetched(stores, &loaded.service).await?;
+    let mut service = local_models::fetched(stores, &loaded.service).await?;
+    // The second pass asks what the first one did, and is to be computed.
+    service.spec.cache.enabled = false;
     let server = LocalServer::start(answering, &service, loaded).await?;
     let client = Client::new(&server.address(false), job)?;
     let measuring = async {
@@ -289,7 +315,8 @@ fn summary(job: &CheckedJob, found: &DryRun) -> String {
         );
     }
     if let Some(tokens) = tokens {
-        let (about, sampled) = (HumanCount(tokens.tokens), HumanCount(tokens.sampled_rows));
+        let about = HumanCount(found.asked_tokens.unwrap_or(tokens.tokens));
+        let sampled = HumanCount(tokens.sampled_rows);
         line("tokens", format!("about {about} (from {sampled} rows)"));
     }
     if let Some(forecast) = &found.forecast {
@@ -298,14 +325,19 @@ fn summary(job: &CheckedJob, found: &DryRun) -> String {
             line("budget", warning);
         }
     }
-    // A job with dedup looks at all that is asked, and not at texts alone.
-    match found.copied_rows {
-        Some(copied) => line("copied", format!("{} rows", HumanCount(copied))),
-        None => {
-            let about = if duplicates.exact { "" } else { "about " };
-            let rows = HumanCount(duplicates.rows);
-            line("duplicates", format!("{about}{rows} rows"));
-        }
+    if let Some(copied) = found.copied_rows {
+        line("copied", format!("{} rows", HumanCount(copied)));
+    }
+    if let Some(duplicates) = duplicates {
+        let about = if duplicates.exact { "" } else { "about " };
+        let rows = HumanCount(duplicates.rows);
+        line("duplicates", format!("{about}{rows} rows"));
+    }
+    if let Some(difference) = &found.difference {
+        line("carried", carried_text(difference));
+    }
+    if found.asked_rows < *rows {
+        line("asked", format!("{} rows", HumanCount(found.asked_rows)));
     }
     if let (Some(rate), Some(seconds)) = (found.rows_per_second, found.estimated_seconds) {
         let time = HumanDuration(Duration::from_secs(seconds));
@@ -315,4 +347,27 @@ fn summary(job: &CheckedJob, found: &DryRun) -> String {
         );
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_copied_nor_unchanged_rows_are_asked() {
+        let difference = Difference {
+            from: "file:///earlier".to_owned(),
+            unchanged: 90,
+            fresh: 10,
+            gone: 5,
+        };
+        assert_eq!(asked_rows(100, None, None), 100);
+        assert_eq!(asked_rows(100, Some(40), None), 60);
+        assert_eq!(asked_rows(100, None, Some(&difference)), 10);
+        assert_eq!(asked_rows(100, Some(40), Some(&difference)), 6);
+        assert_eq!(asked_rows(0, Some(0), None), 0);
+        let tokens = share(5_000, asked_rows(100, Some(40), None), 100);
+        assert_eq!(tokens, 3_000, "of duplicates no token is computed");
+        assert_eq!(share(7, 0, 0), 0);
+    }
 }

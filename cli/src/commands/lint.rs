@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use millrace_crds::manifest::{Document, Kind, Manifest};
+use millrace_crds::manifest::{Document, Documents, Kind, Manifest};
 use millrace_crds::{BatchJob, InferenceService};
-use millrace_worker::job;
+use millrace_worker::job::{self, JobError};
 
 use crate::{manifests, output};
 
@@ -25,12 +25,13 @@ pub struct LintArgs {
 pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     let LintArgs { file } = args;
     let problems = match manifests::read(&file)? {
-        Ok(documents) => {
-            let manifest = |document: Document| document.manifest;
-            let manifests: Vec<Manifest> = documents.into_iter().map(manifest).collect();
-            let problems = misfits(&manifests);
+        Ok(Documents { ours, foreign }) => {
+            for foreign in foreign {
+                output::line(&format!("{foreign} is not of millrace: not checked"))?;
+            }
+            let problems = misfits(&ours);
             if problems.is_empty() {
-                output::line(&summary(&file, &manifests))?;
+                output::line(&summary(&file, &ours))?;
             }
             problems
         }
@@ -48,18 +49,25 @@ pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
 
 /// Jobs that do not fit the service they name. A service that is not among the manifests may well
 /// be in the cluster, so its absence is no problem.
-pub fn misfits(manifests: &[Manifest]) -> Vec<String> {
+pub fn misfits(documents: &[Document]) -> Vec<String> {
     let mut problems = Vec::new();
-    for manifest in manifests {
+    for Document {
+        place, manifest, ..
+    } in documents
+    {
         let Manifest::BatchJob(batch_job) = manifest else {
             continue;
         };
+        let misfit = |services: &[InferenceService]| {
+            let error = misfit(batch_job, services)?;
+            Some(format!("{place}: {error}"))
+        };
         if let Some(own) = batch_job.own_service() {
-            problems.extend(misfit(batch_job, &[own]));
+            problems.extend(misfit(&[own]));
             continue;
         }
         let service = |named: &&str| {
-            manifests.iter().find_map(|other| match other {
+            documents.iter().find_map(|other| match &other.manifest {
                 Manifest::InferenceService(service)
                     if service.metadata.name.as_deref() == Some(named)
                         && service.metadata.namespace == batch_job.metadata.namespace =>
@@ -71,24 +79,22 @@ pub fn misfits(manifests: &[Manifest]) -> Vec<String> {
         };
         let named = batch_job.spec.services();
         let services: Option<Vec<InferenceService>> = named.iter().map(service).collect();
-        problems.extend(services.and_then(|services| misfit(batch_job, &services)));
+        problems.extend(services.and_then(|services| misfit(&services)));
     }
     problems
 }
 
 /// Only whether they fit is asked, so it does not matter what relative paths mean.
-fn misfit(batch_job: &BatchJob, services: &[InferenceService]) -> Option<String> {
-    let name = batch_job.metadata.name.clone().unwrap_or_default();
+fn misfit(batch_job: &BatchJob, services: &[InferenceService]) -> Option<JobError> {
     let (service, others) = services.split_first()?;
-    let error = job::check_all(batch_job, service, others, Path::new("/")).err()?;
-    Some(format!("BatchJob {name}: {error}"))
+    job::check_all(batch_job, service, others, Path::new("/")).err()
 }
 
-fn summary(file: &Path, manifests: &[Manifest]) -> String {
+fn summary(file: &Path, documents: &[Document]) -> String {
     let counts = Kind::ALL.map(|kind| {
-        let count = manifests
+        let count = documents
             .iter()
-            .filter(|manifest| manifest.kind() == kind)
+            .filter(|document| document.manifest.kind() == kind)
             .count();
         format!("{count} {}", kind.as_str())
     });

@@ -1,10 +1,13 @@
 //! `millrace list`: the jobs of a namespace, or of all.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
 use k8s_openapi::jiff::Timestamp;
+use millrace_crds::batch_job::Spent;
 use millrace_crds::{BatchJob, BatchJobStatus};
+use millrace_protocol::cost::Cost;
 use serde_json::json;
 
 use crate::cluster::connect::{ClusterArgs, Connection};
@@ -49,6 +52,9 @@ pub async fn run(args: ListArgs) -> anyhow::Result<ExitCode> {
             wide: format == Format::Wide,
         };
         output::line(&lines(&jobs, shape, Timestamp::now()).join("\n"))?;
+        for line in costs(&jobs) {
+            output::line(&line)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -128,6 +134,28 @@ fn lines(jobs: &[BatchJob], shape: Shape, now: Timestamp) -> Vec<String> {
     table(&header, jobs.iter().map(row).collect())
 }
 
+/// What the jobs cost together, in each namespace and currency; nothing where no service names prices.
+fn costs(jobs: &[BatchJob]) -> Vec<String> {
+    let mut sums: BTreeMap<(&str, &str), Cost> = BTreeMap::new();
+    for job in jobs {
+        let spent = job.status.as_ref().and_then(|status| status.cost.as_ref());
+        let Some(Spent {
+            total,
+            per_row: _,
+            currency,
+        }) = spent
+        else {
+            continue;
+        };
+        let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
+        *sums.entry((namespace, currency)).or_default() += *total;
+    }
+    let line = |((namespace, currency), sum): ((&str, &str), Cost)| {
+        format!("cost in namespace {namespace}: {} {currency}", sum.short())
+    };
+    sums.into_iter().map(line).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +177,31 @@ mod tests {
                 "embed  minilm   -          -        -         -       70s",
             ]
         );
+    }
+
+    #[test]
+    fn what_jobs_cost_is_summed_up_by_namespace_and_currency() {
+        let of = |namespace: &str, cost: Option<(&str, &str)>| {
+            let mut job = job("True", "Completed");
+            job.metadata.namespace = Some(namespace.to_owned());
+            job.status.as_mut().unwrap().cost =
+                cost.map(|(total, currency)| Spent::of(total.parse().unwrap(), 10, currency));
+            job
+        };
+        let jobs = [
+            of("b", Some(("1.5", "USD"))),
+            of("a", Some(("0.25", "USD"))),
+            of("a", None),
+            of("a", Some(("0.5", "USD"))),
+            of("a", Some(("2", "EUR"))),
+        ];
+        let expected = [
+            "cost in namespace a: 2 EUR",
+            "cost in namespace a: 0.75 USD",
+            "cost in namespace b: 1.5 USD",
+        ];
+        assert_eq!(costs(&jobs), expected);
+        assert_eq!(costs(&[of("a", None)]), [""; 0]);
     }
 
     #[test]

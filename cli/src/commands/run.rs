@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::board::{Board, BoardArgs};
 use crate::display::{Display, OutputMode};
 use crate::exit;
+use crate::invocation::Invocation;
 use crate::local_models;
 use crate::local_server::{self, Answering, LocalServer, ServerArgs};
 use crate::report::{self, End};
@@ -46,6 +47,13 @@ pub struct RunArgs {
     /// Plan and check the input, and stop before anything is computed.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    local: LocalArgs,
+}
+
+/// How a job is worked off on this machine.
+#[derive(Debug, Args)]
+pub struct LocalArgs {
     /// How to report: bar and text, or JSON lines and the final status.
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputMode,
@@ -63,6 +71,54 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let RunArgs {
         file,
         dry_run,
+        local,
+    } = args;
+    let loaded = match manifests::load(&file) {
+        Ok(loaded) => loaded,
+        Err(error) => return Ok(exit::bad_manifest(&error)),
+    };
+    if dry_run {
+        return look(loaded, local).await;
+    }
+    work_off(loaded, local, &format!("run -f {}", file.display())).await
+}
+
+/// Says what a run would meet.
+async fn look(mut loaded: Loaded, args: LocalArgs) -> anyhow::Result<ExitCode> {
+    let LocalArgs {
+        output,
+        server,
+        no_batch,
+        board: _,
+    } = args;
+    if !ask_one_by_one(&mut loaded, no_batch) {
+        return Ok(exit::BAD_MANIFEST.into());
+    }
+    let stores = Stores::from_env(LinkLocal::Allowed);
+    let server = match local_server::misfit(&loaded.service, &server) {
+        Some(misfit) => Err(anyhow::Error::msg(misfit)),
+        None => local_server::answering(&loaded.service, server.without_cache()),
+    };
+    super::dry_run::dry_run(&stores, &loaded, output, server).await
+}
+
+/// Does what `--no-batch` says, if it is given; otherwise, says why that cannot be done.
+fn ask_one_by_one(loaded: &mut Loaded, no_batch: bool) -> bool {
+    let can = !no_batch || loaded.job.ask_one_by_one();
+    if !can {
+        eprintln!("error: --no-batch means something for a service with spec.remote alone");
+    }
+    can
+}
+
+/// Works off the runs that the job asks for and the output lacks. The command `again` goes on after an
+/// interruption.
+pub async fn work_off(
+    mut loaded: Loaded,
+    args: LocalArgs,
+    again: &str,
+) -> anyhow::Result<ExitCode> {
+    let LocalArgs {
         output,
         server,
         no_batch,
@@ -72,23 +128,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Ok(board) => board,
         Err(error) => return Ok(exit::bad_manifest(error.as_ref())),
     };
-    let mut loaded = match manifests::load(&file) {
-        Ok(loaded) => loaded,
-        Err(error) => return Ok(exit::bad_manifest(&error)),
-    };
-    if no_batch && !loaded.job.ask_one_by_one() {
-        eprintln!("error: --no-batch means something for a service with spec.remote alone");
+    if !ask_one_by_one(&mut loaded, no_batch) {
         return Ok(exit::BAD_MANIFEST.into());
     }
     let stores = Stores::from_env(LinkLocal::Allowed);
-    let misfit = local_server::misfit(&loaded.service, &server);
-    if dry_run {
-        let server = match misfit {
-            Some(misfit) => Err(anyhow::Error::msg(misfit)),
-            None => local_server::answering(&loaded.service, server.without_cache()),
-        };
-        return super::dry_run::dry_run(&stores, &loaded, output, server).await;
-    }
     if let Some(refused) = refused(&loaded.batch_job.spec) {
         eprintln!("error: {refused}");
         return Ok(exit::BAD_MANIFEST.into());
@@ -111,7 +154,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
         Found::Next(run) => run,
     };
-    if let Some(misfit) = misfit {
+    if let Some(misfit) = local_server::misfit(&loaded.service, &server) {
         eprintln!("error: {misfit}");
         return Ok(exit::BAD_MANIFEST.into());
     }
@@ -162,12 +205,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             let end = End::GivenUp {
                 give_up,
                 took: started.elapsed(),
-                again: report::again(&file),
+                again: Invocation::new().command(again),
             };
             report::finished(&stores, &loaded, &manifest, output, end).await
         }
         RunEnd::Stopped => {
-            report::stopped(&file, output);
+            report::stopped(again, output);
             Ok(exit::INTERRUPTED.into())
         }
     }

@@ -8,7 +8,7 @@ use clap::Args;
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
-use millrace_crds::manifest::{Document, Kind, Manifest};
+use millrace_crds::manifest::{Document, Documents, Kind, Manifest};
 use millrace_crds::{BatchJob, InferenceService};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -44,10 +44,14 @@ pub async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
         watch,
         cluster,
     } = args;
-    let documents = match manifests::read(&file)? {
+    let Documents { ours, foreign } = match manifests::read(&file)? {
         Ok(documents) => documents,
         Err(error) => return Ok(exit::bad_manifest(&error)),
     };
+    for foreign in foreign {
+        eprintln!("{foreign} is not of millrace: not sent; `kubectl apply` sends it");
+    }
+    let documents = ours;
     let problems = problems(&documents, watch, cluster.namespace.as_deref());
     if !problems.is_empty() {
         for problem in problems {
@@ -87,10 +91,9 @@ fn say_next(commands: Vec<String>) {
 
 /// What is wrong with the manifests, before a cluster is asked. Pure.
 fn problems(documents: &[Document], watch: bool, namespace: Option<&str>) -> Vec<String> {
-    let manifests: Vec<Manifest> = documents.iter().map(|it| it.manifest.clone()).collect();
-    let mut problems = lint::misfits(&manifests);
+    let mut problems = lint::misfits(documents);
     let mut jobs = 0;
-    for manifest in &manifests {
+    for Document { manifest, .. } in documents {
         let (kind, name) = (manifest.kind().as_str(), manifest.name());
         let found = manifest.namespace();
         if let Some(asked) = namespace
@@ -135,7 +138,11 @@ fn in_order(mut documents: Vec<Document>) -> Vec<Document> {
 
 /// Applies one object and says what became of it. Gives it back if it is a job.
 async fn apply(connection: &Connection, document: Document) -> anyhow::Result<Option<BatchJob>> {
-    let Document { manifest, written } = document;
+    let Document {
+        place: _,
+        manifest,
+        written,
+    } = document;
     let applied = applied(written, &connection.namespace);
     match manifest {
         Manifest::BatchJob(job) => apply_as::<BatchJob>(connection, &job.name_any(), applied)
@@ -232,7 +239,7 @@ spec:
 ";
 
     fn documents(text: &str) -> Vec<Document> {
-        documents_of_str("text", text).unwrap()
+        documents_of_str("text", text).unwrap().ours
     }
 
     #[test]

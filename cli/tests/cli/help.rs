@@ -73,6 +73,8 @@ fn wrong_usage_exits_with_2() {
     millrace(&["run"]).expect_code(2);
     millrace(&["lint", "--fast"]).expect_code(2);
     millrace(&["status"]).expect_code(2);
+    millrace(&["retry", "--failed-only"]).expect_code(2);
+    millrace(&["retry", "embed", "-f", "job.yaml", "--failed-only"]).expect_code(2);
     millrace(&["status", "pod/embed"]).expect_code(2);
     millrace(&["list", "-A", "-n", "tenant"]).expect_code(2);
 }

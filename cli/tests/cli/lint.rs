@@ -43,10 +43,9 @@ fn every_problem_is_printed_with_file_document_and_field() {
 fn a_step_whose_model_the_service_lacks_is_a_problem() {
     let job = format!("{JOB}  steps: [{{name: a, model: mini}}]\n");
     let ended = lint(&job).expect_code(1);
-    assert_eq!(
-        ended.stdout,
-        "BatchJob reviews: spec.steps[0].model: the service has no model \"mini\"; it has minilm\n"
-    );
+    let expected = "job.yaml, document 2 (BatchJob reviews): spec.steps[0].model: the service has no \
+                    model \"mini\"; it has minilm\n";
+    assert!(ended.stdout.ends_with(expected), "{ended:?}");
 }
 
 #[test]
@@ -61,6 +60,22 @@ fn credentials_are_refused_and_never_printed() {
         !ended.stdout.contains("hunter2") && !ended.stderr.contains("hunter2"),
         "{ended:?}"
     );
+}
+
+#[test]
+fn what_is_of_another_api_is_named_and_not_checked() {
+    let secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: keys}\n";
+    let ended = lint(&format!("{JOB}{secret}")).expect_code(0);
+    let lines = ended.lines();
+    assert_eq!(lines.len(), 2, "{ended:?}");
+    let expected = "job.yaml, document 3 (Secret keys): v1 is not of millrace: not checked";
+    assert!(lines[0].ends_with(expected), "{ended:?}");
+    assert!(
+        lines[1].ends_with("1 BatchJob, 1 InferenceService: no problems"),
+        "{ended:?}"
+    );
+    let ended = lint(&JOB.replace("kind: BatchJob", "kind: BachJob")).expect_code(1);
+    assert!(ended.stdout.contains("is no kind of millrace"), "{ended:?}");
 }
 
 #[test]

@@ -131,6 +131,53 @@ fn the_last_json_line_is_the_job_with_its_status() {
 }
 
 #[test]
+fn a_retry_of_a_local_run_asks_for_its_failed_rows_alone() {
+    let scene = Scene::with_job(&format!("{JOB}  retry: {{maxAttempts: 1}}\n"));
+    let file = scene.manifest.to_str().unwrap();
+    let retry = || {
+        let mut command = command(&["retry", "-f", file, "--failed-only"]);
+        command.env("MILLRACE_FAKE_BACKEND", "");
+        command.env("MILLRACE_INFERENCE_SERVER", server());
+        Ended::from(command.output().unwrap())
+    };
+    let ended = retry().expect_code(1);
+    assert!(
+        ended.stderr.contains("is not finished in file://"),
+        "{ended:?}"
+    );
+    let mut first = scene.command(&[]);
+    first.env("MILLRACE_FAKE_BACKEND", "fail-on=7");
+    let ended = Ended::from(first.output().unwrap()).expect_code(0);
+    assert!(
+        ended.stdout.contains("198 succeeded, 2 failed"),
+        "{ended:?}"
+    );
+    let ended = retry().expect_code(0);
+    assert!(
+        ended.stdout.contains("199 succeeded, 1 failed"),
+        "{ended:?}"
+    );
+    let plan = scene.output().join("_millrace/runs/0002/plan.json");
+    let plan: Value = serde_json::from_slice(&std::fs::read(plan).unwrap()).unwrap();
+    assert!(plan["shards"][0]["failedIn"].is_object(), "{plan}");
+    let results = millrace(&["results", scene.output().to_str().unwrap()]).expect_code(0);
+    assert_eq!(results.lines().len(), ROWS - 1);
+    let ended = scene.run(&[]).expect_code(0);
+    assert!(ended.stdout.contains("was finished before"), "{ended:?}");
+}
+
+#[test]
+fn a_retry_of_a_local_run_without_failures_is_refused() {
+    let scene = Scene::new();
+    let rows = scene.folder.path().join("reviews.jsonl");
+    std::fs::write(&rows, "{\"text\": \"good\"}\n").unwrap();
+    scene.run(&[]).expect_code(0);
+    let file = scene.manifest.to_str().unwrap();
+    let ended = millrace(&["retry", "-f", file, "--failed-only"]).expect_code(1);
+    assert!(ended.stderr.contains("nothing to run again"), "{ended:?}");
+}
+
+#[test]
 fn a_dry_run_counts_bad_rows_and_writes_nothing() {
     let scene = Scene::new();
     let ended = scene
@@ -151,6 +198,58 @@ fn a_dry_run_counts_bad_rows_and_writes_nothing() {
     assert_eq!(json["preflight"]["rows"], 199);
     assert_eq!(json["shards"], 1);
     assert!(!scene.output().exists());
+}
+
+#[test]
+fn a_dry_run_of_an_incremental_job_asks_for_new_and_changed_rows_alone() {
+    let scene = Scene::new();
+    scene.run(&[]).expect_code(0);
+    let rows = scene.folder.path().join("reviews.jsonl");
+    let mut text = std::fs::read_to_string(&rows).unwrap();
+    text.push_str("{\"text\": \"one more\"}\n{\"text\": \"one more\"}\n");
+    std::fs::write(&rows, text).unwrap();
+    let next = JOB.replace("uri: out", "uri: next");
+    let dry_run = |more: &str| {
+        manifest(scene.folder.path(), &format!("{next}{more}"));
+        let dry = scene.run(&["--dry-run", "-o", "json"]).expect_code(0);
+        serde_json::from_str::<Value>(&dry.stdout).unwrap()
+    };
+    let incremental = "  incremental: {from: out}\n";
+    let found = dry_run(incremental);
+    assert_eq!(found["preflight"]["rows"], 201, "{found}");
+    assert_eq!(found["difference"]["unchanged"], 199, "{found}");
+    assert_eq!(found["askedRows"], 2, "{found}");
+    let found = dry_run("  dedup: {}\n");
+    assert_eq!(
+        (&found["copiedRows"], &found["askedRows"]),
+        (&1.into(), &200.into())
+    );
+    assert_eq!(
+        found["preflight"]["duplicates"],
+        Value::Null,
+        "one number of duplicates"
+    );
+    assert!(!scene.folder.path().join("next").exists());
+    manifest(scene.folder.path(), &format!("{next}{incremental}"));
+    let said = scene.run(&["--dry-run"]).expect_code(0).stdout;
+    assert!(said.contains("199 unchanged from file://"), "{said}");
+    assert!(said.contains("asked        2 rows"), "{said}");
+}
+
+#[test]
+fn a_dry_run_measures_what_computing_takes_and_not_the_cache() {
+    let scene = Scene::new();
+    let manifest = std::fs::read_to_string(&scene.manifest).unwrap();
+    let with_cache = manifest.replace("  models:", "  cache: {enabled: true}\n  models:");
+    assert_ne!(manifest, with_cache);
+    std::fs::write(&scene.manifest, with_cache).unwrap();
+    let mut command = scene.command(&["--dry-run", "-o", "json"]);
+    let dry = command.env("MILLRACE_FAKE_BACKEND", "micros-per-token=1000");
+    let ended = Ended::from(dry.output().unwrap()).expect_code(0);
+    let found: Value = serde_json::from_str(&ended.stdout).unwrap();
+    // Three tokens of a millisecond each.
+    let rate = found["rowsPerSecond"].as_f64().expect("it is measured");
+    assert!(rate < 334.0, "{rate}");
 }
 
 #[test]

@@ -28,6 +28,20 @@ fn a_text_is_normalized_in_ways_that_there_are() {
 }
 
 #[test]
+fn lines_of_text_have_no_ids() {
+    let of = |uri: &str| {
+        let job = with(job(), "/spec/input/uris", json!(["a.jsonl", uri]));
+        with(job, "/spec/input/idField", json!("id"))
+    };
+    for uri in ["b.txt", "s3://a/b.TXT.gz"] {
+        refused(&of(uri), "spec.input: idField means nothing for .txt files");
+    }
+    assert!(problems(&of("b.txt.jsonl")).is_empty());
+    let jsonl = with(of("b.txt"), "/spec/input/format", json!("Jsonl"));
+    assert!(problems(&jsonl).is_empty());
+}
+
+#[test]
 fn chunks_overlap_by_half_at_most_and_their_bounds_are_sane() {
     let to = |chunking: Value| with(job(), "/spec/input/chunking", chunking);
     for fine in [

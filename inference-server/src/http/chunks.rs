@@ -1,6 +1,7 @@
 //! `POST /v1/chunks`: cuts a worker's long texts into chunks, in MessagePack. Runs no model.
 
 use std::{
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Instant,
@@ -57,7 +58,9 @@ pub async fn chunks(
     }
     let models = find_models(inference.models(), &models)?;
     let cutting = move |inference: &Inference| {
-        let rulers = models.iter().map(|&model| &inference.models()[model]);
+        // Models with the same tokens would measure the same.
+        let distinct = BTreeSet::from_iter(inference.tokenizers(&models));
+        let rulers = distinct.iter().map(|&model| &inference.models()[model]);
         let rulers: Vec<&dyn Ruler> = rulers.map(|model| model as &dyn Ruler).collect();
         let texts = texts.iter();
         let texts = texts.map(|text| {

@@ -35,6 +35,37 @@ async fn every_model_answers_every_text_as_it_does_alone() {
 }
 
 #[tokio::test]
+async fn a_text_is_tokenised_once_for_all_models_with_the_same_tokenizer() {
+    let tokenised = async |setup: Setup| {
+        let scene = setup.start().await;
+        let reply = post(&scene.socket(), "/analyze/batch", &texts(100)).await;
+        assert_eq!(reply.json()["totals"]["succeeded"], 100);
+        let long = json!({"texts": ["a b c"], "models": ["classify", "embed"], "truncate": true});
+        let reply = post(&scene.socket(), "/analyze/batch", &long).await.json();
+        let tokens = reply["totals"]["tokens"].clone();
+        let count = scene.metric("millrace_tokenized_texts_total").await;
+        (count, tokens)
+    };
+    assert_eq!(tokenised(Setup::default()).await, (101.0, json!(6)));
+    // Texts that are cut elsewhere have other tokens.
+    let service = r#"
+apiVersion: millrace.dev/v1alpha1
+kind: InferenceService
+metadata: {name: all-tasks}
+spec:
+  models:
+  - {name: embed, task: Embedding, maxLength: 2, source: {uri: /models/embed}}
+  - {name: classify, task: SequenceClassification, source: {uri: /models/classify}}
+  - {name: entities, task: TokenClassification, source: {uri: /models/entities}}
+"#;
+    let setup = Setup {
+        service,
+        ..Setup::default()
+    };
+    assert_eq!(tokenised(setup).await, (202.0, json!(5)));
+}
+
+#[tokio::test]
 async fn a_text_that_cannot_be_answered_is_an_error_in_its_place() {
     let scene = Scene::start().await;
     let socket = scene.socket();

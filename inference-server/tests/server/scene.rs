@@ -38,6 +38,7 @@ pub const API_KEY: &str = "k3y-of-acme";
 
 /// Everything a test can change.
 pub struct Setup {
+    pub service: &'static str,
     pub fake: &'static str,
     pub limits: HttpLimits,
     pub queue_items_max: u32,
@@ -54,6 +55,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
+            service: SERVICE,
             fake: MISBEHAVING,
             limits: HttpLimits::default(),
             queue_items_max: 4096,
@@ -82,7 +84,7 @@ impl Setup {
     pub async fn start(self) -> Scene {
         let folder = tempfile::tempdir().unwrap();
         let service = folder.path().join("service.yaml");
-        std::fs::write(&service, SERVICE).unwrap();
+        std::fs::write(&service, self.service).unwrap();
         let mut spec: InferenceServiceSpec =
             millrace_inference_server::service_file::read(&service).unwrap();
         spec.batching.max_batch_size = self.batch_items_max;

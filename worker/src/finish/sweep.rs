@@ -1,5 +1,5 @@
-//! Removes the files of attempts that never won: every shard is decided, so no later commit can
-//! name them.
+//! Removes the files of attempts that never won, and what they began to upload: every shard is decided, so
+//! no later commit can name them.
 
 use std::collections::HashSet;
 
@@ -7,6 +7,7 @@ use futures::TryStreamExt;
 use millrace_protocol::layout;
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::plan::Plan;
+use millrace_telemetry::chain;
 use object_store::ObjectStore;
 
 use super::FinishError;
@@ -64,7 +65,38 @@ pub async fn sweep(
     if dedup.is_some() {
         discard(output, &layout::copies(run)).await;
     }
+    abort_uploads(output, &of_run).await;
     Ok(())
+}
+
+/// Aborts what killed workers and finishers of the run began to upload and nobody ends. That it cannot be done
+/// costs money and no result, so it is a warning.
+async fn abort_uploads(output: &Location, of_run: &str) {
+    let Some(uploads) = &output.uploads else {
+        return;
+    };
+    for begins in [
+        &*format!("parts/{of_run}"),
+        &format!("errors/{of_run}"),
+        layout::MERGED,
+    ] {
+        let prefix = output.below(begins);
+        match uploads.abort(&prefix).await {
+            Ok(0) => {}
+            Ok(aborted) => {
+                tracing::info!(%prefix, aborted, "uploads that nobody ends were aborted")
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(
+                    error,
+                    "uploads that killed processes left cannot be aborted; a lifecycle rule of the bucket \
+                     can (AbortIncompleteMultipartUpload)"
+                );
+                return;
+            }
+        }
+    }
 }
 
 /// Removes what killed processes left of files they were writing. The local store writes below

@@ -1,5 +1,7 @@
 //! Which of several services answers which rows of a job. Pure.
 
+mod answers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -261,15 +263,22 @@ pub fn routing(
                 weight,
             }));
         }
+        let escalate = (route.escalate.as_ref())
+            .map(|it| escalate(it, index, routes, steps))
+            .transpose()
+            .map_err(|(field, message)| refused(field, message))?;
+        let arms = &routing.arms[first..];
+        if let Some(Escalate { when, .. }) = &escalate
+            && let Some(message) = no_answer_has(when, arms, &routing.services, services)
+        {
+            return Err(refused(".escalate.when", message));
+        }
         let when = (route.when.as_deref()).map(Expression::new).transpose();
         routing.routes.push(Route {
             name: route.name.clone(),
             when: when.map_err(|message| refused(".when", message))?,
             arms: first..routing.arms.len(),
-            escalate: (route.escalate.as_ref())
-                .map(|it| escalate(it, index, routes, steps))
-                .transpose()
-                .map_err(|(field, message)| refused(field, message))?,
+            escalate,
         });
     }
     let whens = routing
@@ -375,6 +384,22 @@ fn escalate(
         }
     };
     Ok(Escalate { when, to })
+}
+
+/// What is wrong with a condition that looks at what no answer of any of the `arms` has.
+fn no_answer_has(
+    when: &Expression,
+    arms: &[Arc<Arm>],
+    of_arms: &[Service],
+    services: &[&InferenceService],
+) -> Option<String> {
+    let of_each = arms.iter().map(|arm| {
+        let service = &of_arms[arm.service];
+        answers::unknown_field(when, &service.steps, manifest_of(service, services))
+    });
+    // What one of them has is looked at in its answers.
+    let of_all: Option<Vec<String>> = of_each.collect();
+    of_all?.into_iter().next()
 }
 
 /// Refuses a route that no row can come to.

@@ -11,9 +11,9 @@ use millrace_protocol::manifest::LivePart;
 use millrace_protocol::plan::{Answers, Copies, Dedup, Duplicates, FIRST_RUN, Plan, ShardIndex};
 
 use super::PlanError;
-use super::incremental::join::{self, ROW_BYTES};
-use super::incremental::spill::Spill;
-use super::incremental::{compare, file_of, files_for, lists, spill_answers};
+use super::compare::join::{self, ROW_BYTES};
+use super::compare::spill::Spill;
+use super::compare::{compare, file_of, files_for, lists, spill_answers};
 use crate::records::{self, RecordsError};
 use crate::store::{self, Location};
 

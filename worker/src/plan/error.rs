@@ -49,6 +49,15 @@ pub enum PlanError {
         /// URI of the file.
         uri: String,
     },
+    /// Lines of text have no fields, and so no ids.
+    #[error(
+        "spec.input.idField means nothing for {uri}, whose lines are the texts: remove idField, or give \
+         the rows as .jsonl"
+    )]
+    IdOfText {
+        /// URI of the file.
+        uri: String,
+    },
     /// Results would be written over, or read as, input.
     #[error("the output {output} overlaps the input {input}; choose another output folder")]
     OutputOverlapsInput {

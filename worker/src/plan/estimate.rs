@@ -105,9 +105,14 @@ impl TokenSample {
     pub(super) fn tokens(&self, text_bytes: u64) -> u64 {
         let sum = |of: fn(&(u64, u64, u64)) -> u64| self.rows.iter().map(of).sum::<u64>();
         let (tokens, sampled_bytes) = (sum(|row| row.1), sum(|row| row.2));
-        let scaled = u128::from(tokens) * u128::from(text_bytes) / u128::from(sampled_bytes.max(1));
-        u64::try_from(scaled).unwrap_or(u64::MAX)
+        share(tokens, text_bytes, sampled_bytes)
     }
+}
+
+/// The share of `whole` that `part` of `all` stands for.
+pub fn share(whole: u64, part: u64, all: u64) -> u64 {
+    let share = u128::from(whole) * u128::from(part) / u128::from(all.max(1));
+    u64::try_from(share).unwrap_or(u64::MAX)
 }
 
 /// Spreads a number over all of `u64` (the finaliser of SplitMix64).

@@ -8,6 +8,7 @@ use millrace_protocol::plan::{FIRST_RUN, Plan};
 use millrace_protocol::row::{ReadRow, Row};
 use millrace_protocol::wire::ChunksOfText;
 
+use super::estimate::share;
 use super::preflight::guess_rows;
 use crate::content::content;
 use crate::job::{CheckedJob, Fields, Remote, Routing, Step};
@@ -55,7 +56,10 @@ pub async fn forecast(
         return Ok(None);
     }
     let stores = &stores.with_inline_rows(&job.input);
-    let sampled = sampled(stores, job, plan).await?;
+    let Sampled {
+        rows: sampled,
+        seen,
+    } = sampled(stores, job, plan).await?;
     if sampled.is_empty() {
         return Ok(None);
     }
@@ -65,8 +69,8 @@ pub async fn forecast(
         Some(rows) => rows,
         None => {
             let copied = plan.dedup.as_ref().map_or(0, |dedup| dedup.duplicates);
-            let guessed = guess_rows(stores, job, plan).await?;
-            guessed.max(sampled.len() as u64).saturating_sub(copied)
+            let guessed = guess_rows(stores, job, plan).await?.max(seen);
+            share(guessed, sampled.len() as u64, seen).saturating_sub(copied)
         }
     };
     let chunks = match &job.input.chunking {
@@ -81,25 +85,37 @@ pub async fn forecast(
     Ok(Some(scaled(job, &asked, sampled.len() as u64, rows)))
 }
 
+/// Rows that were looked at.
+#[derive(Default)]
+struct Sampled {
+    /// Those that a run asks about.
+    rows: Vec<Row>,
+    /// How many were looked at, with bad ones and those that the filter leaves out.
+    seen: u64,
+}
+
 /// The first rows of some shards that lie evenly over the plan.
-async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Vec<Row>, ReadError> {
+async fn sampled(stores: &Stores, job: &CheckedJob, plan: &Plan) -> Result<Sampled, ReadError> {
     let shards = plan.shards.iter();
     let asked = shards.filter(|shard| shard.is_first_of_range());
     let stride = asked.clone().count().div_ceil(SHARDS_MAX).max(1);
     let (fields, row_bytes_max) = (&job.input.fields, job.input.row_bytes_max);
-    let mut sampled = Vec::new();
+    let mut sampled = Sampled::default();
     for shard in asked.step_by(stride) {
         let input = plan.input_of(shard);
         let mut rows = read::open_shard(stores, input, shard, fields, row_bytes_max).await?;
         let rows = rows.next_batch(ROWS_MAX, BYTES_MAX).await?;
+        sampled.seen += rows.len() as u64;
         let rows = match &job.input.filter {
             Some(filter) => filter.applied(rows).await.0,
             None => rows,
         };
-        sampled.extend(rows.into_iter().filter_map(|row| match row {
-            ReadRow::Row(row) => Some(row),
-            ReadRow::Bad { .. } => None,
-        }));
+        sampled
+            .rows
+            .extend(rows.into_iter().filter_map(|row| match row {
+                ReadRow::Row(row) => Some(row),
+                ReadRow::Bad { .. } => None,
+            }));
     }
     Ok(sampled)
 }
@@ -187,10 +203,7 @@ fn sample(remote: &Remote, steps: &[Step], text_field: &str, texts: &[&str]) -> 
 }
 
 fn scaled(job: &CheckedJob, asked: &[Asked<'_>], sampled_rows: u64, rows: u64) -> Forecast {
-    let scale = |count: u64| {
-        let scaled = u128::from(count) * u128::from(rows) / u128::from(sampled_rows.max(1));
-        u64::try_from(scaled).unwrap_or(u64::MAX)
-    };
+    let scale = |count: u64| share(count, rows, sampled_rows);
     let mut tokens = (0, 0);
     let mut cost: Option<(Cost, Cost)> = None;
     for Asked {
@@ -266,5 +279,23 @@ mod tests {
         assert!(hundred.warning().unwrap().contains("may"), "{hundred:?}");
         let counted = found(None).await.unwrap().unwrap();
         assert!((90..=110).contains(&counted.rows), "{counted:?}");
+    }
+
+    #[tokio::test]
+    async fn a_guess_without_a_count_leaves_out_what_the_filter_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = (0..100).map(|row| json!({"text": "a row", "stars": row % 4}).to_string());
+        let text: Vec<String> = rows.collect();
+        std::fs::write(folder.path().join("rows.jsonl"), text.join("\n")).unwrap();
+        let input = json!({"uris": ["rows.jsonl"], "filter": {"expression": "stars == 0"}});
+        let more = json!({
+            "input": input,
+            "steps": [{"name": "a", "model": "m", "prompt": {"maxOutputTokens": 10}}],
+        });
+        let job = remote_job(folder.path(), json!({}), more);
+        let stores = Stores::new(StoreOptions::default());
+        let plan = crate::plan::draft(&stores, &job).await.unwrap();
+        let guessed = forecast(&stores, &job, &plan, None).await.unwrap().unwrap();
+        assert!((23..=27).contains(&guessed.rows), "{guessed:?}");
     }
 }

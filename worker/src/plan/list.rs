@@ -46,6 +46,9 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
         .into_values()
         .map(|(uri, meta)| {
             let (format, compression) = layout(&uri, input)?;
+            if format == Format::Text && input.fields.id.is_some() {
+                return Err(PlanError::IdOfText { uri });
+            }
             let columns = None;
             let (size_bytes, etag) = (meta.size, meta.e_tag);
             Ok(InputFile {

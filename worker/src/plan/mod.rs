@@ -3,6 +3,7 @@
 //! Planning never writes more than the plan, lists of rows that are not asked and a probe, and never
 //! keeps anything the size of the data. Whoever plans second reads the plan that is there.
 
+mod compare;
 pub(crate) mod copies;
 mod csv;
 mod cut;
@@ -37,7 +38,9 @@ pub(crate) use csv::cuts_of as csv_cuts_of;
 pub use cut::{CutOptions, SHARDS_MAX, cut};
 pub use dedup::{VectorsError, count as count_duplicates};
 pub use error::PlanError;
+pub use estimate::share;
 pub use forecast::forecast;
+pub use incremental::count as count_unchanged;
 pub use list::list_inputs;
 pub use preflight::{
     BadRows, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate, preflight,

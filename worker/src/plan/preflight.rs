@@ -68,8 +68,10 @@ pub struct Preflight {
     pub longest_row: Option<LongestRow>,
     /// Tokens of all texts; absent without a tokenizer.
     pub tokens: Option<TokenEstimate>,
-    /// Rows whose text an earlier row has too.
-    pub duplicates: DuplicateEstimate,
+    /// Rows whose text an earlier row has too. Absent for a job with dedup, which looks at all that is asked
+    /// and not at texts alone: [`super::count_duplicates`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duplicates: Option<DuplicateEstimate>,
 }
 
 /// Rows that share an error code.
@@ -152,7 +154,11 @@ pub async fn preflight(
             Some(Err(failed)) => std::panic::resume_unwind(failed.into_panic()),
         }
     }
-    Ok(found.summary(plan, &reader))
+    let mut preflight = found.summary(plan, &reader);
+    if job.dedup.is_some() {
+        preflight.duplicates = None;
+    }
+    Ok(preflight)
 }
 
 /// About how many rows the plan has: from the first rows of the first shard that has any. A row may be
@@ -457,10 +463,10 @@ impl Found {
                 tokens: tokens.tokens(self.text_bytes),
                 sampled_rows: tokens.rows(),
             }),
-            duplicates: DuplicateEstimate {
+            duplicates: Some(DuplicateEstimate {
                 rows: duplicates.duplicates(),
                 exact: duplicates.is_exact(),
-            },
+            }),
         }
     }
 }

@@ -372,7 +372,7 @@ async fn the_preflight_says_what_a_run_would_meet() {
         [position(12), position(24)]
     );
     assert_eq!(
-        found.duplicates,
+        found.duplicates.unwrap(),
         DuplicateEstimate {
             rows: 100,
             exact: true

@@ -7,7 +7,7 @@ use std::time::Duration;
 use millrace_crds::InferenceService;
 use millrace_model_files::chunks::{Ruler, cut};
 use millrace_model_files::folder::{FolderError, ModelFolder};
-use millrace_model_files::tokenizer::TextLimits;
+use millrace_model_files::tokenizer::{TextLimits, TextTokenizer};
 use millrace_protocol::chunk::ChunkLimits;
 
 use super::TokenCounter;
@@ -33,16 +33,24 @@ pub fn token_counter(
     let of_steps = steps
         .iter()
         .filter_map(|step| models.iter().find(|m| m.name == step.model));
-    let open = |model| Ok(ModelFolder::open(model, model_cache, text_limits)?.tokenizer);
-    let tokenizers = of_steps
-        .map(|model| open(model).map(Arc::new))
-        .collect::<Result<Vec<_>, FolderError>>()?;
-    let rulers = tokenizers.clone();
+    // Models with the same tokens count the same, so the first of them counts for all.
+    let mut tokenizers: Vec<(Arc<TextTokenizer>, usize)> = Vec::new();
+    for model in of_steps {
+        let tokenizer = ModelFolder::open(model, model_cache, text_limits)?.tokenizer;
+        let same =
+            |it: &&mut (Arc<TextTokenizer>, usize)| it.0.fingerprint() == tokenizer.fingerprint();
+        match tokenizers.iter_mut().find(same) {
+            Some((_, models)) => *models += 1,
+            None => tokenizers.push((Arc::new(tokenizer), 1)),
+        }
+    }
+    let rulers: Vec<_> = tokenizers.iter().map(|(it, _)| it.clone()).collect();
     let count = move |text: &str| -> usize {
-        let counts = tokenizers.iter().map(|tokenizer| tokenizer.encode(text));
-        counts
-            .map(|encoded| encoded.map_or(0, |encoding| encoding.token_ids.len()))
-            .sum()
+        let counts = tokenizers.iter().map(|(tokenizer, models)| {
+            let encoded = tokenizer.encode(text);
+            encoded.map_or(0, |encoding| encoding.token_ids.len()) * models
+        });
+        counts.sum()
     };
     let Some(limits) = limits else {
         return Ok(Arc::new(count));

@@ -4,6 +4,7 @@
 //! without percent-decoding. That is how `aws s3` and shells write them, and it makes the URIs that
 //! a listing gives and the URIs that a manifest holds the same strings.
 
+mod bucket;
 mod error;
 mod guard;
 mod local;
@@ -11,39 +12,31 @@ mod object;
 #[cfg(test)]
 pub(crate) mod odd;
 mod ranges;
+mod uploads;
 
 use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use futures::FutureExt;
 use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
-    local::LocalFileSystem,
-    memory::InMemory,
+    ObjectStore, ObjectStoreExt, aws::AmazonS3ConfigKey, local::LocalFileSystem, memory::InMemory,
     path::Path,
 };
 
 use crate::job::Input;
+use bucket::Bucket;
 pub(crate) use guard::guarded;
-use guard::{Guard, Rules};
 
 pub use error::StoreError;
 pub use object::{Created, create, probe_create_only, read, read_range, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
+pub use uploads::Uploads;
 
 /// Where the rows are that a manifest itself holds; see [`Stores::with_inline_rows`].
 pub const INLINE_ROWS: &str = "inline:///rows.jsonl";
-
-/// How long connecting to a store may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long one request may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the stores are opened with.
 #[derive(Debug, Clone, Default)]
@@ -117,7 +110,7 @@ pub struct Stores {
 struct Shared {
     options: StoreOptions,
     local: Arc<dyn ObjectStore>,
-    buckets: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    buckets: Mutex<HashMap<String, Bucket>>,
 }
 
 /// A place in a store: an object, or a folder of them.
@@ -127,6 +120,8 @@ pub struct Location {
     pub store: Arc<dyn ObjectStore>,
     /// Path in the store. For `file://` it is absolute, with every symlink resolved.
     pub path: Path,
+    /// Uploads that were begun in the store, where it keeps those that nobody ends.
+    pub uploads: Option<Uploads>,
 }
 
 impl Location {
@@ -272,6 +267,7 @@ impl Stores {
                 Ok(Location {
                     store: Arc::clone(&self.shared.local),
                     path,
+                    uploads: None,
                 })
             }
             StoreUri::Inline => Ok(Location {
@@ -280,12 +276,15 @@ impl Stores {
                     .clone()
                     .ok_or_else(|| invalid("the manifest holds no rows".into()))?,
                 path: inline_path(),
+                uploads: None,
             }),
             StoreUri::S3 { bucket, key } => {
                 let path = Path::parse(key).map_err(|error| invalid(error.to_string()))?;
+                let Bucket { store, uploads } = self.bucket(bucket)?;
                 Ok(Location {
-                    store: self.bucket(bucket)?,
+                    store,
                     path,
+                    uploads,
                 })
             }
         }
@@ -313,46 +312,22 @@ impl Stores {
         Ok(resolved)
     }
 
-    fn bucket(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    fn bucket(&self, bucket: &str) -> Result<Bucket, StoreError> {
         let mut buckets = self
             .shared
             .buckets
             .lock()
             .unwrap_or_else(|error| error.into_inner());
-        if let Some(store) = buckets.get(bucket) {
-            return Ok(Arc::clone(store));
+        if let Some(opened) = buckets.get(bucket) {
+            return Ok(opened.clone());
         }
-        let store: Arc<dyn ObjectStore> = Arc::new(self.client(bucket)?);
-        buckets.insert(bucket.into(), Arc::clone(&store));
-        Ok(store)
-    }
-
-    fn client(&self, bucket: &str) -> Result<object_store::aws::AmazonS3, StoreError> {
-        let mut builder = AmazonS3Builder::new()
-            .with_conditional_put(S3ConditionalPut::ETagMatch)
-            .with_client_options(client_options())
-            .with_retry(retry());
-        let rules = Rules {
-            link_local: self.shared.options.link_local,
-            loopback: Loopback::from_env(),
-        };
-        if !rules.allow_all() {
-            builder = builder.with_http_connector(Guard {
-                rules,
-                connect_timeout: CONNECT_TIMEOUT,
-                timeout: TIMEOUT,
-            });
-        }
-        for (key, value) in &self.shared.options.s3 {
-            builder = builder.with_config(*key, value);
-        }
-        builder
-            .with_bucket_name(bucket)
-            .build()
-            .map_err(|source| StoreError::Client {
-                bucket: bucket.into(),
-                source,
-            })
+        let opened = Bucket::open(bucket, &self.shared.options);
+        let opened = opened.map_err(|source| StoreError::Client {
+            bucket: bucket.into(),
+            source,
+        })?;
+        buckets.insert(bucket.into(), opened.clone());
+        Ok(opened)
     }
 }
 
@@ -360,28 +335,10 @@ fn inline_path() -> Path {
     Path::from("rows.jsonl")
 }
 
-/// Each request is bounded, and so are its tries together, so that a store that hangs shows as an
-/// error. That may take longer than a lease lives; whoever holds one renews it meanwhile.
-fn client_options() -> ClientOptions {
-    ClientOptions::new()
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_timeout(TIMEOUT)
-}
-
-fn retry() -> RetryConfig {
-    RetryConfig {
-        backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(5),
-            base: 2.0,
-        },
-        max_retries: 8,
-        retry_timeout: Duration::from_secs(60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn refused(uri: &str) -> String {

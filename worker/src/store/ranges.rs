@@ -43,7 +43,11 @@ pub(crate) enum RangeError {
 impl StoredObject {
     /// An object whose size and entity tag are known. Nothing is asked of the store.
     pub(crate) fn pinned(location: Location, size_bytes: u64, etag: Option<String>) -> Self {
-        let Location { store, path } = location;
+        let Location {
+            store,
+            path,
+            uploads: _,
+        } = location;
         Self {
             size_bytes,
             etag,

@@ -167,6 +167,7 @@ mod tests {
                 ..Habits::default()
             })),
             path: Path::from("out"),
+            uploads: None,
         };
         let mut part = PartWriter::new(&location, "parts/a.jsonl".to_owned());
         part.write(Bytes::from("line\n")).await.unwrap();

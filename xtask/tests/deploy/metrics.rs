@@ -7,9 +7,10 @@ use serde_json::Value;
 use crate::files;
 
 /// What the operator counts and measures.
-pub const OPERATOR: [&str; 10] = [
+pub const OPERATOR: [&str; 11] = [
     "millrace_jobs",
     "millrace_leases_available",
+    "millrace_namespace_cost",
     "millrace_operator_leader",
     "millrace_operator_visit_duration_seconds",
     "millrace_operator_visits_total",
@@ -36,7 +37,7 @@ const WORKER: [&str; 11] = [
 ];
 
 /// What the inference-server counts and measures.
-const SERVER: [&str; 12] = [
+const SERVER: [&str; 13] = [
     "millrace_abandoned_texts_total",
     "millrace_batch_next_size",
     "millrace_batch_next_tokens",
@@ -48,6 +49,7 @@ const SERVER: [&str; 12] = [
     "millrace_request_queue_duration_seconds",
     "millrace_request_total",
     "millrace_row_errors_total",
+    "millrace_tokenized_texts_total",
     "millrace_tokens_total",
 ];
 

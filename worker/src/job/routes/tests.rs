@@ -111,14 +111,21 @@ fn arms_get_their_shares_and_a_row_gets_the_same_one_every_time() {
 
 #[test]
 fn each_service_does_the_steps_with_its_own_model_and_a_server_gets_no_prompt() {
-    let job = check(&three(own("mini")), json!({})).unwrap();
+    let routes = json!([
+        {
+            "name": "cheap", "when": "text|length < 9", "serviceRef": {"name": "mini"},
+            "escalate": {"when": "mood[0].score < 0.7", "to": "strong"},
+        },
+        {"name": "strong", "serviceRef": {"name": "large"}},
+    ]);
+    let job = check(&three(own("mini")), json!({"routes": routes})).unwrap();
     let routing = job.routing.as_ref().unwrap();
     let steps = |index: usize| routing.services()[index].steps[0].clone();
     assert_eq!((steps(0).model.as_str(), steps(0).prompt), ("m", None));
     assert_eq!(steps(1).model, "large");
     assert!(steps(1).prompt.is_some());
     assert_eq!(job.input.fields.prompted, ["title", "text"]);
-    assert_eq!(job.remotes().count(), 2);
+    assert_eq!(job.remotes().count(), 1);
 }
 
 #[test]
@@ -204,5 +211,82 @@ fn what_routes_cannot_do_is_said_with_their_field() {
     ] {
         let error = check(&services, more).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error} instead of {expected}");
+    }
+}
+
+#[test]
+fn a_condition_on_what_no_answer_has_is_refused_as_far_as_that_is_known() {
+    let schema = |more: Value| {
+        let mut schema = json!({
+            "type": "object",
+            "properties": {
+                "team": {"type": "string"},
+                "marks": {"type": "array", "items": {"type": "number"}},
+            },
+        });
+        for (key, value) in more.as_object().unwrap() {
+            schema[key] = value.clone();
+        }
+        json!({"template": "{{ text }}", "outputSchema": schema})
+    };
+    let (closed, open) = (json!({"additionalProperties": false}), json!({}));
+    let check = |service: InferenceService, prompt: Value, when: &str| {
+        let routes = json!([
+            {
+                "name": "cheap", "serviceRef": {"name": "mini"},
+                "escalate": {"when": when, "to": "strong"},
+            },
+            {"name": "strong", "serviceRef": {"name": "large"}},
+        ]);
+        let steps = json!([{"name": "mood", "prompt": prompt}]);
+        let checked = check(&three(service), json!({"routes": routes, "steps": steps}));
+        checked.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let api = || api("mini", json!({}));
+    let plain = json!({"template": "{{ text }}"});
+    for (service, prompt, when) in [
+        (
+            own("mini"),
+            plain.clone(),
+            "mood[0].score < 0.7 and mood|length > 1",
+        ),
+        (
+            api(),
+            schema(closed.clone()),
+            "mood.team == 'a' or mood.marks[1] < 2",
+        ),
+        (api(), schema(open), "mood.confidence < 0.7"),
+        (api(), plain.clone(), "mood.confidence < 0.7"),
+    ] {
+        assert_eq!(check(service, prompt, when), Ok(()), "{when}");
+    }
+    for (service, prompt, when, expected) in [
+        (
+            own("mini"),
+            plain.clone(),
+            "mood[0].scor < 0.7",
+            "mood[0].scor is in no answer; mood[0] has label, score",
+        ),
+        (
+            own("mini"),
+            plain,
+            "mood.score < 0.7",
+            "mood is a list, so that mood.score is in no answer; write mood[0]",
+        ),
+        (
+            api(),
+            schema(closed.clone()),
+            "mood.teem == 'a'",
+            "mood.teem is in no answer; mood has marks, team",
+        ),
+        (
+            api(),
+            schema(closed),
+            "mood.team.name == 'a'",
+            "mood.team has no fields",
+        ),
+    ] {
+        let error = check(service, prompt, when).unwrap_err();
+        assert_eq!(error, format!("spec.routes[0].escalate.when: {expected}"));
     }
 }

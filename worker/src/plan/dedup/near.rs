@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use millrace_protocol::ledger::ContentHash;
 
 use super::exact::{NEAR_BYTES, NearContent};
-use crate::plan::incremental::spill::{Records, Spill};
+use crate::plan::compare::spill::{Records, Spill};
 
 /// Bytes of a row's content, which stands before its signature.
 const CONTENT_BYTES: usize = 16;

@@ -1,0 +1,83 @@
+//! The client of one bucket of S3.
+
+use std::{sync::Arc, time::Duration};
+
+use object_store::{
+    BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
+    client::HttpConnector,
+};
+
+use super::guard::{Guard, Rules};
+use super::{Loopback, StoreOptions, Uploads};
+
+/// How long connecting to a store may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The client of a bucket.
+#[derive(Debug, Clone)]
+pub(super) struct Bucket {
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// Uploads that were begun in it.
+    pub(super) uploads: Option<Uploads>,
+}
+
+impl Bucket {
+    /// The client of a bucket, with these options.
+    pub(super) fn open(bucket: &str, options: &StoreOptions) -> Result<Self, Error> {
+        let mut builder = AmazonS3Builder::new()
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            .with_client_options(client_options())
+            .with_retry(retry());
+        let rules = Rules {
+            link_local: options.link_local,
+            loopback: Loopback::from_env(),
+        };
+        let guard = || Guard {
+            rules,
+            connect_timeout: CONNECT_TIMEOUT,
+            timeout: TIMEOUT,
+        };
+        if !rules.allow_all() {
+            builder = builder.with_http_connector(guard());
+        }
+        let mut client = client_options();
+        for (key, value) in &options.s3 {
+            builder = builder.with_config(*key, value);
+            if let AmazonS3ConfigKey::Client(key) = key {
+                client = client.with_config(*key, value);
+            }
+        }
+        let skips_signature = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature);
+        let store = Arc::new(builder.with_bucket_name(bucket).build()?);
+        let uploads = match skips_signature.is_some_and(|it| it == "true") {
+            // Without credentials nothing can be signed.
+            true => None,
+            false => Some(Uploads::new(store.clone(), guard().connect(&client)?)),
+        };
+        Ok(Self { store, uploads })
+    }
+}
+
+/// Each request is bounded, and so are its tries together, so that a store that hangs shows as an
+/// error. That may take longer than a lease lives; whoever holds one renews it meanwhile.
+fn client_options() -> ClientOptions {
+    ClientOptions::new()
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_timeout(TIMEOUT)
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            base: 2.0,
+        },
+        max_retries: 8,
+        retry_timeout: Duration::from_secs(60),
+    }
+}
