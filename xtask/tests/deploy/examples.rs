@@ -1,8 +1,10 @@
 //! The examples for clusters are objects that an API server would take.
 
+use std::path::Path;
 use std::process::Command;
 
-use millrace_crds::manifest::{Kind, Manifest, read_path, read_str};
+use millrace_crds::inference_service::ModelSpec;
+use millrace_crds::manifest::{Kind, Manifest, documents_of_str, read_path, read_str};
 use serde_json::Value;
 
 use crate::files;
@@ -13,6 +15,78 @@ fn kinds(manifests: &[Manifest]) -> Vec<Kind> {
     let mut kinds: Vec<Kind> = manifests.iter().map(Manifest::kind).collect();
     kinds.sort();
     kinds
+}
+
+/// What `kubectl kustomize` prints of a folder; nothing without the servers of Kubernetes.
+fn built(folder: &Path) -> Option<String> {
+    let output = Command::new(of_kubernetes("kubectl")?)
+        .arg("kustomize")
+        .arg(folder)
+        .output()
+        .expect("kubectl runs");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {problem}", folder.display());
+    Some(String::from_utf8(output.stdout).expect("kubectl prints UTF-8"))
+}
+
+/// All strings of a value.
+fn strings(value: &Value) -> Vec<&str> {
+    match value {
+        Value::String(text) => vec![text],
+        Value::Array(values) => values.iter().flat_map(strings).collect(),
+        Value::Object(fields) => fields.values().flat_map(strings).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn each_of_the_five_systems_runs_on_a_laptop_and_applies_to_a_cluster() {
+    for system in [
+        "analysis",
+        "symptoms",
+        "transcripts",
+        "sentiment-to-postgres",
+        "comments",
+    ] {
+        let folder = files::path("examples").join(system);
+        let both = [Kind::BatchJob, Kind::InferenceService];
+        let local = read_path(&folder).expect("valid manifests");
+        assert_eq!(kinds(&local), both, "{system}");
+        let Some(text) = built(&folder) else {
+            continue;
+        };
+        let documents = documents_of_str(system, &text).expect("valid manifests");
+        let Ok([Manifest::BatchJob(job), Manifest::InferenceService(service)]) =
+            <[Manifest; 2]>::try_from(
+                documents
+                    .iter()
+                    .map(|it| it.manifest.clone())
+                    .collect::<Vec<_>>(),
+            )
+        else {
+            panic!("{system} has a job and a service");
+        };
+        // Nothing is left of this machine: no folder of it, no server on it, no stand-in.
+        let source = |model: &ModelSpec| model.source.uri.clone();
+        let mut places: Vec<String> = service.spec.models.iter().map(source).collect();
+        places.extend(job.spec.input.uris.clone().expect("files"));
+        places.push(job.spec.output.uri.clone());
+        for place in places {
+            assert!(place.starts_with("s3://bucket/"), "{system}: {place}");
+        }
+        let written = documents.iter().map(|it| &it.written);
+        for text in written.flat_map(strings) {
+            assert!(!text.contains("127.0.0.1"), "{system}: {text}");
+        }
+        // What the job reads with, its service's pods hold.
+        let credentials = job.spec.credentials.as_ref().expect("credentials");
+        let secrets = service.spec.secrets.iter();
+        assert!(secrets.into_iter().any(|it| it.name == credentials.name));
+        assert_eq!(
+            job.spec.service_ref.as_ref().map(|it| &it.name),
+            service.metadata.name.as_ref()
+        );
+    }
 }
 
 #[test]
@@ -50,19 +124,11 @@ fn what_scales_a_service_from_outside_names_its_deployment_and_what_the_operator
 
 #[test]
 fn the_environments_of_the_example_repository_build() {
-    let Some(kubectl) = of_kubernetes("kubectl") else {
-        return;
-    };
     for environment in ["staging", "production"] {
         let overlay = files::path("examples/gitops/overlays").join(environment);
-        let output = Command::new(&kubectl)
-            .arg("kustomize")
-            .arg(&overlay)
-            .output()
-            .expect("kubectl runs");
-        let problem = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{environment}: {problem}");
-        let text = String::from_utf8(output.stdout).expect("kubectl prints UTF-8");
+        let Some(text) = built(&overlay) else {
+            return;
+        };
         let manifests = read_str(environment, &text).expect("valid manifests");
         assert!(kinds(&manifests).contains(&Kind::BatchJob), "{environment}");
         for manifest in &manifests {
@@ -82,20 +148,9 @@ fn the_environments_of_the_example_repository_build() {
 
 #[test]
 fn flux_and_argo_cd_learn_the_health_of_both_kinds_from_their_folders() {
-    let Some(kubectl) = of_kubernetes("kubectl") else {
+    let Some(flux) = built(&files::path("examples/gitops/flux")) else {
         return;
     };
-    let build = |folder: &std::path::Path| {
-        let output = Command::new(&kubectl)
-            .arg("kustomize")
-            .arg(folder)
-            .output()
-            .expect("kubectl runs");
-        let problem = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}: {problem}", folder.display());
-        String::from_utf8(output.stdout).expect("kubectl prints UTF-8")
-    };
-    let flux = build(&files::path("examples/gitops/flux"));
     assert_eq!(flux.matches("healthCheckExprs:").count(), 2, "{flux}");
 
     // As beside Argo CD's own manifests, which hold the ConfigMap that is added to.
@@ -117,7 +172,7 @@ fn flux_and_argo_cd_learn_the_health_of_both_kinds_from_their_folders() {
         "{resources: [argocd-cm.yaml], components: [health]}",
     )
     .unwrap();
-    let argo = build(folder);
+    let argo = built(folder).expect("kubectl is there");
     for kind in ["BatchJob", "InferenceService"] {
         let key = format!("resource.customizations.health.millrace.dev_{kind}: |");
         assert!(argo.contains(&key), "{argo}");
