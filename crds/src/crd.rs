@@ -4,9 +4,12 @@
 //! lint command and the API server read the same schema.
 
 use kube::CustomResourceExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::manifest::Kind;
+
+/// What counts as the generation that was seen of an object before the operator saw it; no object has it.
+const UNSEEN: i64 = -1;
 
 /// The CustomResourceDefinition of a kind, as JSON.
 pub fn definition(kind: Kind) -> Value {
@@ -16,7 +19,15 @@ pub fn definition(kind: Kind) -> Value {
     };
     let mut definition = serde_json::to_value(definition).expect("a CRD has a JSON form");
     tidy(&mut definition);
+    mark_unseen(&mut definition);
     definition
+}
+
+/// Gives an object that the operator has not seen a status that says so. Without any, tools that wait for
+/// objects by the rules of kstatus, such as `helm --wait`, take it for ready.
+fn mark_unseen(definition: &mut Value) {
+    let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    schema["properties"]["status"]["default"] = json!({"observedGeneration": UNSEEN});
 }
 
 /// The OpenAPI v3 schema of a kind's objects: a structural schema without `$ref`.

@@ -99,6 +99,10 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
     })
 }
 
+/// The reason of a job that waits for a service. It may come a moment later, out of the same release or
+/// commit, so it is nothing that only a person could mend.
+pub const SERVICE_NOT_FOUND: &str = "ServiceNotFound";
+
 /// A service is not there yet.
 pub fn not_found(job: &BatchJob, named: &str) -> Refused {
     let field = match job.spec.routes {
@@ -106,7 +110,7 @@ pub fn not_found(job: &BatchJob, named: &str) -> Refused {
         None => "spec.serviceRef.name",
     };
     Refused {
-        reason: "ServiceNotFound",
+        reason: SERVICE_NOT_FOUND,
         message: format!(
             "{field}: there is no InferenceService {named:?} in this namespace; the job begins once it \
              is there"

@@ -5,6 +5,7 @@ use millrace_crds::BatchJob;
 use millrace_crds::batch_job::RAISED_BUDGET;
 use millrace_protocol::event::COMPLETED;
 
+use super::check::{Refused, SERVICE_NOT_FOUND};
 use super::decide::{Finished, Phase};
 use super::standing::GiveUp;
 use crate::conditions::{Is, Said};
@@ -38,15 +39,23 @@ pub fn conditions(job: &BatchJob, phase: &Phase) -> Vec<Said> {
         reason,
         message,
     } = outcome(job, phase);
-    let is_stalled = matches!(phase, Phase::Refused(_)) || succeeded == Is::False;
-    let is_moving = matches!(
-        phase,
+    let is_refused = |refused: &Refused| refused.reason != SERVICE_NOT_FOUND;
+    let is_stalled =
+        succeeded == Is::False || matches!(phase, Phase::Refused(refused) if is_refused(refused));
+    let is_moving = match phase {
         Phase::Planning(_)
-            | Phase::Running
-            | Phase::LeasesAway
-            | Phase::Finishing(_)
-            | Phase::GivingUp(..)
-    );
+        | Phase::Running
+        | Phase::LeasesAway
+        | Phase::Finishing(_)
+        | Phase::GivingUp(..) => true,
+        Phase::Refused(refused) => !is_refused(refused),
+        Phase::Over
+        | Phase::Expired
+        | Phase::Suspended
+        | Phase::Finished(_)
+        | Phase::GivenUp(..)
+        | Phase::Failed { .. } => false,
+    };
     let flag = |yes| if yes { Is::True } else { Is::False };
     let said = |kind, is| Said {
         kind,
