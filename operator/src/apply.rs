@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
@@ -18,19 +19,17 @@ use crate::visit::note_change;
 /// Annotation with the hash of what was applied last.
 const APPLIED: &str = "millrace.dev/applied";
 
-/// Most children that a process remembers, of some hundred bytes each.
-pub const REMEMBERED_MAX: usize = 20_000;
-
 /// A child as it is written in the code that makes it.
 pub fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).expect("what is written here has the shape of its kind")
 }
 
-/// The children that this process applied, as they were after that.
+/// The children of an object that this process applied, as they were after that.
 #[derive(Debug, Default)]
 pub struct Children {
-    /// By kind, namespace and name: a digest of what is ours of the child.
+    /// By kind and name: a digest of what is ours of the child.
     ours: Mutex<HashMap<String, String>>,
+    touches: AtomicU64,
 }
 
 impl Children {
@@ -51,12 +50,12 @@ impl Children {
     {
         let api: Api<K> = Api::namespaced(client.clone(), namespace);
         let name = child.name_any();
-        let key = format!("{}/{namespace}/{name}", K::kind(&()));
+        let key = format!("{}/{name}", K::kind(&()));
         let hash = digest(&child)?;
         let there = api.get_opt(&name).await?;
         if let Some(there) = &there
             && there.annotations().get(APPLIED) == Some(&hash)
-            && self.known(&key) == Some(ours(there)?)
+            && self.ours().get(&key) == Some(&ours(there)?)
         {
             return Ok(there.clone());
         }
@@ -66,23 +65,29 @@ impl Children {
         if there.is_none_or(|there| there.resource_version() != applied.resource_version()) {
             note_change::<K>(&name);
         }
-        self.remember(key, ours(&applied)?);
+        let ours = ours(&applied)?;
+        self.ours().insert(key, ours);
         Ok(applied)
     }
 
-    fn known(&self, key: &str) -> Option<String> {
-        let known = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(key).cloned()
+    /// Forgets them, which costs one more write for each child that is still needed.
+    pub fn forget(&self) {
+        self.ours().clear();
     }
 
-    /// Forgets everything once there is too much, which costs one more write for each child that is
-    /// still needed.
-    fn remember(&self, key: String, ours: String) {
-        let mut known = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED_MAX {
-            known.clear();
-        }
-        known.insert(key, ours);
+    /// Notes that some child may not be as it was any more.
+    pub fn touch(&self) {
+        self.touches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a child was touched. Who looked at one after asking this knows, while it stays the same,
+    /// that it is as it was.
+    pub fn touches(&self) -> u64 {
+        self.touches.load(Ordering::Relaxed)
+    }
+
+    fn ours(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,7 +103,8 @@ fn ours<K: Resource>(object: &K) -> Result<String, kube::Error> {
     digest(&ours.next().and_then(|entry| entry.fields_v1.as_ref()))
 }
 
-fn digest(value: &impl Serialize) -> Result<String, kube::Error> {
+/// A digest of what a value is as JSON.
+pub fn digest(value: &impl Serialize) -> Result<String, kube::Error> {
     let json = serde_json::to_vec(value).map_err(kube::Error::SerdeError)?;
     Ok(data_encoding::HEXLOWER.encode(&Sha256::digest(json)[..16]))
 }

@@ -1,12 +1,13 @@
 //! What every visit needs.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
+use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits::Accounts;
 use millrace_leases::{
     JobRegistry, LeaseError, LeaseOptions, RedisLeaseStore, RedisOptions, RunKey, Snapshot,
@@ -14,16 +15,88 @@ use millrace_leases::{
 };
 
 use crate::apply::Children;
+use crate::batch_job::ReaderTries;
 use crate::batch_job::meter::{Counted, Meter, Pace};
 use crate::config::Options;
 use crate::metrics::VisitMetrics;
 use crate::names::FIELD_MANAGER;
 use crate::objects::Objects;
 use crate::pod_redis::PodRedis;
-use crate::secrets::WrittenSecrets;
+use crate::remembered::{Memory, Remembered, kept};
+use crate::secrets::WrittenSecret;
 
 /// Shortest time between two writes of a job's status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is remembered of a job.
+#[derive(Default)]
+pub struct JobMemory {
+    /// What this process applied for it.
+    pub children: Children,
+    /// How its reader was tried to be made.
+    pub reader: ReaderTries,
+    /// The run that it is in.
+    run: Mutex<Option<Arc<RunMemory>>>,
+    /// When its status was written.
+    status_written: Mutex<Option<Instant>>,
+}
+
+/// What is remembered of a run, as long as it is not over.
+struct RunMemory {
+    run: RunKey,
+    /// Keeps its connection, since a visit comes every second.
+    leases: Arc<RedisLeaseStore>,
+    /// What the run has paid; for the same reason.
+    accounts: Mutex<Option<Arc<Accounts>>>,
+    /// How fast it gets on.
+    meter: Mutex<Meter>,
+}
+
+/// What is remembered of a service.
+#[derive(Default)]
+pub struct ServiceMemory {
+    /// What this process applied for it.
+    pub children: Children,
+    /// The Secret that its pods have the leases from.
+    pub secret: WrittenSecret,
+    /// The jobs that its workers are told of.
+    registry: Mutex<Option<Arc<JobRegistry>>>,
+}
+
+impl Memory for JobMemory {
+    fn children(&self) -> &Children {
+        &self.children
+    }
+}
+
+impl Memory for ServiceMemory {
+    fn children(&self) -> &Children {
+        &self.children
+    }
+}
+
+impl JobMemory {
+    /// How long the status of the job has to wait until it may be written again; nothing if it may be
+    /// now.
+    pub fn status_wait(&self) -> Option<Duration> {
+        let written = (*self.status_written())?.elapsed();
+        STATUS_INTERVAL.checked_sub(written)
+    }
+
+    /// Notes that the status of the job was written.
+    pub fn note_status(&self) {
+        *self.status_written() = Some(Instant::now());
+    }
+
+    fn status_written(&self) -> MutexGuard<'_, Option<Instant>> {
+        let written = self.status_written.lock();
+        written.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) -> MutexGuard<'_, Option<Arc<RunMemory>>> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What every visit needs.
 pub struct Context {
@@ -31,10 +104,10 @@ pub struct Context {
     pub client: Client,
     /// Settings of the operator.
     pub options: Options,
-    /// What this process applied.
-    pub children: Children,
-    /// The Secrets that this process wrote.
-    pub secrets: WrittenSecrets,
+    /// What is remembered of jobs.
+    pub jobs: Arc<Remembered<BatchJob, JobMemory>>,
+    /// What is remembered of services.
+    pub services: Arc<Remembered<InferenceService, ServiceMemory>>,
     /// What is counted over visits.
     pub visits: VisitMetrics,
     redis: RedisOptions,
@@ -43,16 +116,8 @@ pub struct Context {
     /// The Redis in which services keep answers, for pods, where there is one.
     pub cache: Option<PodRedis>,
     recorder: Recorder,
-    /// Lease stores by run: each keeps its connection, and a visit comes every second.
-    stores: Mutex<HashMap<String, Arc<RedisLeaseStore>>>,
-    /// Registries by namespace and service, for the same reason.
-    registries: Mutex<HashMap<(String, String), Arc<JobRegistry>>>,
-    /// What jobs have paid, by namespace and service.
-    accounts: Mutex<HashMap<(String, String), Arc<Accounts>>>,
-    /// How fast runs get on.
-    meters: Mutex<HashMap<String, Meter>>,
-    /// When the statuses of jobs were written lately, by the jobs' ids.
-    statuses_written: Mutex<HashMap<String, Instant>>,
+    /// What the Redis of the leases is asked by who only wants to know whether it answers.
+    probe: Mutex<Option<Arc<JobRegistry>>>,
     /// All objects of both kinds, as last seen, once this process leads.
     pub objects: OnceLock<Objects>,
 }
@@ -73,13 +138,9 @@ impl Context {
             redis: RedisOptions::new(url),
             leases,
             cache: cache.transpose()?,
-            stores: Mutex::default(),
-            registries: Mutex::default(),
-            accounts: Mutex::default(),
-            meters: Mutex::default(),
-            statuses_written: Mutex::default(),
-            children: Children::default(),
-            secrets: WrittenSecrets::default(),
+            probe: Mutex::default(),
+            jobs: Arc::default(),
+            services: Arc::default(),
             objects: OnceLock::new(),
             visits: VisitMetrics::default(),
             client,
@@ -94,15 +155,27 @@ impl Context {
             .expect("visits begin after the controllers whose copies these are")
     }
 
+    /// What is remembered of a job.
+    pub fn of_job(&self, job: &BatchJob) -> Arc<JobMemory> {
+        let job = ObjectRef::from_obj(job);
+        self.jobs.of(&job, &self.objects().jobs)
+    }
+
+    /// What is remembered of a service, which may be one that is not there.
+    pub fn of_service(&self, namespace: &str, service: &str) -> Arc<ServiceMemory> {
+        let service = ObjectRef::new(service).within(namespace);
+        self.services.of(&service, &self.objects().services)
+    }
+
     /// How fast a run gets on, given where it is now.
-    pub fn pace(&self, run: &RunKey, leases: Snapshot) -> Option<Pace> {
+    pub fn pace(&self, run: &RunKey, leases: Snapshot) -> Result<Option<Pace>, LeaseError> {
         let counted = Counted {
             rows: leases.tally.rows.total(),
             shards: leases.done + leases.dead,
         };
-        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
-        let meter = meters.entry(run.key("")).or_default();
-        meter.observe(counted, Instant::now())
+        let run = self.of_run(run)?;
+        let mut meter = run.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(meter.observe(counted, Instant::now()))
     }
 
     /// The time of this visit.
@@ -112,16 +185,27 @@ impl Context {
 
     /// The leases of a run.
     pub fn leases_of(&self, run: &RunKey) -> Result<Arc<RedisLeaseStore>, LeaseError> {
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = run.key("");
-        if let Some(store) = stores.get(&key) {
-            return Ok(store.clone());
+        Ok(self.of_run(run)?.leases.clone())
+    }
+
+    /// What is remembered of a run. What was of an earlier one of the job is forgotten.
+    fn of_run(&self, run: &RunKey) -> Result<Arc<RunMemory>, LeaseError> {
+        let job = ObjectRef::new(&run.job).within(&run.namespace);
+        let of_job = self.jobs.of(&job, &self.objects().jobs);
+        let mut of_run = of_job.run();
+        if let Some(there) = of_run.as_ref().filter(|there| there.run == *run) {
+            return Ok(there.clone());
         }
         // Only workers hold leases, so their options mean nothing here.
-        let store = RedisLeaseStore::new(&self.redis, run, LeaseOptions::default())?;
-        let store = Arc::new(store);
-        stores.insert(key, store.clone());
-        Ok(store)
+        let leases = RedisLeaseStore::new(&self.redis, run, LeaseOptions::default())?;
+        let made = Arc::new(RunMemory {
+            run: run.clone(),
+            leases: Arc::new(leases),
+            accounts: Mutex::default(),
+            meter: Mutex::default(),
+        });
+        *of_run = Some(made.clone());
+        Ok(made)
     }
 
     /// Makes the users again that a Redis loses, for as long as the process lives.
@@ -134,69 +218,43 @@ impl Context {
         futures::join!(self.leases.keep_users(), of_cache);
     }
 
-    /// Forgets a run that is over: its leases, the connection to them and its pace.
+    /// Forgets a run that is over: its leases, the connections to them and its pace.
     pub async fn close(&self, run: &RunKey) {
         if let Ok(leases) = self.leases_of(run)
             && let Err(error) = leases.forget().await
         {
             tracing::debug!(%error, "the leases of a run that is over stay until they expire");
         }
-        let key = run.key("");
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        stores.remove(&key);
-        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
-        meters.remove(&key);
-    }
-
-    /// How long the status of a job has to wait until it may be written again; nothing if it may be
-    /// now.
-    pub fn status_wait(&self, job_uid: &str) -> Option<Duration> {
-        let written = self.statuses_written().get(job_uid)?.elapsed();
-        STATUS_INTERVAL.checked_sub(written)
-    }
-
-    /// Notes that the status of a job was written. Forgets those that wait for nothing any more.
-    pub fn note_status(&self, job_uid: String) {
-        let mut written = self.statuses_written();
-        written.retain(|_, at| at.elapsed() < STATUS_INTERVAL);
-        written.insert(job_uid, Instant::now());
-    }
-
-    fn statuses_written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        let written = self.statuses_written.lock();
-        written.unwrap_or_else(PoisonError::into_inner)
+        let job = ObjectRef::new(&run.job).within(&run.namespace);
+        if let Some(job) = self.jobs.find(&job) {
+            *job.run() = None;
+            // Most of them are the run's own.
+            job.children.forget();
+        }
     }
 
     /// The jobs that the workers of a service are told of.
     pub fn registry(&self, namespace: &str, service: &str) -> Result<Arc<JobRegistry>, LeaseError> {
-        let mut registries = self
-            .registries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let key = (namespace.to_owned(), service.to_owned());
-        if let Some(registry) = registries.get(&key) {
-            return Ok(registry.clone());
-        }
-        let registry = Arc::new(JobRegistry::new(&self.redis, namespace, service)?);
-        registries.insert(key, registry.clone());
-        Ok(registry)
+        let of_service = self.of_service(namespace, service);
+        kept(&of_service.registry, || {
+            JobRegistry::new(&self.redis, namespace, service)
+        })
     }
 
-    /// What the jobs of a service have paid.
-    pub fn accounts(&self, namespace: &str, service: &str) -> Result<Arc<Accounts>, LeaseError> {
-        let mut all = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (namespace.to_owned(), service.to_owned());
-        if let Some(accounts) = all.get(&key) {
-            return Ok(accounts.clone());
-        }
-        let accounts = Arc::new(Accounts::new(&self.redis, namespace, service)?);
-        all.insert(key, accounts.clone());
-        Ok(accounts)
+    /// What a run has paid, and others whose account is kept under the name of its `payer`.
+    pub fn accounts(&self, run: &RunKey, payer: &str) -> Result<Arc<Accounts>, LeaseError> {
+        let of_run = self.of_run(run)?;
+        kept(&of_run.accounts, || {
+            Accounts::new(&self.redis, &run.namespace, payer)
+        })
     }
 
     /// Whether the Redis of the leases answers. Asks for what nothing was ever written to.
     pub async fn leases_answer(&self) -> bool {
-        match self.registry(&self.options.namespace, FIELD_MANAGER) {
+        let probe = kept(&self.probe, || {
+            JobRegistry::new(&self.redis, &self.options.namespace, FIELD_MANAGER)
+        });
+        match probe {
             Ok(registry) => registry.list().await.is_ok(),
             Err(_) => false,
         }
@@ -232,24 +290,14 @@ pub fn unless_away<T>(answer: Result<T, LeaseError>) -> Result<Option<T>, LeaseE
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
-    #[tokio::test]
-    async fn the_status_of_a_job_is_written_once_a_second() {
-        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://127.0.0.1:1",
-        ]);
-        let ctx = Context::new(Client::try_from(config).unwrap(), options).unwrap();
-        assert_eq!(ctx.status_wait("one"), None);
-        ctx.note_status("one".to_owned());
-        let wait = ctx.status_wait("one").unwrap();
+    #[test]
+    fn the_status_of_a_job_is_written_once_a_second() {
+        let job = JobMemory::default();
+        assert_eq!(job.status_wait(), None);
+        job.note_status();
+        let wait = job.status_wait().unwrap();
         assert!(wait <= STATUS_INTERVAL && wait > STATUS_INTERVAL / 2);
-        assert_eq!(ctx.status_wait("another"), None);
     }
 }

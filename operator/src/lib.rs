@@ -22,6 +22,7 @@ pub mod pod_redis;
 pub mod pods;
 pub mod prune;
 pub mod reasons;
+pub mod remembered;
 pub mod secrets;
 pub mod term;
 pub mod visit;

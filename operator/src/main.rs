@@ -177,13 +177,18 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
         .clone()
         .labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
     let objects = ctx.objects().clone();
+    let of_job = &ctx.jobs;
     let visits_to_jobs = stream::select_all([
-        of_objects(told_of_jobs),
-        of_owners(api::<Job>(client, namespace), any.clone()),
-        of_owners(api::<ConfigMap>(client, namespace), ours.clone()),
-        of_owners(api::<NetworkPolicy>(client, namespace), ours.clone()),
-        of_owners(api::<Deployment>(client, namespace), ours.clone()),
-        of_owners(api::<Service>(client, namespace), ours.clone()),
+        of_objects(told_of_jobs, &jobs.store, of_job),
+        of_owners(api::<Job>(client, namespace), any.clone(), of_job),
+        of_owners(api::<ConfigMap>(client, namespace), ours.clone(), of_job),
+        of_owners(
+            api::<NetworkPolicy>(client, namespace),
+            ours.clone(),
+            of_job,
+        ),
+        of_owners(api::<Deployment>(client, namespace), ours.clone(), of_job),
+        of_owners(api::<Service>(client, namespace), ours.clone(), of_job),
         // A job that waits for its service begins when the service is there.
         of_services
             .flat_map(move |service| {
@@ -193,13 +198,22 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
             .map(|job| Ok(ObjectRef::from_obj(job.as_ref()).into()))
             .boxed(),
     ]);
+    let of_service = &ctx.services;
     let visits_to_services = stream::select_all([
-        of_objects(told_of_services),
-        of_owners(api::<Deployment>(client, namespace), any),
-        of_owners(api::<ConfigMap>(client, namespace), ours.clone()),
-        of_owners(api::<Service>(client, namespace), ours.clone()),
-        of_owners(api::<PodDisruptionBudget>(client, namespace), ours.clone()),
-        of_owners(api::<NetworkPolicy>(client, namespace), ours),
+        of_objects(told_of_services, &services.store, of_service),
+        of_owners(api::<Deployment>(client, namespace), any, of_service),
+        of_owners(
+            api::<ConfigMap>(client, namespace),
+            ours.clone(),
+            of_service,
+        ),
+        of_owners(api::<Service>(client, namespace), ours.clone(), of_service),
+        of_owners(
+            api::<PodDisruptionBudget>(client, namespace),
+            ours.clone(),
+            of_service,
+        ),
+        of_owners(api::<NetworkPolicy>(client, namespace), ours, of_service),
         of_jobs
             .map(|job| {
                 let service = ObjectRef::new(&service_of(&job));

@@ -15,6 +15,8 @@ use kube::runtime::{WatchStreamExt, controller};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 
+use crate::remembered::{Memory, Remembered};
+
 /// What asks for visits.
 pub type Requests<K> = BoxStream<'static, Result<ReconcileRequest<K>, watcher::Error>>;
 
@@ -106,19 +108,38 @@ fn touched<K: Followed>(
     }
 }
 
-/// Visits of the objects that are told of.
-pub fn of_objects<K: Followed>(told: Told<K>) -> Requests<K> {
-    told.map_ok(|object| ObjectRef::from_obj(object.as_ref()).into())
-        .boxed()
+/// Visits of the objects that are told of. What is remembered of those that are gone is forgotten.
+pub fn of_objects<K: Followed, M: Memory>(
+    told: Told<K>,
+    store: &Store<K>,
+    remembered: &Arc<Remembered<K, M>>,
+) -> Requests<K> {
+    let (store, remembered) = (store.clone(), remembered.clone());
+    told.map_ok(move |object| {
+        let object = ObjectRef::from_obj(object.as_ref());
+        remembered.heed(&object, &store);
+        object.into()
+    })
+    .boxed()
 }
 
-/// Visits of the owners of what a watch tells of.
-pub fn of_owners<Owner: Followed, Child: Followed>(
+/// Visits of the owners of what a watch tells of. That a child was touched is noted before the visit.
+pub fn of_owners<Owner: Followed, Child: Followed, M: Memory>(
     api: Api<Child>,
     which: watcher::Config,
+    remembered: &Arc<Remembered<Owner, M>>,
 ) -> Requests<Owner> {
-    let touched = watcher(api, which).default_backoff().touched_objects();
-    controller::trigger_owners(touched, (), ()).boxed()
+    let (of_all, of_one) = (remembered.clone(), remembered.clone());
+    let events = watcher(api, which).default_backoff();
+    let events = events.inspect_ok(move |event| {
+        // What went while the watch was away, it does not tell.
+        if matches!(event, Event::InitDone) {
+            of_all.touch_all();
+        }
+    });
+    controller::trigger_owners(events.touched_objects(), (), ())
+        .inspect_ok(move |request: &ReconcileRequest<Owner>| of_one.touch(&request.obj_ref))
+        .boxed()
 }
 
 #[cfg(test)]

@@ -54,7 +54,8 @@ pub async fn apply(
             .map_err(VisitError::Apply)?;
     }
     if let Some(service) = own_service(job, phase) {
-        ctx.children
+        ctx.of_job(job)
+            .children
             .apply(&ctx.client, &namespace, service)
             .await
             .map_err(VisitError::Apply)?;
@@ -90,8 +91,9 @@ async fn make_step(ctx: &Context, job: &BatchJob, made: &MadeStep) -> Result<(),
     let manifests = build::manifests(job, &made.checked, made.run);
     let config_map = build::config_map(job, &manifests, made.run);
     let step = build::step(job, made, &ctx.options);
+    let of_job = ctx.of_job(job);
     let done = async {
-        let (client, children) = (&ctx.client, &ctx.children);
+        let (client, children) = (&ctx.client, &of_job.children);
         children.apply(client, &namespace, config_map).await?;
         children.apply(client, &namespace, step).await
     };
@@ -104,13 +106,14 @@ async fn end(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase) -> Resul
     let namespace = job.namespace().unwrap_or_default();
     if let Some(notify) = notifier(ctx, job, seen, phase) {
         guard_steps(ctx, job).await?;
-        ctx.children
+        ctx.of_job(job)
+            .children
             .apply(&ctx.client, &namespace, notify)
             .await
             .map_err(VisitError::Apply)?;
     }
-    ctx.close(&run_key(job, seen.standing.run)).await;
     close_account(ctx, job, seen, phase).await;
+    ctx.close(&run_key(job, seen.standing.run)).await;
     if build::own_service(job).is_some() {
         delete::<InferenceService>(&ctx.client, &namespace, &service_of(job))
             .await
@@ -130,7 +133,8 @@ async fn is_past(ctx: &Context, job: &BatchJob, run: RunNumber) -> Result<bool, 
 async fn guard_steps(ctx: &Context, job: &BatchJob) -> Result<(), VisitError> {
     let namespace = job.namespace().unwrap_or_default();
     let policy = build::network_policy(job, &ctx.options);
-    let guarded = ctx.children.apply(&ctx.client, &namespace, policy).await;
+    let of_job = ctx.of_job(job);
+    let guarded = of_job.children.apply(&ctx.client, &namespace, policy).await;
     guarded.map_err(VisitError::Apply)?;
     Ok(())
 }
@@ -147,9 +151,9 @@ async fn close_account(ctx: &Context, job: &BatchJob, seen: &Seen, phase: &Phase
     if seen.account.is_none() || matches!(phase, Phase::GivenUp(GiveUp::BudgetSpent, _)) {
         return;
     }
-    let namespace = job.namespace().unwrap_or_default();
     let name = limits::account(&job.name_any(), job.uid().as_deref());
-    let closed = match ctx.accounts(&namespace, &payer(job)) {
+    let run = run_key(job, seen.standing.run);
+    let closed = match ctx.accounts(&run, &payer(job)) {
         Ok(accounts) => accounts.close(&name).await,
         Err(error) => Err(error),
     };

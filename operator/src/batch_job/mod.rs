@@ -18,11 +18,11 @@ pub mod trace;
 
 use std::sync::Arc;
 
-use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use millrace_crds::BatchJob;
 
 use self::apply::Applied;
+pub use self::reader::ReaderTries;
 use crate::context::Context;
 use crate::visit::VisitError;
 
@@ -34,7 +34,7 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
     let mut decision = decide::decide(&job, &checked, &seen);
     // An end takes away what it was decided by, so it does not begin before it can be written.
     let is_end = decision.phase.is_end();
-    if is_end && let Some(wait) = ctx.status_wait(&job.uid().unwrap_or_default()) {
+    if is_end && let Some(wait) = ctx.of_job(&job).status_wait() {
         return Ok(Action::requeue(wait));
     }
     let applied = match apply::apply(&ctx, &job, &seen, &decision).await {
@@ -45,10 +45,12 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
         applied => applied?,
     };
     let later = report::report(&ctx, &job, &seen, &decision, applied).await?;
-    if !matches!(decision.phase, decide::Phase::Expired) {
-        reader::keep(&ctx, &job, seen.service.as_deref()).await?;
-    }
-    Ok(match later.into_iter().chain(decision.again_in).min() {
+    let reader_again_in = match decision.phase {
+        decide::Phase::Expired => None,
+        _ => reader::keep(&ctx, &job, seen.service.as_deref()).await?,
+    };
+    let pauses = [later, decision.again_in, reader_again_in];
+    Ok(match pauses.into_iter().flatten().min() {
         Some(pause) => Action::requeue(pause),
         None => Action::await_change(),
     })

@@ -99,12 +99,12 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     }
     let run = run_key(job, standing.run);
     seen.leases = unless_away(ctx.leases_of(&run)?.snapshot().await)?;
-    seen.account = account(ctx, job, &seen).await?;
+    seen.account = account(ctx, job, &seen, &run).await?;
     let given_up = give_up(job, standing, seen.leases.as_ref(), seen.account, &seen.now);
     let is_given_up = given_up.is_some();
     let at_work = |leases: Snapshot| leases.known && leases.open + leases.leased > 0;
     if let Some(leases) = seen.leases {
-        seen.pace = ctx.pace(&run, leases);
+        seen.pace = ctx.pace(&run, leases)?;
     }
     let name = |step| names::step(&job.name_any(), step, standing.run);
     if is_given_up || !seen.leases.is_some_and(at_work) {
@@ -141,14 +141,14 @@ async fn account(
     ctx: &Context,
     job: &BatchJob,
     seen: &Seen,
+    run: &RunKey,
 ) -> Result<Option<Account>, VisitError> {
     let own = job.own_service();
     let own = own.as_ref().and_then(|service| service.spec.pricing());
     if own.or(seen.pricing()).is_none() {
         return Ok(None);
     }
-    let namespace = job.namespace().unwrap_or_default();
-    let accounts = ctx.accounts(&namespace, &payer(job))?;
+    let accounts = ctx.accounts(run, &payer(job))?;
     let name = limits::account(&job.name_any(), job.uid().as_deref());
     Ok(unless_away(accounts.find(&name).await)?.flatten())
 }

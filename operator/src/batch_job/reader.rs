@@ -3,6 +3,9 @@
 //! It reads the output with the job's own credentials, in the job's namespace; the operator reads none of
 //! it. Its fate is nothing to the job.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -10,10 +13,11 @@ use kube::ResourceExt;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::Reader;
 use millrace_crds::{BatchJob, InferenceService, SecretKeyRef};
+use serde::Serialize;
 use serde_json::json;
 
 use super::build::{self, metadata};
-use crate::apply::object;
+use crate::apply::{digest, object};
 use crate::config::Options;
 use crate::context::Context;
 use crate::names::{JOB_LABEL, child, labels};
@@ -29,49 +33,159 @@ const PORT: u16 = 8083;
 /// Key of the token in its Secret, where the job names none.
 const TOKEN_KEY: &str = "token";
 
+/// Pause before one that was refused is tried again; each refusal doubles it.
+const PAUSE_MIN: Duration = Duration::from_secs(10);
+
+/// Longest such pause: nothing tells that a quota was raised.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// What a reader consists of.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Serialize)]
 struct Objects {
     deployment: Deployment,
     service: Service,
     network_policy: NetworkPolicy,
 }
 
+/// How the reader of a job was tried to be made.
+#[derive(Debug, Default)]
+pub struct ReaderTries {
+    last: Mutex<Option<Tried>>,
+}
+
+/// One try.
+#[derive(Debug, Clone)]
+struct Tried {
+    /// Digest of the objects.
+    objects: String,
+    ended: Ended,
+}
+
+/// How a try ended.
+#[derive(Debug, Clone)]
+enum Ended {
+    /// They are there, as they were when the job's children had been touched so often.
+    There { touches: u64 },
+    /// The API server will not have them.
+    Refused {
+        why: String,
+        again_at: Instant,
+        pause: Duration,
+    },
+}
+
+/// What to do about a reader.
+#[derive(Debug, PartialEq)]
+enum Due {
+    /// To look, and to make what is not as it should be.
+    Now,
+    /// Nothing before this time; or before something changes.
+    Later(Option<Duration>),
+}
+
+impl ReaderTries {
+    /// What to do about these objects. Pure.
+    fn due(&self, objects: &str, touches: u64, now: Instant) -> Due {
+        let last = self.last();
+        let Some(tried) = last.as_ref().filter(|tried| tried.objects == objects) else {
+            return Due::Now;
+        };
+        match tried.ended {
+            Ended::There { touches: then } if then == touches => Due::Later(None),
+            Ended::Refused { again_at, .. } if now < again_at => Due::Later(Some(again_at - now)),
+            Ended::There { .. } | Ended::Refused { .. } => Due::Now,
+        }
+    }
+
+    /// Notes that they are there.
+    fn note_there(&self, objects: String, touches: u64) {
+        let ended = Ended::There { touches };
+        *self.last() = Some(Tried { objects, ended });
+    }
+
+    /// Notes a refusal. Returns whether it says what the last one did not, and the pause after it.
+    fn note_refused(&self, objects: String, why: &str, now: Instant) -> (bool, Duration) {
+        let mut last = self.last();
+        let before = last
+            .take()
+            .map(|tried| (tried.objects == objects, tried.ended));
+        let (is_new, pause) = match before {
+            Some((
+                is_same,
+                Ended::Refused {
+                    why: then, pause, ..
+                },
+            )) => {
+                let pause = if is_same { pause * 2 } else { PAUSE_MIN };
+                (then != why, pause.min(PAUSE_MAX))
+            }
+            Some((_, Ended::There { .. })) | None => (true, PAUSE_MIN),
+        };
+        let ended = Ended::Refused {
+            why: why.to_owned(),
+            again_at: now + pause,
+            pause,
+        };
+        *last = Some(Tried { objects, ended });
+        (is_new, pause)
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Tried>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Keeps the reader that the job asks for. One that the API server will not have is said, and stops nothing.
+/// Asks nobody while nothing changed. Returns after which pause to come again without an event.
 pub async fn keep(
     ctx: &Context,
     job: &BatchJob,
     service: Option<&InferenceService>,
-) -> Result<(), VisitError> {
+) -> Result<Option<Duration>, VisitError> {
     let Some(reader) = &job.spec.reader else {
-        return Ok(());
+        return Ok(None);
     };
     // A path of one machine would be one of the reader's own pod.
     if !job.local_paths().is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let namespace = job.namespace().unwrap_or_default();
+    let objects = objects(job, reader, service, &ctx.options);
+    let of_job = ctx.of_job(job);
+    // Before anything is looked at: what is changed after that counts as a change.
+    let touches = of_job.children.touches();
+    let hash = digest(&objects).map_err(VisitError::Apply)?;
+    if let Due::Later(pause) = of_job.reader.due(&hash, touches, Instant::now()) {
+        return Ok(pause);
+    }
     let Objects {
         deployment,
         service,
         network_policy,
-    } = objects(job, reader, service, &ctx.options);
+    } = objects;
     let made = async {
         // Nobody reaches it before it is guarded.
-        let (client, children) = (&ctx.client, &ctx.children);
+        let (client, children) = (&ctx.client, &of_job.children);
         children.apply(client, &namespace, network_policy).await?;
         children.apply(client, &namespace, service).await?;
         children.apply(client, &namespace, deployment).await
     };
     match made.await.map_err(VisitError::Apply) {
         Err(ref error) if let Some(why) = error.rejection() => {
-            let note = format!("spec.reader: the pod cannot be made: {why}");
-            ctx.say(job, EventType::Warning, "ReaderRejected", &note)
-                .await;
+            let (is_new, pause) = of_job.reader.note_refused(hash, why, Instant::now());
+            if is_new {
+                let note = format!("spec.reader: the pod cannot be made: {why}");
+                ctx.say(job, EventType::Warning, "ReaderRejected", &note)
+                    .await;
+            }
+            Ok(Some(pause))
         }
-        made => drop(made?),
+        made => {
+            made?;
+            of_job.reader.note_there(hash, touches);
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
 /// The objects of a reader; its pod runs as and where the job's other pods do. Pure.
@@ -157,80 +271,5 @@ fn objects(
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[test]
-    fn a_reader_is_the_jobs_own_and_mounts_the_token_and_the_credentials_alone() {
-        let job: BatchJob = serde_json::from_value(json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
-            "metadata": {"name": "embed", "namespace": "tenant", "uid": "u"},
-            "spec": {
-                "serviceRef": {"name": "minilm"}, "input": {"uris": ["s3://bucket/in"]},
-                "output": {"uri": "s3://bucket/out"}, "credentials": {"name": "bucket"},
-                "reader": {"secretRef": {"name": "readers", "key": "embed"}},
-            },
-        }))
-        .unwrap();
-        let service = serde_json::from_value(json!({
-            "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
-            "metadata": {"name": "minilm"},
-            "spec": {"models": [], "template": {
-                "serviceAccountName": "tenant-account",
-                "imagePullSecrets": [{"name": "registry"}],
-                "nodeSelector": {"pool": "cpu"},
-                "tolerations": [{"key": "batch"}],
-                "podLabels": {"team": "search"},
-                "resources": {"limits": {"nvidia.com/gpu": "1"}},
-            }},
-        }));
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://redis",
-        ]);
-        let reader = job.spec.reader.as_ref().unwrap();
-        let Objects {
-            deployment,
-            service,
-            network_policy,
-        } = objects(&job, reader, Some(&service.unwrap()), &options);
-        let (deployment, service) = (json!(deployment), json!(service));
-        let owner = &deployment["metadata"]["ownerReferences"][0];
-        assert_eq!(
-            (&owner["kind"], &owner["uid"]),
-            (&json!("BatchJob"), &json!("u"))
-        );
-        let template = &deployment["spec"]["template"];
-        let mut labels = json!(labels(READER, JOB_LABEL, "embed"));
-        assert_eq!(service["spec"]["selector"], labels);
-        assert_eq!(deployment["spec"]["selector"]["matchLabels"], labels);
-        let guarded = json!(network_policy);
-        assert_eq!(guarded["spec"]["podSelector"]["matchLabels"], labels);
-        labels["team"] = json!("search");
-        assert_eq!(template["metadata"]["labels"], labels);
-        let pod = &template["spec"];
-        assert_eq!(pod.get("restartPolicy"), None, "it runs on");
-        assert_eq!(pod["serviceAccountName"], "tenant-account");
-        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
-        assert_eq!(pod["nodeSelector"], json!({"pool": "cpu"}));
-        assert_eq!(pod["tolerations"][0]["key"], "batch");
-        assert_eq!(pod["automountServiceAccountToken"], false);
-        assert_eq!(pod["securityContext"], pods::pod_security());
-        let container = &pod["containers"][0];
-        let limits = json!({"memory": "256Mi"});
-        assert_eq!(container["resources"]["limits"], limits, "and no GPU");
-        assert_eq!(container["securityContext"], pods::container_security());
-        let secrets = pod["volumes"].as_array().unwrap().iter();
-        let secrets: Vec<_> = secrets.map(|it| &it["secret"]["secretName"]).collect();
-        assert_eq!(secrets, ["readers", "bucket"]);
-        let variables = container["env"].as_array().unwrap();
-        let file = variables
-            .iter()
-            .find(|it| it["name"] == "MILLRACE_READ_TOKEN_FILE");
-        assert_eq!(file.unwrap()["value"], "/var/run/millrace/token/embed");
-    }
-}
+#[path = "reader_tests.rs"]
+mod tests;

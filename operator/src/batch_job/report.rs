@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
-use kube::ResourceExt;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::{Estimate, RouteCounts, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
@@ -41,13 +40,13 @@ pub async fn report(
     if status == before {
         return Ok(None);
     }
-    let uid = job.uid().unwrap_or_default();
+    let of_job = ctx.of_job(job);
     // Shards may be committed by the hundred in a second, and a user may change a job as often.
-    if let Some(wait) = ctx.status_wait(&uid) {
+    if let Some(wait) = of_job.status_wait() {
         return Ok(Some(wait));
     }
     let written = write_status(&ctx.client, job, &before, &status).await;
-    ctx.note_status(uid);
+    of_job.note_status();
     written.map_err(VisitError::Report)?;
     if decision.phase.is_end() {
         trace::write_whole(job, &status, ctx.now());

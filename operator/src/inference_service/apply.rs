@@ -46,7 +46,8 @@ pub async fn apply(
             deployment: Err(refused),
         });
     }
-    let (client, children) = (&ctx.client, &ctx.children);
+    let of_service = ctx.of_service(&namespace, &name);
+    let (client, children) = (&ctx.client, &of_service.children);
     ctx.leases.admit(&namespace).await?;
     let cache = ctx.cache.as_ref().filter(|_| service.spec.cache.enabled);
     if let Some(cache) = cache
@@ -63,7 +64,8 @@ pub async fn apply(
             .apply(client, &namespace, build::config_map(service))
             .await?;
         let is_missed = seen.is_leases_secret_missed;
-        ctx.secrets
+        of_service
+            .secret
             .apply(client, &namespace, leases, is_missed)
             .await?;
         children
