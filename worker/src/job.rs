@@ -33,10 +33,10 @@ pub use self::error::JobError;
 pub use self::postgres::{LEDGER, OWN_COLUMNS, Postgres, StepColumn};
 pub use self::remote::{Remote, decisive};
 pub use self::routes::{Arm, Routing, Service};
-use crate::filter::{BadFilter, Filter};
+use crate::filter::Filter;
 use crate::normalize::Normalizer;
-use crate::order::{BadOrder, Order};
-use crate::store::{INLINE_ROWS, Location};
+use crate::order::Order;
+use crate::store::Location;
 use crate::work::call::purse::Purse;
 
 /// Field that holds the text where a job names none.
@@ -244,6 +244,21 @@ pub struct Retry {
     pub backoff_max: Duration,
 }
 
+impl From<&batch_job::Retry> for Retry {
+    fn from(spec: &batch_job::Retry) -> Self {
+        let batch_job::Retry {
+            max_attempts,
+            initial_backoff,
+            max_backoff,
+        } = spec;
+        Self {
+            attempts_max: *max_attempts,
+            backoff_initial: (*initial_backoff).into(),
+            backoff_max: (*max_backoff).into(),
+        }
+    }
+}
+
 /// Checks that `job` and `service` fit together and resolves them. Relative paths are taken from
 /// `base`, the absolute folder of the manifest.
 pub fn check(
@@ -265,10 +280,10 @@ pub fn check_all(
     let BatchJobSpec {
         service_ref: _,
         service_template: _,
-        // Who answers, and what they are asked, is resolved as a whole.
-        routes,
+        // Who answers which rows, and what they are asked, is resolved as a whole.
+        routes: _,
         steps: _,
-        input,
+        input: _,
         output,
         sharding,
         retry,
@@ -288,64 +303,21 @@ pub fn check_all(
         budget,
         notify,
     } = &job.spec;
-    let given = service.metadata.name.clone().unwrap_or_default();
-    if let JobService::Shared(named) = job.spec.service()
-        && named != given
-        && routes.is_none()
-    {
-        return Err(JobError::OtherService {
-            named: named.to_owned(),
-            given,
-        });
-    }
-    let cost_max = budget.as_ref().map(|budget| budget.max_cost);
+    check_service(&job.spec, service)?;
+    let namespace = job.metadata.namespace.clone();
+    let answering = answering(&job.spec, service, others)?;
+    let checked_input = input::checked(&job.spec, &answering, base)?;
     let Answering {
         steps,
         routing,
-        text_field,
-        prompted,
-        chunking,
+        text_field: _,
+        prompted: _,
+        chunking: _,
         postgres,
         answers_sha256,
-    } = answering(&job.spec, service, others)?;
-    let filter = input.filter.as_ref().map(Filter::new).transpose();
-    let filter =
-        filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
-    let order = Order::new(input.order.as_deref().unwrap_or_default());
-    let order = order.map_err(|BadOrder { index, message }| JobError::Order { index, message })?;
-    let filtered = filter.iter().flat_map(|filter| filter.fields().to_vec());
-    let filtered = filtered.chain(routing.iter().flat_map(|it| it.fields().to_vec()));
-    let uris = input.uris.iter().flatten();
-    let uris: Vec<String> = match &input.inline {
-        Some(_) => vec![INLINE_ROWS.to_owned()],
-        None => uris.map(|uri| absolute(uri, base)).collect(),
-    };
-    let checked_input = Input {
-        uris,
-        inline: (input.inline.as_ref())
-            .map(|texts| input::inline_rows(texts, input.id_field.as_deref(), &text_field)),
-        format: input.format.map(input::format),
-        compression: input.compression.map(input::compression),
-        fields: Fields {
-            id: input.id_field.clone(),
-            text: text_field,
-            join: output.join.clone(),
-            prompted,
-            filtered: filtered.collect(),
-            normalize: (input.normalize.as_ref())
-                .map(|spec| Normalizer::new(spec, input.max_row_bytes as usize)),
-        },
-        filter,
-        order,
-        chunking,
-        row_bytes_max: input.max_row_bytes as usize,
-    };
+    } = answering;
     Ok(CheckedJob {
-        namespace: job
-            .metadata
-            .namespace
-            .clone()
-            .unwrap_or_else(|| "default".to_owned()),
+        namespace: namespace.unwrap_or_else(|| "default".to_owned()),
         name: job.metadata.name.clone().unwrap_or_default(),
         uid: job.metadata.uid.clone(),
         run: FIRST_RUN + rerun_failed,
@@ -367,16 +339,26 @@ pub fn check_all(
             postgres,
         },
         shard_bytes_target: u64::from(sharding.target_bytes),
-        retry: Retry {
-            attempts_max: retry.max_attempts,
-            backoff_initial: retry.initial_backoff.into(),
-            backoff_max: retry.max_backoff.into(),
-        },
+        retry: Retry::from(retry),
         deliveries_max: u64::from(*backoff_limit_per_index) + 1,
         failed_rows_max: job.spec.failed_rows_max(),
-        cost_max,
+        cost_max: budget.as_ref().map(|budget| budget.max_cost),
         notify: notify.clone(),
     })
+}
+
+/// Checks that the service is the one that the job names, if it names one.
+fn check_service(spec: &BatchJobSpec, service: &InferenceService) -> Result<(), JobError> {
+    let given = service.metadata.name.clone().unwrap_or_default();
+    match spec.service() {
+        JobService::Shared(named) if named != given && spec.routes.is_none() => {
+            Err(JobError::OtherService {
+                named: named.to_owned(),
+                given,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An absolute URI: what has a scheme stays, a path becomes `file://` below `base`.

@@ -13,6 +13,7 @@ pub mod progress;
 mod reader;
 mod report;
 mod routes;
+mod said;
 pub mod standing;
 pub mod trace;
 

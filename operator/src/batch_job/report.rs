@@ -7,7 +7,6 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::{Estimate, RouteCounts, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
-use millrace_protocol::event::COMPLETED;
 use millrace_protocol::report::{ErrorSample, Report};
 use millrace_protocol::tally::{Rows, Tally};
 
@@ -15,10 +14,10 @@ use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
 use super::meter::Pace;
 use super::observe::{Seen, Step};
-use super::standing::{GiveUp, succeeded};
-use super::trace;
+use super::standing::succeeded;
+use super::{said, trace};
 use crate::apply::write_status;
-use crate::conditions::{Is, Said, find, written};
+use crate::conditions::{find, written};
 use crate::context::Context;
 use crate::visit::VisitError;
 
@@ -96,7 +95,7 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
         before.start_time = None;
     }
     let generation = job.metadata.generation.unwrap_or_default();
-    let said = conditions(phase);
+    let said = said::conditions(phase);
     let mut status = BatchJobStatus {
         conditions: written(said, &before.conditions, generation, now.clone()),
         observed_generation: Some(generation),
@@ -263,145 +262,13 @@ fn count(status: &mut BatchJobStatus, shards: ShardCounts, tally: Tally) {
     });
 }
 
-/// What the four conditions say.
-fn conditions(phase: &Phase) -> Vec<Said> {
-    use Is::{False, True, Unknown};
-    let waits = |what: &str, waits: &Option<String>| match waits {
-        Some(reason) => format!("{what}; its pod waits: {reason}"),
-        None => what.to_owned(),
-    };
-    let (succeeded, reason, message) = match phase {
-        Phase::Over | Phase::Expired => {
-            unreachable!("a job that is over is not reported again")
-        }
-        Phase::Refused(refused) => (Unknown, refused.reason, refused.message.clone()),
-        Phase::Suspended => (
-            Unknown,
-            "Suspended",
-            "spec.suspend is true; what is done stays".to_owned(),
-        ),
-        Phase::Planning(reason) => (
-            Unknown,
-            "Planning",
-            waits("the run is being planned", reason),
-        ),
-        Phase::Running => (Unknown, "Running", "shards are being worked off".to_owned()),
-        Phase::LeasesAway => (
-            Unknown,
-            "LeasesUnavailable",
-            "the Redis of the leases cannot be reached; work goes on once it is back".to_owned(),
-        ),
-        Phase::Finishing(reason) => (
-            Unknown,
-            "Finishing",
-            waits("the manifest is being written", reason),
-        ),
-        Phase::Finished(finished) if finished.complete => (
-            True,
-            COMPLETED,
-            warned(
-                "every row ended as a result or as a reported error".to_owned(),
-                finished,
-            ),
-        ),
-        Phase::Finished(finished) => (
-            False,
-            "ShardsFailed",
-            warned(
-                format!(
-                    "{} of {} shards were given up; manifest.json names them with their reasons",
-                    finished.failed_shards, finished.shards
-                ),
-                finished,
-            ),
-        ),
-        Phase::GivingUp(GiveUp::Cancelled, reason) => (
-            Unknown,
-            "Cancelling",
-            waits("the manifest is being written over what is done", reason),
-        ),
-        Phase::GivingUp(GiveUp::DeadlineExceeded, reason) => (
-            Unknown,
-            "Expiring",
-            waits(
-                "spec.activeDeadlineSeconds are over: the manifest is being written over what is done",
-                reason,
-            ),
-        ),
-        Phase::GivingUp(GiveUp::TooManyFailedRows, reason) => (
-            Unknown,
-            "Stopping",
-            waits(
-                "more rows failed than spec.maxFailedRows allows: the manifest is being written over \
-                 what is done",
-                reason,
-            ),
-        ),
-        Phase::GivingUp(GiveUp::BudgetSpent, reason) => (
-            Unknown,
-            "Stopping",
-            waits(
-                "spec.budget.maxCost is spent: the manifest is being written over what is done",
-                reason,
-            ),
-        ),
-        Phase::GivenUp(give_up, None) => (
-            False,
-            give_up.reason(),
-            "the job was given up before its plan was made: nothing was written".to_owned(),
-        ),
-        Phase::GivenUp(give_up, Some(finished)) => (
-            False,
-            give_up.reason(),
-            warned(
-                format!(
-                    "{} of {} shards were not done; manifest.json names them",
-                    finished.failed_shards, finished.shards
-                ),
-                finished,
-            ),
-        ),
-        Phase::Failed { reason, message } => (False, *reason, message.clone()),
-    };
-    let is_stalled = matches!(phase, Phase::Refused(_)) || succeeded == False;
-    let is_moving = matches!(
-        phase,
-        Phase::Planning(_)
-            | Phase::Running
-            | Phase::LeasesAway
-            | Phase::Finishing(_)
-            | Phase::GivingUp(..)
-    );
-    let flag = |yes| if yes { True } else { False };
-    let said = |kind, is| Said {
-        kind,
-        is,
-        reason,
-        message: message.clone(),
-    };
-    vec![
-        said("Succeeded", succeeded),
-        said("Ready", flag(succeeded == True)),
-        said("Reconciling", flag(is_moving)),
-        said("Stalled", flag(is_stalled)),
-    ]
-}
-
-/// What is said of a finished job, and what went wrong beside it.
-fn warned(message: String, finished: &Finished) -> String {
-    match &finished.warning {
-        Some(warning) => format!("{message}; {warning}"),
-        None => message,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_change_of_a_job_that_is_over_is_seen() {
-        let said = conditions(&Phase::Suspended);
+        let said = said::conditions(&Phase::Suspended);
         let time = Time(k8s_openapi::jiff::Timestamp::from_second(1).unwrap());
         let before = BatchJobStatus {
             observed_generation: Some(1),
@@ -421,31 +288,5 @@ mod tests {
             after,
             "and nothing is written twice"
         );
-    }
-
-    #[test]
-    fn every_phase_sets_every_condition_with_a_reason() {
-        let phases = [
-            Phase::Suspended,
-            Phase::Planning(Some("ImagePullBackOff".into())),
-            Phase::Running,
-            Phase::LeasesAway,
-            Phase::Finishing(None),
-            Phase::GivingUp(GiveUp::Cancelled, None),
-            Phase::GivenUp(GiveUp::DeadlineExceeded, None),
-            Phase::Failed {
-                reason: "PlanFailed",
-                message: "no such bucket".into(),
-            },
-        ];
-        for phase in phases {
-            let said = conditions(&phase);
-            let kinds: Vec<_> = said.iter().map(|said| said.kind).collect();
-            assert_eq!(kinds, ["Succeeded", "Ready", "Reconciling", "Stalled"]);
-            assert!(
-                said.iter()
-                    .all(|said| !said.reason.is_empty() && !said.message.is_empty())
-            );
-        }
     }
 }

@@ -1,8 +1,63 @@
 //! What a job says of its input, as the worker takes it. Pure.
 
+use std::path::Path;
+
 use bytes::Bytes;
-use millrace_crds::batch_job;
+use millrace_crds::batch_job::{self, BatchJobSpec};
 use millrace_protocol::plan::{Compression, Format};
+
+use super::answering::Answering;
+use super::{Fields, Input, JobError, absolute};
+use crate::filter::{BadFilter, Filter};
+use crate::normalize::Normalizer;
+use crate::order::{BadOrder, Order};
+use crate::store::INLINE_ROWS;
+
+/// The dataset of a job whose rows are asked this. Relative paths are taken from `base`.
+pub fn checked(spec: &BatchJobSpec, answering: &Answering, base: &Path) -> Result<Input, JobError> {
+    let input = &spec.input;
+    let Answering {
+        routing,
+        text_field,
+        prompted,
+        chunking,
+        steps: _,
+        postgres: _,
+        answers_sha256: _,
+    } = answering;
+    let filter = input.filter.as_ref().map(Filter::new).transpose();
+    let filter =
+        filter.map_err(|BadFilter { field, message }| JobError::Filter { field, message })?;
+    let order = Order::new(input.order.as_deref().unwrap_or_default());
+    let order = order.map_err(|BadOrder { index, message }| JobError::Order { index, message })?;
+    let filtered = filter.iter().flat_map(|filter| filter.fields().to_vec());
+    let filtered = filtered.chain(routing.iter().flat_map(|it| it.fields().to_vec()));
+    let uris = input.uris.iter().flatten();
+    let uris: Vec<String> = match &input.inline {
+        Some(_) => vec![INLINE_ROWS.to_owned()],
+        None => uris.map(|uri| absolute(uri, base)).collect(),
+    };
+    Ok(Input {
+        uris,
+        inline: (input.inline.as_ref())
+            .map(|texts| inline_rows(texts, input.id_field.as_deref(), text_field)),
+        format: input.format.map(format),
+        compression: input.compression.map(compression),
+        fields: Fields {
+            id: input.id_field.clone(),
+            text: text_field.clone(),
+            join: spec.output.join.clone(),
+            prompted: prompted.clone(),
+            filtered: filtered.collect(),
+            normalize: (input.normalize.as_ref())
+                .map(|spec| Normalizer::new(spec, input.max_row_bytes as usize)),
+        },
+        filter,
+        order,
+        chunking: chunking.clone(),
+        row_bytes_max: input.max_row_bytes as usize,
+    })
+}
 
 /// The rows that a manifest holds, as a file with one JSON object per line, its fields named as the
 /// job names them.

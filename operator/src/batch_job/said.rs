@@ -1,0 +1,175 @@
+//! What the conditions of a job say. Pure.
+
+use millrace_protocol::event::COMPLETED;
+
+use super::decide::{Finished, Phase};
+use super::standing::GiveUp;
+use crate::conditions::{Is, Said};
+
+/// Whether a job succeeded, why, and what there is to say of it.
+struct Outcome {
+    succeeded: Is,
+    reason: &'static str,
+    message: String,
+}
+
+impl Outcome {
+    fn new(succeeded: Is, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            succeeded,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    /// Nobody knows yet: this is going on.
+    fn open(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Is::Unknown, reason, message)
+    }
+}
+
+/// What the four conditions say.
+pub fn conditions(phase: &Phase) -> Vec<Said> {
+    let Outcome {
+        succeeded,
+        reason,
+        message,
+    } = outcome(phase);
+    let is_stalled = matches!(phase, Phase::Refused(_)) || succeeded == Is::False;
+    let is_moving = matches!(
+        phase,
+        Phase::Planning(_)
+            | Phase::Running
+            | Phase::LeasesAway
+            | Phase::Finishing(_)
+            | Phase::GivingUp(..)
+    );
+    let flag = |yes| if yes { Is::True } else { Is::False };
+    let said = |kind, is| Said {
+        kind,
+        is,
+        reason,
+        message: message.clone(),
+    };
+    vec![
+        said("Succeeded", succeeded),
+        said("Ready", flag(succeeded == Is::True)),
+        said("Reconciling", flag(is_moving)),
+        said("Stalled", flag(is_stalled)),
+    ]
+}
+
+fn outcome(phase: &Phase) -> Outcome {
+    match phase {
+        Phase::Over | Phase::Expired => {
+            unreachable!("a job that is over is not reported again")
+        }
+        Phase::Refused(refused) => Outcome::open(refused.reason, &refused.message),
+        Phase::Suspended => Outcome::open("Suspended", "spec.suspend is true; what is done stays"),
+        Phase::Planning(reason) => {
+            Outcome::open("Planning", waits("the run is being planned", reason))
+        }
+        Phase::Running => Outcome::open("Running", "shards are being worked off"),
+        Phase::LeasesAway => Outcome::open(
+            "LeasesUnavailable",
+            "the Redis of the leases cannot be reached; work goes on once it is back",
+        ),
+        Phase::Finishing(reason) => {
+            Outcome::open("Finishing", waits("the manifest is being written", reason))
+        }
+        Phase::Finished(finished) => of_finished(finished),
+        Phase::GivingUp(give_up, reason) => {
+            let (word, why) = going(*give_up);
+            let what = format!("{why}the manifest is being written over what is done");
+            Outcome::open(word, waits(&what, reason))
+        }
+        Phase::GivenUp(give_up, finished) => of_given_up(*give_up, finished.as_ref()),
+        Phase::Failed { reason, message } => Outcome::new(Is::False, reason, message),
+    }
+}
+
+fn of_finished(finished: &Finished) -> Outcome {
+    if finished.complete {
+        let message = "every row ended as a result or as a reported error";
+        return Outcome::new(Is::True, COMPLETED, warned(message.to_owned(), finished));
+    }
+    let message = format!(
+        "{} of {} shards were given up; manifest.json names them with their reasons",
+        finished.failed_shards, finished.shards
+    );
+    Outcome::new(Is::False, "ShardsFailed", warned(message, finished))
+}
+
+/// The reason of a job that is being given up, and why it is.
+fn going(give_up: GiveUp) -> (&'static str, &'static str) {
+    match give_up {
+        GiveUp::Cancelled => ("Cancelling", ""),
+        GiveUp::DeadlineExceeded => ("Expiring", "spec.activeDeadlineSeconds are over: "),
+        GiveUp::TooManyFailedRows => (
+            "Stopping",
+            "more rows failed than spec.maxFailedRows allows: ",
+        ),
+        GiveUp::BudgetSpent => ("Stopping", "spec.budget.maxCost is spent: "),
+    }
+}
+
+fn of_given_up(give_up: GiveUp, finished: Option<&Finished>) -> Outcome {
+    let message = match finished {
+        None => "the job was given up before its plan was made: nothing was written".to_owned(),
+        Some(finished) => {
+            let message = format!(
+                "{} of {} shards were not done; manifest.json names them",
+                finished.failed_shards, finished.shards
+            );
+            warned(message, finished)
+        }
+    };
+    Outcome::new(Is::False, give_up.reason(), message)
+}
+
+/// What is going on, and what its pod waits for.
+fn waits(what: &str, reason: &Option<String>) -> String {
+    match reason {
+        Some(reason) => format!("{what}; its pod waits: {reason}"),
+        None => what.to_owned(),
+    }
+}
+
+/// What is said of a finished job, and what went wrong beside it.
+fn warned(message: String, finished: &Finished) -> String {
+    match &finished.warning {
+        Some(warning) => format!("{message}; {warning}"),
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_phase_sets_every_condition_with_a_reason() {
+        let phases = [
+            Phase::Suspended,
+            Phase::Planning(Some("ImagePullBackOff".into())),
+            Phase::Running,
+            Phase::LeasesAway,
+            Phase::Finishing(None),
+            Phase::GivingUp(GiveUp::Cancelled, None),
+            Phase::GivenUp(GiveUp::DeadlineExceeded, None),
+            Phase::Failed {
+                reason: "PlanFailed",
+                message: "no such bucket".into(),
+            },
+        ];
+        for phase in phases {
+            let said = conditions(&phase);
+            let kinds: Vec<_> = said.iter().map(|said| said.kind).collect();
+            assert_eq!(kinds, ["Succeeded", "Ready", "Reconciling", "Stalled"]);
+            assert!(
+                said.iter()
+                    .all(|said| !said.reason.is_empty() && !said.message.is_empty())
+            );
+        }
+    }
+}
