@@ -105,3 +105,29 @@ fn completions_are_there_for_the_usual_shells() {
         assert!(script.contains("millrace") && script.contains("submit"));
     }
 }
+
+#[test]
+fn kubectl_completes_the_plugin_by_a_script_that_the_plugin_prints() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugin = folder.path().join("kubectl-millrace");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_millrace"), &plugin).unwrap();
+    let script = folder.path().join("kubectl_complete-millrace");
+    let printed = millrace(&["completions", "kubectl"]).expect_code(0).stdout;
+    std::fs::write(&script, printed).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let path = format!("{}:{path}", folder.path().display());
+    // As kubectl calls it: the words after `kubectl millrace`, the last one to be completed.
+    let completed = |words: &[&str]| {
+        let mut shell = Command::new("bash");
+        let shell = shell.arg(&script).args(words).env("PATH", &path);
+        let ended = Ended::from(shell.output().unwrap()).expect_code(0);
+        let candidates = ended.stdout.strip_suffix(":4\n").expect("the last line");
+        candidates.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(completed(&["stat"]), ["status"]);
+    assert!(completed(&[""]).contains(&"submit".to_owned()));
+    assert!(completed(&["status", "--name"]).contains(&"--namespace".to_owned()));
+    assert_eq!(completed(&["completions", "kube"]), ["kubectl"]);
+    let nothing: [&str; 0] = [];
+    assert_eq!(completed(&["nonsense"]), nothing);
+}
