@@ -32,7 +32,16 @@ impl Invocation {
 
     /// A command as a person would type it.
     pub fn command(&self, words: &str) -> String {
-        let Self { program, flags } = self;
+        self.of(self.program, words)
+    }
+
+    /// A command of kubectl itself, in the same cluster.
+    pub fn kubectl(&self, words: &str) -> String {
+        self.of("kubectl", words)
+    }
+
+    fn of(&self, program: &str, words: &str) -> String {
+        let flags = &self.flags;
         if flags.is_empty() {
             format!("{program} {words}")
         } else {
@@ -78,5 +87,6 @@ mod tests {
             invocation.command("status embed"),
             "kubectl millrace status embed -n tenant"
         );
+        assert_eq!(invocation.kubectl("get pods"), "kubectl get pods -n tenant");
     }
 }

@@ -31,21 +31,28 @@ const TEXT_ERRORS_MAX: usize = 3;
 const TEXT_SHARDS_MAX: usize = 10;
 
 /// How a job came to its end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum End {
     /// This command finished it in this time.
     Finished(Duration),
     /// It was finished before.
     Before,
-    /// This command gave it up after this time.
-    GivenUp(GiveUp, Duration),
+    /// This command gave it up.
+    GivenUp {
+        /// Why.
+        give_up: GiveUp,
+        /// After how long.
+        took: Duration,
+        /// The command that goes on with it.
+        again: String,
+    },
 }
 
 impl End {
     /// How long this command took.
-    fn took(self) -> Option<Duration> {
+    fn took(&self) -> Option<Duration> {
         match self {
-            End::Finished(took) | End::GivenUp(_, took) => Some(took),
+            End::Finished(took) | End::GivenUp { took, .. } => Some(*took),
             End::Before => None,
         }
     }
@@ -63,14 +70,14 @@ pub async fn finished(
     match mode {
         OutputMode::Json => {
             let job = BatchJob {
-                status: Some(status(loaded, manifest, errors, end)),
+                status: Some(status(loaded, manifest, errors, &end)),
                 ..loaded.batch_job.clone()
             };
             output::line(&serde_json::to_string(&job)?)?;
         }
         OutputMode::Text => {
             let CheckedJob { name, output, .. } = &loaded.job;
-            output::line(&summary(name, &output.uri, manifest, &errors, end))?;
+            output::line(&summary(name, &output.uri, manifest, &errors, &end))?;
         }
     }
     Ok(exit::of(manifest))
@@ -80,23 +87,32 @@ pub async fn finished(
 pub fn stopped(file: &Path, mode: OutputMode) {
     if mode == OutputMode::Text {
         eprintln!("stopped; what is committed is kept. The same command goes on:");
-        let command = Invocation::new().command(&format!("run -f {}", file.display()));
-        eprintln!("  {command}");
+        eprintln!("  {}", again(file));
     }
 }
 
-/// Why a job was given up, and how it goes on.
-fn advice(give_up: GiveUp) -> &'static str {
-    match give_up {
-        GiveUp::TooManyFailedRows => {
-            "more rows failed than spec.maxFailedRows allows; what is done stays, and with another \
-             value the job goes on from there"
-        }
-        GiveUp::BudgetSpent => {
-            "spec.budget.maxCost is spent; what is done stays, and with a higher one the job goes on \
-             from there"
-        }
-    }
+/// The command that goes on with the job of a file.
+pub fn again(file: &Path) -> String {
+    Invocation::new().command(&format!("run -f {}", file.display()))
+}
+
+/// Why a job was given up, and how the command `again` goes on with it.
+fn advice(give_up: GiveUp, again: &str) -> String {
+    let (why, what) = match give_up {
+        GiveUp::TooManyFailedRows => (
+            "more rows failed than spec.maxFailedRows allows; what is done stays",
+            "change it",
+        ),
+        GiveUp::TooManyFailedIndexes => (
+            "more shards were given up than spec.maxFailedIndexes allows; what is done stays",
+            "change it",
+        ),
+        GiveUp::BudgetSpent => (
+            "spec.budget.maxCost is spent; what is done stays, and so do the answers that are paid",
+            "raise it",
+        ),
+    };
+    format!("{why}: {what}, and `{again}` goes on from there")
 }
 
 /// What the calls of the job cost.
@@ -111,7 +127,7 @@ fn summary(
     output: &str,
     manifest: &Manifest,
     errors: &[SampleError],
-    end: End,
+    end: &End,
 ) -> String {
     let Tally {
         rows: Rows {
@@ -123,12 +139,16 @@ fn summary(
         cost: _,
     } = manifest.totals;
     let mut lines = vec![match end {
-        End::Finished(took) => format!("{name} finished in {}", HumanDuration(took)),
+        End::Finished(took) => format!("{name} finished in {}", HumanDuration(*took)),
         End::Before => format!("{name} was finished before: nothing to do"),
-        End::GivenUp(give_up, took) => format!(
+        End::GivenUp {
+            give_up,
+            took,
+            again,
+        } => format!(
             "{name} stopped after {}: {}",
-            HumanDuration(took),
-            advice(give_up)
+            HumanDuration(*took),
+            advice(*give_up, again)
         ),
     }];
     let (ok, bad, left_out) = (
@@ -223,7 +243,7 @@ fn status(
     loaded: &Loaded,
     manifest: &Manifest,
     sample_errors: Vec<SampleError>,
-    end: End,
+    end: &End,
 ) -> BatchJobStatus {
     let Rows {
         succeeded,
@@ -260,6 +280,7 @@ fn status(
             failed: given_up as u32,
             waiting: 0,
         }),
+        failed_indexes: manifest.failed_indexes(),
         tokens: Some(manifest.totals.tokens),
         cost: spent(manifest),
         // It is over: what it took is known.
@@ -275,11 +296,11 @@ fn status(
     }
 }
 
-fn succeeded_condition(manifest: &Manifest, end: End, at: Option<Time>) -> Condition {
+fn succeeded_condition(manifest: &Manifest, end: &End, at: Option<Time>) -> Condition {
     let (status, reason, message) = if manifest.complete {
         ("True", "Completed", "every shard is committed".to_owned())
-    } else if let End::GivenUp(give_up, _) = end {
-        ("False", give_up.reason(), advice(give_up).to_owned())
+    } else if let End::GivenUp { give_up, again, .. } = end {
+        ("False", give_up.reason(), advice(*give_up, again))
     } else {
         let failed = manifest.failed_shards.len();
         (

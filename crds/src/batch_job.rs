@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::SecretRef;
 use crate::inference_service::{InferenceService, InferenceServiceSpec};
 use crate::names::service_of;
-pub use budget::{Budget, Estimate, Spent};
+pub use budget::{Budget, Estimate, RAISED_BUDGET, Spent};
 pub use chunking::{ChunkJoin, ChunkUnit, Chunking};
 pub use dedup::{Dedup, Near, NearMethod};
 pub use failed_rows::FailedRowsMax;
@@ -112,6 +112,8 @@ pub use status::{BatchJobStatus, RowCounts, SampleError, ShardCounts};
         .message("cancel cannot be taken back; create a new BatchJob with the same output, and it goes on"),
     validation = Rule::new("!has(oldSelf.reader) || has(self.reader)")
         .message("reader cannot be taken back; it goes with the BatchJob"),
+    validation = Rule::new("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)")
+        .message("managedBy cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("self.rerunFailed >= oldSelf.rerunFailed")
         .message("rerunFailed can only be raised"),
     // What a pattern matches and where links lead is seen when the run is planned.
@@ -170,6 +172,12 @@ pub struct BatchJobSpec {
     #[schemars(schema_with = "failed_rows::schema")]
     pub max_failed_rows: Option<IntOrString>,
 
+    /// How many shards may be given up, those included that no row could be read of. One more, and the
+    /// job is given up as by `cancel`: what is done stays. By default all may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_failed_indexes: Option<u32>,
+
     /// An earlier output whose answers are carried over: only rows that are new, changed, or failed
     /// there are asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,6 +214,18 @@ pub struct BatchJobSpec {
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<u32>,
 
+    /// Who brings the job about, such as `kueue.x-k8s.io/multikueue`. By default, and as
+    /// `millrace.dev/operator`, it is the operator of millrace; it leaves all other jobs alone. Cannot
+    /// be changed. Means nothing for a local run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 3, max = 63),
+        regex(
+            pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9/_.~-]*[A-Za-z0-9])?$"
+        )
+    )]
+    pub managed_by: Option<String>,
+
     /// Jobs of a service with a higher priority are worked off first; those with the same share its
     /// workers. Means nothing for a local run, which has one job.
     #[serde(default)]
@@ -237,7 +257,16 @@ fn default_backoff_limit_per_index() -> u32 {
     6
 }
 
+/// What `spec.managedBy` says of a job that the operator of millrace brings about.
+const MANAGED_HERE: &str = "millrace.dev/operator";
+
 impl BatchJob {
+    /// Who brings the job about, if it is not the operator of millrace.
+    pub fn other_manager(&self) -> Option<&str> {
+        let manager = self.spec.managed_by.as_deref();
+        manager.filter(|manager| *manager != MANAGED_HERE)
+    }
+
     /// The service that the job brings, if it brings one.
     pub fn own_service(&self) -> Option<InferenceService> {
         match self.spec.service() {

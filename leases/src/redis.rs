@@ -78,6 +78,7 @@ static FAIL: LazyLock<Script> = script!(tight, "redis/fail.lua");
 static SNAPSHOT: LazyLock<Script> = script!(reading, "redis/snapshot.lua");
 static FORGET: LazyLock<Script> = script!(tight, "redis/forget.lua");
 static DEAD_LETTERS: LazyLock<Script> = script!(reading, "redis/dead_letters.lua");
+static DEAD: LazyLock<Script> = script!(reading, "redis/dead.lua");
 
 /// How to reach a Redis server. Not printable, since the URL may hold a password.
 #[derive(Clone)]
@@ -158,6 +159,18 @@ impl RedisLeaseStore {
     /// Forgets the run: everything that matters of it is in the output.
     pub async fn forget(&self) -> Result<(), LeaseError> {
         self.ask(&FORGET, &[]).await.map(drop)
+    }
+
+    /// The dead shards from index `first` on, at most `limit`, in order: what their dead letters say of
+    /// them may be a thousand times as long.
+    pub async fn dead(
+        &self,
+        first: ShardIndex,
+        limit: usize,
+    ) -> Result<Vec<ShardIndex>, LeaseError> {
+        let args = [first.to_string(), limit.to_string()];
+        let shards = self.call(&DEAD, &args).await?;
+        shards.iter().map(|shard| number(shard)).collect()
     }
 
     async fn call(&self, script: &Script, args: &[String]) -> Result<Vec<String>, LeaseError> {

@@ -138,7 +138,8 @@ fn gauge(value: i64) -> Gauge {
 fn register_objects(registry: &mut Registry, objects: &Objects) {
     let [jobs, services] = [(); 2].map(|()| Family::<ReasonLabels, Gauge>::default());
     let costs = Family::<CostLabels, Gauge<f64, AtomicU64>>::default();
-    for job in objects.jobs.state() {
+    let jobs_here = objects.jobs.state().into_iter();
+    for job in jobs_here.filter(|job| job.other_manager().is_none()) {
         let reason = job_reason(&job).unwrap_or(UNVISITED);
         let labels = ReasonLabels {
             namespace: job.namespace().unwrap_or_default(),

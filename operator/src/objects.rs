@@ -64,7 +64,8 @@ impl Objects {
     pub fn jobs_of(&self, namespace: &str, service: &str) -> Vec<Arc<BatchJob>> {
         let mut jobs = self.jobs.state();
         jobs.retain(|job| {
-            job.namespace().as_deref() == Some(namespace) && service_of(job) == service
+            let is_there = job.namespace().as_deref() == Some(namespace);
+            is_there && job.other_manager().is_none() && service_of(job) == service
         });
         jobs
     }

@@ -32,7 +32,7 @@ impl Class {
 pub const UNVISITED: &str = "Unvisited";
 
 /// Reasons of a job's condition `Succeeded`.
-const OF_JOBS: [(&str, Class); 24] = [
+const OF_JOBS: [(&str, Class); 25] = [
     (UNVISITED, Moving),
     ("Planning", Moving),
     ("Running", Moving),
@@ -54,6 +54,7 @@ const OF_JOBS: [(&str, Class); 24] = [
     ("Rejected", Waiting),
     ("DeadlineExceeded", Failed),
     ("TooManyFailedRows", Failed),
+    ("TooManyFailedIndexes", Failed),
     ("BudgetSpent", Failed),
     ("ShardsFailed", Failed),
     ("PlanFailed", Failed),

@@ -22,6 +22,10 @@ pub struct Lease {
 pub const TOO_MANY_FAILED: &str =
     "more rows failed than spec.maxFailedRows allows before this shard was done";
 
+/// What is said of shards that were not worked off because too many shards were given up.
+pub const TOO_MANY_FAILED_INDEXES: &str =
+    "more shards were given up than spec.maxFailedIndexes allows before this shard was done";
+
 /// What is said of shards that were not worked off because the job's budget was spent.
 pub const BUDGET_SPENT: &str = "spec.budget.maxCost was spent before this shard was done";
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commit::Commit,
+    indexes::Indexes,
     plan::{Dedup, Difference, InputFile, RunNumber, Shard, ShardIndex},
     routes::RouteTally,
     tally::Tally,
@@ -57,6 +58,14 @@ pub struct Manifest {
     pub postgres: Option<String>,
     /// When finish wrote this file, RFC 3339.
     pub finished_at: String,
+}
+
+impl Manifest {
+    /// Indexes of the shards that were given up, in short; nothing if none was.
+    pub fn failed_indexes(&self) -> Option<String> {
+        let failed = self.failed_shards.iter().map(|failed| failed.shard);
+        failed.collect::<Indexes>().into_text()
+    }
 }
 
 /// The live commit of one input range.

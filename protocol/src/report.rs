@@ -37,6 +37,9 @@ pub enum Report {
         shards: u32,
         /// Shards that were given up.
         failed_shards: u32,
+        /// Their indexes, as [`crate::indexes`] writes them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failed_indexes: Option<String>,
         /// Sums over the commits.
         tally: Tally,
         /// What became of the rows of each route and arm, if the job has routes.
@@ -154,6 +157,7 @@ mod tests {
             complete: true,
             shards: 3,
             failed_shards: 0,
+            failed_indexes: Some("1,".repeat(crate::indexes::INDEXES_BYTES_MAX / 2)),
             tally: Tally::default(),
             routes: vec![RouteTally::default(); 50],
             sample_errors: vec![sample; 20],

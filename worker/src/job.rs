@@ -74,6 +74,8 @@ pub struct CheckedJob {
     pub deliveries_max: u64,
     /// How many rows may fail before the run is given up.
     pub failed_rows_max: Option<FailedRowsMax>,
+    /// How many shards may be given up before the run is.
+    pub failed_shards_max: Option<u32>,
     /// Most that its calls may cost before the run is given up.
     pub cost_max: Option<Cost>,
     /// Who is told when the job is over.
@@ -293,11 +295,13 @@ pub fn check_all(
         cancel: _,
         active_deadline_seconds: _,
         ttl_seconds_after_finished: _,
+        managed_by: _,
         priority: _,
         credentials: _,
         reader: _,
         backoff_limit_per_index,
         max_failed_rows: _,
+        max_failed_indexes,
         incremental,
         dedup,
         budget,
@@ -342,6 +346,7 @@ pub fn check_all(
         retry: Retry::from(retry),
         deliveries_max: u64::from(*backoff_limit_per_index) + 1,
         failed_rows_max: job.spec.failed_rows_max(),
+        failed_shards_max: *max_failed_indexes,
         cost_max: budget.as_ref().map(|budget| budget.max_cost),
         notify: notify.clone(),
     })

@@ -8,6 +8,7 @@ use millrace_protocol::commit::Commit;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::Manifest;
 use millrace_protocol::plan::{FIRST_RUN, InputFile, Plan, RunNumber, ShardIndex};
+use millrace_protocol::tally::Tally;
 use tokio_util::sync::CancellationToken;
 
 use crate::answerer;
@@ -20,12 +21,12 @@ use crate::store::{Location, StoreError, Stores};
 use crate::trace;
 use crate::work::client::remote::ApiError;
 use crate::work::client::{AddressError, ClientError, ServerAddress};
-use crate::work::progress::Progress;
+use crate::work::progress::{Progress, ProgressSnapshot};
 use crate::work::{Ended, GiveUp, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
 use millrace_telemetry::in_span;
 
-/// How often it is seen to how many rows failed.
+/// How often it is seen to how many rows and shards failed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Dead letters that are read at a time; each is at most a kilobyte and a bit.
@@ -222,15 +223,30 @@ pub async fn worker(
     Ok(Worker::new(Arc::new(context), leases.clone(), *lease_ttl))
 }
 
-/// Waits until more rows failed than the job allows.
-async fn too_many_failed(job: &CheckedJob, progress: &Progress) {
-    let Some(max) = job.failed_rows_max else {
+/// Why the job is to be given up for what failed of it, if more did than it allows.
+fn too_many_failed(job: &CheckedJob, progress: &Progress) -> Option<GiveUp> {
+    let ProgressSnapshot {
+        shards_failed,
+        done: Tally { rows, .. },
+        ..
+    } = progress.snapshot();
+    let rows_max = job.failed_rows_max;
+    if rows_max.is_some_and(|max| max.is_exceeded(rows.failed, rows.total())) {
+        return Some(GiveUp::TooManyFailedRows);
+    }
+    let shards_max = job.failed_shards_max;
+    let is_exceeded = shards_max.is_some_and(|max| shards_failed > max);
+    is_exceeded.then_some(GiveUp::TooManyFailedIndexes)
+}
+
+/// Waits until more failed than the job allows.
+async fn until_too_many_failed(job: &CheckedJob, progress: &Progress) -> GiveUp {
+    if job.failed_rows_max.is_none() && job.failed_shards_max.is_none() {
         return std::future::pending().await;
-    };
+    }
     loop {
-        let rows = progress.snapshot().done.rows;
-        if max.is_exceeded(rows.failed, rows.total()) {
-            return;
+        if let Some(give_up) = too_many_failed(job, progress) {
+            return give_up;
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -254,12 +270,17 @@ pub async fn work(
     tokio::select! {
         ended = &mut working => match ended {
             Err(error) if error.is_spent() => Ok(Ended::GivenUp(GiveUp::BudgetSpent)),
+            // The last one that was too many may have been the last one of all.
+            Ok(Ended::Drained) => Ok(match too_many_failed(job, &options.progress) {
+                Some(give_up) => Ended::GivenUp(give_up),
+                None => Ended::Drained,
+            }),
             ended => Ok(ended?),
         },
-        () = too_many_failed(job, &options.progress) => {
+        give_up = until_too_many_failed(job, &options.progress) => {
             stop.cancel();
             working.await?;
-            Ok(Ended::GivenUp(GiveUp::TooManyFailedRows))
+            Ok(Ended::GivenUp(give_up))
         }
     }
 }

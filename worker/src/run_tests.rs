@@ -75,6 +75,27 @@ async fn a_run_that_begins_again_revives_the_shards_that_were_given_up() {
 }
 
 #[tokio::test]
+async fn more_shards_that_are_given_up_than_may_be_end_the_run_and_are_named() {
+    for (max, gives_up) in [(2, true), (3, false)] {
+        let scene = Scene::new();
+        let spec = json!({"maxFailedIndexes": max, "backoffLimitPerIndex": 0});
+        let job = testing::job(scene.folder.path(), &["a", "b", "c"], spec);
+        let prepared = prepare(&scene.stores, &job).await.unwrap();
+        for index in 0..3 {
+            let path = scene.folder.path().join(format!("rows-{index}.jsonl"));
+            std::fs::write(path, "another file").unwrap();
+        }
+        let driven = drive(&scene.stores, &job, prepared, &scene.options, None).await;
+        let manifest = match driven.unwrap() {
+            RunEnd::GivenUp(GiveUp::TooManyFailedIndexes, manifest) if gives_up => manifest,
+            RunEnd::Finished(manifest) if !gives_up => manifest,
+            other => panic!("{max}: {other:?}"),
+        };
+        assert_eq!(manifest.failed_indexes().as_deref(), Some("0-2"));
+    }
+}
+
+#[tokio::test]
 async fn a_finished_job_that_is_to_be_merged_now_is_finished_once_more() {
     let scene = Scene::new();
     let (apart, merged) = (scene.job(false), scene.job(true));

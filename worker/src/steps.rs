@@ -261,6 +261,7 @@ pub async fn finish(
                 complete: manifest.complete,
                 shards: prepared.plan.shards.len() as u32,
                 failed_shards: failed_shards as u32,
+                failed_indexes: manifest.failed_indexes(),
                 tally: manifest.totals,
                 routes: manifest.routes.clone(),
                 sample_errors: samples(&stores, &job, &manifest.parts).await?,

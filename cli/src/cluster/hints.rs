@@ -1,6 +1,7 @@
 //! What to do about each known reason. Pure.
 
 use millrace_crds::BatchJob;
+use millrace_crds::batch_job::RAISED_BUDGET;
 
 use super::end::{end, succeeded};
 use super::jobs::output_of;
@@ -12,6 +13,11 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
     let name = job.metadata.name.as_deref().unwrap_or_default();
     let service = service_of(job);
     let command = |words: &str| format!("`{}`", invocation.command(words));
+    if let Some(manager) = job.other_manager() {
+        return Some(format!(
+            "spec.managedBy leaves this job to {manager}: see there, or create it anew without that field"
+        ));
+    }
     let Some(condition) = succeeded(job) else {
         return Some(format!(
             "no operator has looked at this job yet; {} says why",
@@ -80,13 +86,23 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
             "give InferenceService {service:?} spec.remote.pricing, and the job begins by itself; or \
              remove spec.budget"
         ),
-        "BudgetSpent" => "what is committed stays, and so do the answers that are paid; raise \
-             spec.budget.maxCost, and the job goes on from there"
-            .to_owned(),
+        "BudgetSpent" => {
+            let patch = format!("patch batchjob {name} --type merge -p '{RAISED_BUDGET}'");
+            format!(
+                "what is committed stays, and so do the answers that are paid; with more than was spent as \
+                 AMOUNT, `{}` lets the job go on from there",
+                invocation.kubectl(&patch)
+            )
+        }
         "TooManyFailedRows" => format!(
             "{} shows why; what is committed stays, and a job with the same input and output, and \
              another spec.maxFailedRows, goes on from there",
             command(&format!("errors {name}"))
+        ),
+        "TooManyFailedIndexes" => format!(
+            "failedShards in {}/manifest.json says why; what is committed stays, and a job with the same \
+             input and output, and another spec.maxFailedIndexes, goes on from there",
+            output_of(job).trim_end_matches('/')
         ),
         _ => return None,
     };
@@ -157,6 +173,7 @@ mod tests {
             "Cancelled",
             "DeadlineExceeded",
             "TooManyFailedRows",
+            "TooManyFailedIndexes",
             "NoPricing",
             "BudgetSpent",
         ];
@@ -183,6 +200,10 @@ mod tests {
         assert!(hint("ServiceNotFound").contains("\"minilm\""));
         assert!(hint("Suspended").contains("`millrace resume embed -n tenant`"));
         assert!(hint("ShardsFailed").contains("s3://bucket/embed/manifest.json"));
+        let raised = hint("BudgetSpent");
+        let patch = "`kubectl patch batchjob embed --type merge -p \
+             '{\"spec\":{\"budget\":{\"maxCost\":\"AMOUNT\"}}}' -n tenant`";
+        assert!(raised.contains(patch), "{raised}");
     }
 
     #[test]

@@ -73,6 +73,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
         progress,
         rows,
         shards,
+        failed_indexes,
         tokens,
         cost,
         estimate,
@@ -120,6 +121,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     fact("progress", progress.clone());
     fact("rows", rows.map(rows_text));
     fact("shards", shards.map(shards_text));
+    fact("given up", failed_indexes.clone());
     fact("tokens", tokens.map(count));
     fact("cost", cost.as_ref().map(spent_text));
     let currency = cost.as_ref().map(|it| it.currency.as_str());

@@ -159,7 +159,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             report::finished(&stores, &loaded, &manifest, output, end).await
         }
         RunEnd::GivenUp(give_up, manifest) => {
-            let end = End::GivenUp(give_up, started.elapsed());
+            let end = End::GivenUp {
+                give_up,
+                took: started.elapsed(),
+                again: report::again(&file),
+            };
             report::finished(&stores, &loaded, &manifest, output, end).await
         }
         RunEnd::Stopped => {

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::amount;
 
+/// What patches a job so that it goes on whose budget is spent; `AMOUNT` is for a person to fill in.
+pub const RAISED_BUDGET: &str = r#"{"spec":{"budget":{"maxCost":"AMOUNT"}}}"#;
+
 /// What a job may spend.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -34,6 +34,11 @@ pub struct BatchJobStatus {
     /// Shards by state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<ShardCounts>,
+    /// Indexes of the shards that were given up, as a Job of Kubernetes writes them: `1,3-5,7`. Three
+    /// dots end a list that is cut; manifest.json has all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub failed_indexes: Option<String>,
     /// Tokens that went through models, without padding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,

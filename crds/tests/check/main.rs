@@ -150,6 +150,13 @@ fn numbers_out_of_range_are_refused_with_the_bound() {
         &object,
         "spec.backoffLimitPerIndex: -1 is too small; the least is 0",
     );
+    let object = with(job(), "/spec/maxFailedIndexes", json!(-1));
+    refused(
+        &object,
+        "spec.maxFailedIndexes: -1 is too small; the least is 0",
+    );
+    let object = with(job(), "/spec/managedBy", json!("somebody"));
+    refused(&object, "spec.managedBy: ");
     let object = with(service(), "/spec/models/0/maxLength", json!(0));
     refused(
         &object,

@@ -165,6 +165,7 @@ async fn what_decides_the_results_cannot_be_changed_and_the_rest_can() {
         ("input/idField", json!("id")),
         ("output/uri", json!("s3://bucket/elsewhere")),
         ("output/join", json!(["text"])),
+        ("managedBy", json!("example.com/another")),
     ] {
         let changed = with(created.clone(), &format!("/spec/{field}"), value);
         let said = api.send(Verb::Replace, &changed, "").await.unwrap_err();
@@ -177,6 +178,7 @@ async fn what_decides_the_results_cannot_be_changed_and_the_rest_can() {
         ("suspend", json!(true)),
         ("priority", json!(7)),
         ("backoffLimitPerIndex", json!(1)),
+        ("maxFailedIndexes", json!(1)),
     ] {
         changed = with(changed, &format!("/spec/{field}"), value);
         changed = api.send(Verb::Replace, &changed, "").await.unwrap();

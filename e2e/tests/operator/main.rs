@@ -12,6 +12,7 @@ mod courses;
 mod crashes;
 mod crds;
 mod election;
+mod failures;
 mod garbage;
 mod jobs;
 mod operator;

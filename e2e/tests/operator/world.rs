@@ -17,6 +17,7 @@ use millrace_leases::{
     Claim, JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey,
 };
 use millrace_protocol::cost::Cost;
+use millrace_protocol::indexes::Indexes;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::report::Report;
 use millrace_protocol::tally::{Rows, Tally};
@@ -351,6 +352,7 @@ impl Players {
                     complete: open.is_empty(),
                     shards: SHARDS,
                     failed_shards: open.len() as u32,
+                    failed_indexes: open.iter().copied().collect::<Indexes>().into_text(),
                     tally: commits.into_values().sum(),
                     routes: Vec::new(),
                     sample_errors: Vec::new(),

@@ -52,6 +52,8 @@ pub fn manifests(job: &BatchJob, checked: &Checked, run: RunNumber) -> String {
     spec.suspend = false;
     spec.active_deadline_seconds = None;
     spec.ttl_seconds_after_finished = None;
+    spec.max_failed_indexes = None;
+    spec.managed_by = None;
     spec.priority = 0;
     spec.reader = None;
     let job = json!({

@@ -87,6 +87,8 @@ pub struct Finished {
     pub shards: u32,
     /// Shards that were given up.
     pub failed_shards: u32,
+    /// Their indexes, in short.
+    pub failed_indexes: Option<String>,
     /// Sums over the commits.
     pub tally: Tally,
     /// What became of the rows of each route and arm.
@@ -104,6 +106,7 @@ impl Finished {
             complete,
             shards,
             failed_shards,
+            failed_indexes,
             tally,
             routes,
             sample_errors,
@@ -116,6 +119,7 @@ impl Finished {
             complete: *complete,
             shards: *shards,
             failed_shards: *failed_shards,
+            failed_indexes: failed_indexes.clone(),
             tally: *tally,
             routes: routes.clone(),
             sample_errors: sample_errors.clone(),

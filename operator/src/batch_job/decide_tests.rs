@@ -46,6 +46,7 @@ fn seen(plan: Step, finish: Step, leases: Option<Snapshot>) -> Seen {
         plan,
         finish,
         leases,
+        failed_indexes: None,
         account: None,
         pace: None,
     }
@@ -153,6 +154,7 @@ fn finished(complete: bool) -> Step {
         complete,
         shards: 2,
         failed_shards: u32::from(!complete),
+        failed_indexes: (!complete).then(|| "1".to_owned()),
         tally: Tally::default(),
         routes: vec![],
         sample_errors: vec![],
@@ -196,6 +198,23 @@ fn a_deadline_counts_from_the_jobs_beginning() {
     };
     assert_eq!(phase(101), Phase::Running);
     assert_eq!(phase(100), Phase::GivingUp(GiveUp::DeadlineExceeded, None));
+}
+
+#[test]
+fn more_shards_that_are_given_up_than_may_be_end_the_job() {
+    let phase = |failed, leases: Option<Snapshot>| {
+        let mut job = begun(json!({"maxFailedIndexes": 1}));
+        let shards = json!({"total": 4, "committed": 1, "failed": failed});
+        job.status.as_mut().unwrap().shards = serde_json::from_value(shards).unwrap();
+        decided(&job, &seen(planned(), Step::Absent, leases)).phase
+    };
+    let leases = |dead| counters(1, 1).map(|leases| Snapshot { dead, ..leases });
+    assert_eq!(phase(0, leases(1)), Phase::Running);
+    let stopping = Phase::GivingUp(GiveUp::TooManyFailedIndexes, None);
+    assert_eq!(phase(0, leases(2)), stopping);
+    // Its end was cut off between forgetting the leases and being written.
+    assert_eq!(phase(2, Some(Snapshot::default())), stopping);
+    assert_eq!(phase(1, None), Phase::LeasesAway);
 }
 
 #[test]

@@ -27,8 +27,11 @@ pub use self::reader::ReaderTries;
 use crate::context::Context;
 use crate::visit::VisitError;
 
-/// Visits a job.
+/// Visits a job. One that somebody else brings about is left alone.
 pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, VisitError> {
+    if job.other_manager().is_some() {
+        return Ok(Action::await_change());
+    }
     ctx.objects().synced().await;
     let seen = observe::observe(&ctx, &job).await?;
     let checked = check::check(&job, &seen);
@@ -55,4 +58,38 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
         Some(pause) => Action::requeue(pause),
         None => Action::await_change(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Options;
+
+    #[tokio::test]
+    async fn a_job_that_somebody_else_brings_about_is_left_alone() {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let options = Options::parse_from([
+            "operator",
+            "--worker-image=w",
+            "--server-image=s",
+            "--redis-url=redis://127.0.0.1:1",
+        ]);
+        let client = kube::Client::try_from(config).unwrap();
+        let ctx = Arc::new(Context::new(client, options).unwrap());
+        let job: BatchJob = serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "embed", "namespace": "tenant"},
+            "spec": {
+                "serviceRef": {"name": "minilm"}, "managedBy": "example.com/another",
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+        }))
+        .unwrap();
+        // Neither the API server nor Redis is there to be asked.
+        let action = visit(Arc::new(job), ctx).await.unwrap();
+        assert_eq!(action, Action::await_change());
+    }
 }

@@ -107,6 +107,9 @@ fn before_plan(give_up: GiveUp) -> String {
             GiveUp::Cancelled => "the job was cancelled",
             GiveUp::DeadlineExceeded => "spec.activeDeadlineSeconds were over",
             GiveUp::TooManyFailedRows => "more rows failed than spec.maxFailedRows allows",
+            GiveUp::TooManyFailedIndexes => {
+                "more shards were given up than spec.maxFailedIndexes allows"
+            }
             GiveUp::BudgetSpent => "spec.budget.maxCost was spent",
         }
     )
@@ -179,6 +182,7 @@ mod tests {
             complete: false,
             shards: 2,
             failed_shards: 1,
+            failed_indexes: Some("1".to_owned()),
             tally: Default::default(),
             routes: vec![],
             sample_errors: vec![],

@@ -11,6 +11,7 @@ use millrace_crds::inference_service::Pricing;
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_leases::limits::{self, Account};
 use millrace_leases::{LeaseStore, RunKey, Snapshot};
+use millrace_protocol::indexes::Indexes;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::report::Report;
 
@@ -20,6 +21,9 @@ use crate::context::{Context, unless_away};
 use crate::names::{self, service_of};
 use crate::pods::{creation_failure, mount_failure, waits_for};
 use crate::visit::VisitError;
+
+/// Shards that were given up, of which the indexes are read at a time.
+const DEAD_PAGE: usize = 10_000;
 
 /// What a visit sees.
 #[derive(Debug, Clone)]
@@ -38,6 +42,8 @@ pub struct Seen {
     pub finish: Step,
     /// The counters of the leases; absent while the lease store is away.
     pub leases: Option<Snapshot>,
+    /// Indexes of the shards that were given up, in short.
+    pub failed_indexes: Option<String>,
     /// What the job has paid, if its service names prices and the lease store knows it.
     pub account: Option<Account>,
     /// How fast the run gets on.
@@ -90,6 +96,7 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
         plan: Step::Unasked,
         finish: Step::Unasked,
         leases: None,
+        failed_indexes: None,
         account: None,
         pace: None,
         now,
@@ -99,6 +106,7 @@ pub async fn observe(ctx: &Context, job: &BatchJob) -> Result<Seen, VisitError> 
     }
     let run = run_key(job, standing.run);
     seen.leases = unless_away(ctx.leases_of(&run)?.snapshot().await)?;
+    seen.failed_indexes = failed_indexes(ctx, job, &seen, &run).await?;
     seen.account = account(ctx, job, &seen, &run).await?;
     let given_up = give_up(job, standing, seen.leases.as_ref(), seen.account, &seen.now);
     let is_given_up = given_up.is_some();
@@ -134,6 +142,39 @@ fn lacks_estimate(job: &BatchJob, seen: &Seen) -> bool {
     let estimate = job.status.as_ref().and_then(|it| it.estimate.as_ref());
     let is_guessed = seen.standing.run == FIRST_RUN;
     is_remote && is_guessed && (estimate.is_none() || seen.standing.is_new)
+}
+
+/// Indexes of the shards that were given up. Those that the status names already are not asked for again.
+async fn failed_indexes(
+    ctx: &Context,
+    job: &BatchJob,
+    seen: &Seen,
+    run: &RunKey,
+) -> Result<Option<String>, VisitError> {
+    let dead = seen.leases.map_or(0, |leases| leases.dead);
+    if dead == 0 {
+        return Ok(None);
+    }
+    let status = job.status.as_ref().filter(|_| !seen.standing.is_new);
+    let known = status.and_then(|it| it.shards.map(|shards| u64::from(shards.failed)));
+    let named = status.and_then(|it| it.failed_indexes.as_ref());
+    if known == Some(dead) && named.is_some() {
+        return Ok(named.cloned());
+    }
+    let leases = ctx.leases_of(run)?;
+    let mut indexes = Indexes::default();
+    let mut first = 0;
+    while !indexes.is_full() {
+        let Some(page) = unless_away(leases.dead(first, DEAD_PAGE).await)? else {
+            return Ok(named.cloned());
+        };
+        page.iter().for_each(|index| indexes.push(*index));
+        match page.last() {
+            Some(last) if page.len() == DEAD_PAGE => first = last + 1,
+            _ => break,
+        }
+    }
+    Ok(indexes.into_text())
 }
 
 /// What the job has paid, if anybody may know.

@@ -91,11 +91,12 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
     if seen.standing.is_resumed {
         before.completion_time = None;
         before.sample_errors = Vec::new();
+        before.failed_indexes = None;
         before.routes = Vec::new();
         before.start_time = None;
     }
     let generation = job.metadata.generation.unwrap_or_default();
-    let said = said::conditions(phase);
+    let said = said::conditions(job, phase);
     let mut status = BatchJobStatus {
         conditions: written(said, &before.conditions, generation, now.clone()),
         observed_generation: Some(generation),
@@ -149,6 +150,7 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
                 status.eta = before.eta;
             } else {
                 count(&mut status, shards, leases.tally);
+                status.failed_indexes = seen.failed_indexes.clone();
                 status.rows_per_second = seen.pace.map(|pace| rounded(pace.rows));
                 status.eta = seen.pace.and_then(|pace| eta(shards, pace, &now));
             }
@@ -203,6 +205,7 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
         complete: _,
         shards,
         failed_shards,
+        failed_indexes,
         tally,
         routes,
         sample_errors,
@@ -215,6 +218,7 @@ fn finish(status: &mut BatchJobStatus, finished: &Finished, now: Time) {
         waiting: 0,
     };
     count(status, shards, *tally);
+    status.failed_indexes = failed_indexes.clone();
     let seconds = status
         .start_time
         .as_ref()
@@ -268,7 +272,15 @@ mod tests {
 
     #[test]
     fn a_change_of_a_job_that_is_over_is_seen() {
-        let said = said::conditions(&Phase::Suspended);
+        let job = serde_json::from_value(serde_json::json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "job"},
+            "spec": {
+                "serviceRef": {"name": "service"},
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+        }));
+        let said = said::conditions(&job.unwrap(), &Phase::Suspended);
         let time = Time(k8s_openapi::jiff::Timestamp::from_second(1).unwrap());
         let before = BatchJobStatus {
             observed_generation: Some(1),

@@ -1,5 +1,8 @@
 //! What the conditions of a job say. Pure.
 
+use kube::ResourceExt;
+use millrace_crds::BatchJob;
+use millrace_crds::batch_job::RAISED_BUDGET;
 use millrace_protocol::event::COMPLETED;
 
 use super::decide::{Finished, Phase};
@@ -28,13 +31,13 @@ impl Outcome {
     }
 }
 
-/// What the four conditions say.
-pub fn conditions(phase: &Phase) -> Vec<Said> {
+/// What the four conditions say of a job.
+pub fn conditions(job: &BatchJob, phase: &Phase) -> Vec<Said> {
     let Outcome {
         succeeded,
         reason,
         message,
-    } = outcome(phase);
+    } = outcome(job, phase);
     let is_stalled = matches!(phase, Phase::Refused(_)) || succeeded == Is::False;
     let is_moving = matches!(
         phase,
@@ -59,7 +62,7 @@ pub fn conditions(phase: &Phase) -> Vec<Said> {
     ]
 }
 
-fn outcome(phase: &Phase) -> Outcome {
+fn outcome(job: &BatchJob, phase: &Phase) -> Outcome {
     match phase {
         Phase::Over | Phase::Expired => {
             unreachable!("a job that is over is not reported again")
@@ -83,7 +86,7 @@ fn outcome(phase: &Phase) -> Outcome {
             let what = format!("{why}the manifest is being written over what is done");
             Outcome::open(word, waits(&what, reason))
         }
-        Phase::GivenUp(give_up, finished) => of_given_up(*give_up, finished.as_ref()),
+        Phase::GivenUp(give_up, finished) => of_given_up(job, *give_up, finished.as_ref()),
         Phase::Failed { reason, message } => Outcome::new(Is::False, reason, message),
     }
 }
@@ -109,12 +112,16 @@ fn going(give_up: GiveUp) -> (&'static str, &'static str) {
             "Stopping",
             "more rows failed than spec.maxFailedRows allows: ",
         ),
+        GiveUp::TooManyFailedIndexes => (
+            "Stopping",
+            "more shards were given up than spec.maxFailedIndexes allows: ",
+        ),
         GiveUp::BudgetSpent => ("Stopping", "spec.budget.maxCost is spent: "),
     }
 }
 
-fn of_given_up(give_up: GiveUp, finished: Option<&Finished>) -> Outcome {
-    let message = match finished {
+fn of_given_up(job: &BatchJob, give_up: GiveUp, finished: Option<&Finished>) -> Outcome {
+    let mut message = match finished {
         None => "the job was given up before its plan was made: nothing was written".to_owned(),
         Some(finished) => {
             let message = format!(
@@ -124,7 +131,19 @@ fn of_given_up(give_up: GiveUp, finished: Option<&Finished>) -> Outcome {
             warned(message, finished)
         }
     };
+    if give_up == GiveUp::BudgetSpent {
+        message = format!("{message}; {}", how_to_raise(job));
+    }
     Outcome::new(Is::False, give_up.reason(), message)
+}
+
+/// How a job goes on whose budget is spent.
+fn how_to_raise(job: &BatchJob) -> String {
+    let (name, namespace) = (job.name_any(), job.namespace().unwrap_or_default());
+    format!(
+        "raise spec.budget.maxCost above status.cost.total, and the job goes on by itself: kubectl patch \
+         batchjob {name} -n {namespace} --type merge -p '{RAISED_BUDGET}'"
+    )
 }
 
 /// What is going on, and what its pod waits for.
@@ -145,7 +164,45 @@ fn warned(message: String, finished: &Finished) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn job() -> BatchJob {
+        serde_json::from_value(json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
+            "metadata": {"name": "embed", "namespace": "tenant"},
+            "spec": {
+                "serviceRef": {"name": "minilm"},
+                "input": {"uris": ["s3://bucket/in"]}, "output": {"uri": "s3://bucket/out"},
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_job_whose_budget_is_spent_says_how_it_goes_on() {
+        for finished in [
+            None,
+            Some(Finished {
+                complete: false,
+                shards: 40,
+                failed_shards: 3,
+                failed_indexes: Some("37-39".to_owned()),
+                tally: Default::default(),
+                routes: vec![],
+                sample_errors: vec![],
+                warning: None,
+            }),
+        ] {
+            let said = conditions(&job(), &Phase::GivenUp(GiveUp::BudgetSpent, finished));
+            let command = "kubectl patch batchjob embed -n tenant --type merge -p \
+                 '{\"spec\":{\"budget\":{\"maxCost\":\"AMOUNT\"}}}'";
+            let message = &said[0].message;
+            assert!(message.ends_with(command), "{message}");
+            assert!(message.contains("raise spec.budget.maxCost"), "{message}");
+        }
+    }
 
     #[test]
     fn every_phase_sets_every_condition_with_a_reason() {
@@ -163,7 +220,7 @@ mod tests {
             },
         ];
         for phase in phases {
-            let said = conditions(&phase);
+            let said = conditions(&job(), &phase);
             let kinds: Vec<_> = said.iter().map(|said| said.kind).collect();
             assert_eq!(kinds, ["Succeeded", "Ready", "Reconciling", "Stalled"]);
             assert!(

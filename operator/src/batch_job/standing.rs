@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use millrace_crds::batch_job::RowCounts;
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_leases::Snapshot;
 use millrace_leases::limits::Account;
 use millrace_protocol::lease;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
+use millrace_protocol::tally::Rows;
 
 use crate::conditions::find;
 
@@ -96,6 +98,8 @@ pub enum GiveUp {
     DeadlineExceeded,
     /// More rows failed than `spec.maxFailedRows`.
     TooManyFailedRows,
+    /// More shards were given up than `spec.maxFailedIndexes`.
+    TooManyFailedIndexes,
     /// `spec.budget.maxCost` is spent.
     BudgetSpent,
 }
@@ -107,6 +111,7 @@ impl GiveUp {
             GiveUp::Cancelled => "Cancelled",
             GiveUp::DeadlineExceeded => "DeadlineExceeded",
             GiveUp::TooManyFailedRows => "TooManyFailedRows",
+            GiveUp::TooManyFailedIndexes => "TooManyFailedIndexes",
             GiveUp::BudgetSpent => BUDGET_SPENT,
         }
     }
@@ -119,6 +124,7 @@ impl GiveUp {
                 "spec.activeDeadlineSeconds were over before this shard was done"
             }
             GiveUp::TooManyFailedRows => lease::TOO_MANY_FAILED,
+            GiveUp::TooManyFailedIndexes => lease::TOO_MANY_FAILED_INDEXES,
             GiveUp::BudgetSpent => lease::BUDGET_SPENT,
         }
     }
@@ -135,12 +141,8 @@ pub fn give_up(
     if job.spec.cancel {
         return Some(GiveUp::Cancelled);
     }
-    let failed = job.spec.failed_rows_max().zip(leases);
-    if failed.is_some_and(|(max, leases)| {
-        let rows = leases.tally.rows;
-        max.is_exceeded(rows.failed, rows.total())
-    }) {
-        return Some(GiveUp::TooManyFailedRows);
+    if let Some(give_up) = too_many_failed(job, standing, leases) {
+        return Some(give_up);
     }
     let budget = job.spec.budget.as_ref().zip(account);
     if budget.is_some_and(|(budget, account)| account.is_spent(budget.max_cost)) {
@@ -148,6 +150,41 @@ pub fn give_up(
     }
     let rest = until_deadline(job, standing, now)?;
     (rest == Duration::ZERO && !job.spec.suspend).then_some(GiveUp::DeadlineExceeded)
+}
+
+/// Whether more failed than may, by the leases. Once these are forgotten the status counts, so that an end
+/// that was cut off ends for the reason for which it began.
+fn too_many_failed(
+    job: &BatchJob,
+    standing: Standing,
+    leases: Option<&Snapshot>,
+) -> Option<GiveUp> {
+    let is_of_run = !standing.is_new && !standing.is_resumed;
+    let status = job.status.as_ref().filter(|_| is_of_run);
+    let (rows, shards_failed) = match leases.filter(|leases| leases.known) {
+        Some(leases) => (leases.tally.rows, leases.dead),
+        None => {
+            let RowCounts {
+                succeeded,
+                failed,
+                skipped,
+            } = status.and_then(|status| status.rows).unwrap_or_default();
+            let shards = status.and_then(|status| status.shards).unwrap_or_default();
+            let rows = Rows {
+                succeeded,
+                failed,
+                skipped,
+            };
+            (rows, u64::from(shards.failed))
+        }
+    };
+    let rows_max = job.spec.failed_rows_max();
+    if rows_max.is_some_and(|max| max.is_exceeded(rows.failed, rows.total())) {
+        return Some(GiveUp::TooManyFailedRows);
+    }
+    let shards_max = job.spec.max_failed_indexes.map(u64::from);
+    let is_exceeded = shards_max.is_some_and(|max| shards_failed > max);
+    is_exceeded.then_some(GiveUp::TooManyFailedIndexes)
 }
 
 /// How long the job may still take, if it has a deadline and has begun.

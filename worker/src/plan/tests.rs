@@ -77,6 +77,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         },
         deliveries_max: 1,
         failed_rows_max: None,
+        failed_shards_max: None,
         cost_max: None,
         notify: None,
         spec_sha256: "spec".into(),

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use millrace_protocol::lease::{BUDGET_SPENT, Lease, TOO_MANY_FAILED};
+use millrace_protocol::lease::{BUDGET_SPENT, Lease, TOO_MANY_FAILED, TOO_MANY_FAILED_INDEXES};
 use millrace_protocol::panic;
 use millrace_protocol::tally::Tally;
 use millrace_telemetry::chain;
@@ -117,6 +117,8 @@ pub enum Ended {
 pub enum GiveUp {
     /// More rows failed than `spec.maxFailedRows`.
     TooManyFailedRows,
+    /// More shards were given up than `spec.maxFailedIndexes`.
+    TooManyFailedIndexes,
     /// `spec.budget.maxCost` is spent.
     BudgetSpent,
 }
@@ -126,6 +128,7 @@ impl GiveUp {
     pub fn reason(self) -> &'static str {
         match self {
             GiveUp::TooManyFailedRows => "TooManyFailedRows",
+            GiveUp::TooManyFailedIndexes => "TooManyFailedIndexes",
             GiveUp::BudgetSpent => "BudgetSpent",
         }
     }
@@ -134,6 +137,7 @@ impl GiveUp {
     pub fn of_shards(self) -> &'static str {
         match self {
             GiveUp::TooManyFailedRows => TOO_MANY_FAILED,
+            GiveUp::TooManyFailedIndexes => TOO_MANY_FAILED_INDEXES,
             GiveUp::BudgetSpent => BUDGET_SPENT,
         }
     }
