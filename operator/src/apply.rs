@@ -1,12 +1,10 @@
 //! Server-side apply of children, and of nothing that is already as it should be.
 
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::names::FIELD_MANAGER;
+use crate::objects::Namespaced;
 use crate::visit::note_change;
 
 /// Annotation with the hash of what was applied last.
@@ -35,19 +34,12 @@ pub struct Children {
 impl Children {
     /// Applies `child`, unless the same was applied last and everything in it is still as it was
     /// applied. Returns it as it is in the cluster.
-    pub async fn apply<K>(
+    pub async fn apply<K: Namespaced>(
         &self,
         client: &Client,
         namespace: &str,
         mut child: K,
-    ) -> Result<K, kube::Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Serialize,
-    {
+    ) -> Result<K, kube::Error> {
         let api: Api<K> = Api::namespaced(client.clone(), namespace);
         let name = child.name_any();
         let key = format!("{}/{name}", K::kind(&()));
@@ -111,14 +103,11 @@ pub fn digest(value: &impl Serialize) -> Result<String, kube::Error> {
 
 /// Applies `child` without looking at what is there: for Secrets, which the operator has no right
 /// to read.
-pub async fn apply_unseen<K>(client: &Client, namespace: &str, child: &K) -> Result<K, kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Serialize,
-{
+pub async fn apply_unseen<K: Namespaced>(
+    client: &Client,
+    namespace: &str,
+    child: &K,
+) -> Result<K, kube::Error> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let params = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(&child.name_any(), &params, &Patch::Apply(child))
@@ -127,18 +116,12 @@ where
 
 /// Writes the status of `object`, which was `before`. Not by server-side apply: what a visit writes
 /// that saw less must be refused, which the resource version does.
-pub async fn write_status<K>(
+pub async fn write_status<K: Namespaced>(
     client: &Client,
     object: &K,
     before: &impl Serialize,
     after: &impl Serialize,
-) -> Result<(), kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-{
+) -> Result<(), kube::Error> {
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
     let patch = json!({
@@ -167,13 +150,11 @@ fn merged(before: Value, mut after: Value) -> Value {
 }
 
 /// Deletes a child and what it owns; its absence is all that matters.
-pub async fn delete<K>(client: &Client, namespace: &str, name: &str) -> Result<(), kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-{
+pub async fn delete<K: Namespaced>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<(), kube::Error> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     match api.delete(name, &DeleteParams::background()).await {
         Ok(_) => {

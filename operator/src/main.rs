@@ -17,7 +17,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::controller::{self, Action, applier};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
-use kube::{Api, Client, Config, Resource, ResourceExt};
+use kube::{Api, Client, Config, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use millrace_operator::api::{self, ApiLimits};
 use millrace_operator::config::Options;
@@ -25,10 +25,10 @@ use millrace_operator::context::Context;
 use millrace_operator::election::Election;
 use millrace_operator::http::{self, Shown};
 use millrace_operator::names::{FIELD_MANAGER, service_of};
-use millrace_operator::objects::Objects;
+use millrace_operator::objects::{Namespaced, Objects};
 use millrace_operator::term::Term;
 use millrace_operator::visit::{VisitError, after_error, watched};
-use millrace_operator::watch::{Followed, Told, follow, of_objects, of_owners};
+use millrace_operator::watch::{Told, follow, of_objects, of_owners};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
 use tokio::task::JoinHandle;
@@ -245,7 +245,7 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
 
 /// What is told of a kind, for its own controller, and once more for the other one. The second holds what
 /// the other controller has not come to yet, which it does whenever it is polled.
-fn heard<K: Followed>(told: Told<K>) -> (Told<K>, UnboundedReceiver<Arc<K>>) {
+fn heard<K: Namespaced>(told: Told<K>) -> (Told<K>, UnboundedReceiver<Arc<K>>) {
     let (teller, other) = unbounded();
     let told = told.inspect_ok(move |object| {
         // The other controller hears nothing more only once both end.
@@ -276,10 +276,7 @@ async fn visit_service(
     watched(service.as_ref(), None, &ctx.visits, visit).await
 }
 
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
-{
+fn api<K: Namespaced>(client: &Client, namespace: Option<&str>) -> Api<K> {
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),

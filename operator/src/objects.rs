@@ -1,18 +1,46 @@
 //! All objects of both kinds, as last seen.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::ResourceExt;
+use kube::core::NamespaceResourceScope;
 use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Resource, ResourceExt};
 use millrace_crds::{BatchJob, InferenceService};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::batch_job::standing::shards_left;
 use crate::names::service_of;
 
 /// How often it is asked whether all objects have been seen.
 const READY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A kind of object that lies in a namespace.
+pub trait Namespaced:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Serialize
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Namespaced for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize
+        + Send
+        + Sync
+        + 'static
+{
+}
 
 /// The controllers' copies of all objects.
 #[derive(Debug, Clone)]

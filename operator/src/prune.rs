@@ -1,19 +1,16 @@
 //! Takes away what earlier runs of a job left in the cluster; what they wrote stays.
 
-use std::fmt::Debug;
-
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
-use kube::core::NamespaceResourceScope;
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use millrace_crds::BatchJob;
 use millrace_protocol::plan::RunNumber;
-use serde::de::DeserializeOwned;
 
 use crate::apply::delete;
 use crate::names::{JOB_LABEL, label_value, step};
+use crate::objects::Namespaced;
 
 /// What each run has of its own. The Job that tells of an end is none of it: it may still be telling of
 /// the run before, and goes by itself.
@@ -46,17 +43,11 @@ pub async fn has_next_run(
     Ok(next.is_some_and(|next| is_of(&next.metadata, job)))
 }
 
-async fn delete_earlier<K>(
+async fn delete_earlier<K: Namespaced>(
     client: &Client,
     job: &BatchJob,
     run: RunNumber,
-) -> Result<(), kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-{
+) -> Result<(), kube::Error> {
     let namespace = job.namespace().unwrap_or_default();
     let children: Api<K> = Api::namespaced(client.clone(), &namespace);
     let of_runs = format!(

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::apply::Children;
-use crate::watch::Followed;
+use crate::objects::Namespaced;
 
 /// What is remembered of one object.
 pub trait Memory: Default + Send + Sync + 'static {
@@ -17,7 +17,7 @@ pub trait Memory: Default + Send + Sync + 'static {
 
 /// What is remembered of the objects of a kind: an `M` of each.
 #[derive(Debug)]
-pub struct Remembered<K: Followed, M> {
+pub struct Remembered<K: Namespaced, M> {
     entries: Mutex<HashMap<ObjectRef<K>, Entry<M>>>,
 }
 
@@ -28,7 +28,7 @@ struct Entry<M> {
     of_object: Arc<M>,
 }
 
-impl<K: Followed, M> Default for Remembered<K, M> {
+impl<K: Namespaced, M> Default for Remembered<K, M> {
     fn default() -> Self {
         Self {
             entries: Mutex::default(),
@@ -36,7 +36,7 @@ impl<K: Followed, M> Default for Remembered<K, M> {
     }
 }
 
-impl<K: Followed, M: Memory> Remembered<K, M> {
+impl<K: Namespaced, M: Memory> Remembered<K, M> {
     /// What is remembered of an object, with nothing in it at first. Of one that is not in the store
     /// nothing stays: a visit may still be in hand when its object goes.
     pub fn of(&self, object: &ObjectRef<K>, store: &Store<K>) -> Arc<M> {

@@ -3,39 +3,27 @@
 //! it would act on what was there before, and never be told again.
 
 use std::collections::HashSet;
-use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
+use kube::Api;
 use kube::runtime::controller::ReconcileRequest;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, controller};
-use kube::{Api, Resource};
-use serde::de::DeserializeOwned;
 
+use crate::objects::Namespaced;
 use crate::remembered::{Memory, Remembered};
 
 /// What asks for visits.
 pub type Requests<K> = BoxStream<'static, Result<ReconcileRequest<K>, watcher::Error>>;
 
-/// What is followed.
-pub trait Followed:
-    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
-{
-}
-
-impl<K> Followed for K where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
-{
-}
-
 /// Objects that are told of.
 pub type Told<K> = BoxStream<'static, Result<Arc<K>, watcher::Error>>;
 
 /// All objects of a kind.
-pub struct Following<K: Followed> {
+pub struct Following<K: Namespaced> {
     /// What is there.
     pub store: Store<K>,
     /// Each object that is new, was changed or is gone. The store is kept while somebody polls this.
@@ -43,7 +31,7 @@ pub struct Following<K: Followed> {
 }
 
 /// Follows all objects of a kind.
-pub fn follow<K: Followed>(api: Api<K>) -> Following<K> {
+pub fn follow<K: Namespaced>(api: Api<K>) -> Following<K> {
     let (store, mut writer) = reflector::store();
     let reader = store.clone();
     let mut listed = HashSet::new();
@@ -67,7 +55,7 @@ pub fn follow<K: Followed>(api: Api<K>) -> Following<K> {
 }
 
 /// What is in the store and not in the list that takes its place with this event.
-fn gone<K: Followed>(
+fn gone<K: Namespaced>(
     event: &Event<K>,
     listed: &HashSet<ObjectRef<K>>,
     store: &Store<K>,
@@ -83,7 +71,7 @@ fn gone<K: Followed>(
 }
 
 /// What is told of an event that the store has taken. A list is in the store once it is complete.
-fn touched<K: Followed>(
+fn touched<K: Namespaced>(
     event: Event<K>,
     listed: &mut HashSet<ObjectRef<K>>,
     store: &Store<K>,
@@ -109,7 +97,7 @@ fn touched<K: Followed>(
 }
 
 /// Visits of the objects that are told of. What is remembered of those that are gone is forgotten.
-pub fn of_objects<K: Followed, M: Memory>(
+pub fn of_objects<K: Namespaced, M: Memory>(
     told: Told<K>,
     store: &Store<K>,
     remembered: &Arc<Remembered<K, M>>,
@@ -124,7 +112,7 @@ pub fn of_objects<K: Followed, M: Memory>(
 }
 
 /// Visits of the owners of what a watch tells of. That a child was touched is noted before the visit.
-pub fn of_owners<Owner: Followed, Child: Followed, M: Memory>(
+pub fn of_owners<Owner: Namespaced, Child: Namespaced, M: Memory>(
     api: Api<Child>,
     which: watcher::Config,
     remembered: &Arc<Remembered<Owner, M>>,
