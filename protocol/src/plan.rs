@@ -25,6 +25,9 @@ pub struct Plan {
     pub spec_sha256: String,
     /// Hash of everything in job and service that decides the answer to a row.
     pub answers_sha256: String,
+    /// The fields that the first of these hashes is of, so that another spec can be told how it differs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spec: Vec<SpecField>,
     /// The input files in the order of their URIs.
     pub inputs: Vec<InputFile>,
     /// The shards; a shard's index is its place in this list.
@@ -42,6 +45,15 @@ pub struct Plan {
     /// Which rows are duplicates, if the job says `dedup`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedup: Option<Dedup>,
+}
+
+/// A field of a job or a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecField {
+    /// Where it stands, such as `spec.input.uris[0]`.
+    pub path: String,
+    /// Its value as JSON, cut where it is long, and a hash alone where it is a row or may hold a secret.
+    pub value: String,
 }
 
 /// What an incremental run carries over.

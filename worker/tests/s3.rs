@@ -108,6 +108,7 @@ fn job(keys: &[&str]) -> CheckedJob {
         notify: None,
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
+        spec_fields: vec![],
         incremental_from: None,
         dedup: None,
     }

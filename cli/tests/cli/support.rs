@@ -122,6 +122,7 @@ impl OutputFolder {
             run: 1,
             spec_sha256: "00".to_owned(),
             answers_sha256: "00".to_owned(),
+            spec: Vec::new(),
             incremental_from: None,
             carried: None,
             dedup: None,

@@ -331,6 +331,7 @@ mod tests {
             version: Plan::VERSION,
             run: 1,
             spec_sha256: "spec".to_owned(),
+            spec: vec![],
             answers_sha256: "answers".to_owned(),
             incremental_from: None,
             carried: None,

@@ -40,6 +40,31 @@ pub fn check_steps(
     )
 }
 
+/// Checks a job, changed by `spec`, with a server that the user brings, changed by `service`.
+pub fn check_service_spec(spec: serde_json::Value, service: serde_json::Value) -> CheckedJob {
+    let patched = |mut object: serde_json::Value, patch: serde_json::Value| {
+        for (key, value) in patch.as_object().unwrap() {
+            object[key] = value.clone();
+        }
+        object
+    };
+    let job = serde_json::json!({
+        "serviceRef": {"name": "service"},
+        "input": {"uris": ["a.jsonl"]}, "output": {"uri": "out"},
+    });
+    let runtime = serde_json::json!({
+        "image": "tei:1", "port": 80, "protocol": "TEI",
+        "models": [{"name": "bge", "task": "Embedding"}],
+    });
+    let service = serde_json::json!({"runtime": patched(runtime, service)});
+    check(
+        &manifest("BatchJob", "job", patched(job, spec)),
+        &manifest("InferenceService", "service", service),
+        Path::new("/"),
+    )
+    .unwrap()
+}
+
 fn check_spec(patch: serde_json::Value) -> Result<CheckedJob, JobError> {
     let mut spec = serde_json::json!({
         "serviceRef": {"name": "service"},

@@ -1,8 +1,14 @@
 //! Why a job could not be planned.
 
+use millrace_protocol::plan::SpecField;
+
 use super::VectorsError;
 use crate::{
-    finish::FinishError, read::ReadError, records::RecordsError, store::StoreError,
+    finish::FinishError,
+    job::{CheckedJob, SpecDifference, difference},
+    read::ReadError,
+    records::RecordsError,
+    store::StoreError,
     work::selection::SelectionError,
 };
 
@@ -67,16 +73,14 @@ pub enum PlanError {
     },
     /// The output was made by another job or service.
     #[error(
-        "the output {output} was planned by another spec ({found}, now {expected}); \
-         choose another output, or delete it"
+        "the output {output} was planned by another spec ({difference}); choose another output, or \
+         delete it"
     )]
     OtherSpec {
         /// URI of the output.
         output: String,
-        /// Hash of the spec that is there.
-        found: String,
-        /// Hash of this job's spec.
-        expected: String,
+        /// How that differs from this job's spec.
+        difference: SpecDifference,
     },
     /// The output was planned from another earlier output.
     #[error(
@@ -163,5 +167,21 @@ impl From<SelectionError> for PlanError {
 impl From<VectorsError> for PlanError {
     fn from(error: VectorsError) -> Self {
         Self::Vectors(Box::new(error))
+    }
+}
+
+impl PlanError {
+    /// The output was planned by another spec than that of this job, of this hash and with these fields.
+    pub(super) fn other_spec(job: &CheckedJob, sha256: &str, fields: &[SpecField]) -> Self {
+        // A plan of an earlier version names none.
+        let named = (!fields.is_empty()).then(|| difference(fields, &job.spec_fields));
+        let difference = named.flatten().unwrap_or_else(|| SpecDifference::Unnamed {
+            before: sha256.to_owned(),
+            now: job.spec_sha256.clone(),
+        });
+        PlanError::OtherSpec {
+            output: job.output.uri.clone(),
+            difference,
+        }
     }
 }

@@ -58,7 +58,11 @@ pub async fn plan(
     }
     let mut plan = match job.run {
         FIRST_RUN => draft(stores, job).await?,
-        run => rerun::draft(job, run, earlier)?,
+        run => {
+            let before = read(&output, run - 1).await?;
+            let before = before.map_or_else(Vec::new, |plan| plan.spec);
+            rerun::draft(job, run, earlier, &before)?
+        }
     };
     store::probe_create_only(&output.store, &output.path).await?;
     if let (FIRST_RUN, Some(wanted)) = (job.run, &job.dedup) {
@@ -103,6 +107,7 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
         run: FIRST_RUN,
         spec_sha256,
         answers_sha256: job.answers_sha256.clone(),
+        spec: job.spec_fields.clone(),
         incremental_from: job.incremental_from.clone(),
         carried: None,
         dedup: None,
@@ -115,11 +120,9 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
 /// The plan that is there, if it was made by the same spec.
 pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan>, PlanError> {
     match read(output, job.run).await? {
-        Some(plan) if plan.spec_sha256 != job.spec_sha256 => Err(PlanError::OtherSpec {
-            output: job.output.uri.clone(),
-            found: plan.spec_sha256,
-            expected: job.spec_sha256.clone(),
-        }),
+        Some(plan) if plan.spec_sha256 != job.spec_sha256 => {
+            Err(PlanError::other_spec(job, &plan.spec_sha256, &plan.spec))
+        }
         Some(plan) if plan.run == FIRST_RUN && plan.incremental_from != job.incremental_from => {
             Err(PlanError::OtherIncremental {
                 output: job.output.uri.clone(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use millrace_protocol::manifest::{LivePart, Manifest};
-use millrace_protocol::plan::{Plan, RunNumber, Shard, ShardOfRun};
+use millrace_protocol::plan::{Plan, RunNumber, Shard, ShardOfRun, SpecField};
 
 use super::PlanError;
 use crate::job::CheckedJob;
@@ -14,6 +14,7 @@ pub(super) fn draft(
     job: &CheckedJob,
     run: RunNumber,
     earlier: Option<&Manifest>,
+    spec_before: &[SpecField],
 ) -> Result<Plan, PlanError> {
     let earlier = earlier.filter(|manifest| manifest.run + 1 == run);
     let earlier = earlier.ok_or_else(|| PlanError::NoEarlierRun {
@@ -21,11 +22,11 @@ pub(super) fn draft(
         output: job.output.uri.clone(),
     })?;
     if earlier.spec_sha256 != job.spec_sha256 {
-        return Err(PlanError::OtherSpec {
-            output: job.output.uri.clone(),
-            found: earlier.spec_sha256.clone(),
-            expected: job.spec_sha256.clone(),
-        });
+        return Err(PlanError::other_spec(
+            job,
+            &earlier.spec_sha256,
+            spec_before,
+        ));
     }
     let given_up: Vec<Shard> = (earlier.failed_shards.iter())
         .map(|failed| Shard {
@@ -57,6 +58,7 @@ pub(super) fn draft(
         run,
         spec_sha256: job.spec_sha256.clone(),
         answers_sha256: job.answers_sha256.clone(),
+        spec: job.spec_fields.clone(),
         incremental_from: None,
         carried: None,
         dedup: earlier.dedup.clone(),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use millrace_protocol::{
-    plan::{Compression, Format, ShardRange},
+    plan::{Compression, Format, ShardRange, SpecField},
     row::{Place, Position},
 };
 
@@ -82,6 +82,7 @@ fn job(folder: &Path, uris: &[&str], output: &str) -> CheckedJob {
         notify: None,
         spec_sha256: "spec".into(),
         answers_sha256: "answers".into(),
+        spec_fields: vec![],
         incremental_from: None,
         dedup: None,
     }
@@ -245,10 +246,27 @@ async fn whoever_plans_second_reads_the_plan_that_is_there() {
 async fn an_output_of_another_spec_is_refused() {
     let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n")]);
     let mut job = job(folder.path(), &["a.jsonl"], "out");
+    job.spec_fields = vec![SpecField {
+        path: "spec.input.idField".into(),
+        value: "\"id\"".into(),
+    }];
     plan(&stores(), &job, None).await.unwrap();
     job.spec_sha256 = "another".into();
+    job.spec_fields = vec![];
     let error = plan(&stores(), &job, None).await.unwrap_err();
     assert!(matches!(error, PlanError::OtherSpec { .. }), "{error}");
+    let said = error.to_string();
+    let field = "(spec.input.idField was \"id\" and is absent now)";
+    assert!(said.contains(field), "{said}");
+
+    let path = folder.path().join("out/_millrace/runs/0001/plan.json");
+    let mut earlier: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    earlier.as_object_mut().unwrap().remove("spec").unwrap();
+    std::fs::write(&path, earlier.to_string()).unwrap();
+    let said = plan(&stores(), &job, None).await.unwrap_err().to_string();
+    let hashes = "(spec, now another)";
+    assert!(said.contains(hashes), "of an earlier version: {said}");
 }
 
 #[tokio::test]
