@@ -27,7 +27,7 @@ use millrace_protocol::plan::{Compression, FIRST_RUN, Format, RunNumber, SpecFie
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use self::answering::{Answering, answering};
+use self::answering::answering;
 pub use self::chunking::Chunking;
 pub use self::dedup::{Dedup, Near};
 pub use self::error::JobError;
@@ -312,41 +312,30 @@ pub fn check_all(
         notify,
     } = &job.spec;
     check_service(&job.spec, service)?;
-    let namespace = job.metadata.namespace.clone();
-    let services: Vec<&InferenceService> = [service].into_iter().chain(others).collect();
     let answering = answering(&job.spec, service, others)?;
-    let checked_input = input::checked(&job.spec, &answering, base)?;
-    let Answering {
-        steps,
-        routing,
-        text_field: _,
-        prompted: _,
-        chunking: _,
-        postgres,
-        answers_sha256,
-    } = answering;
+    let input = input::checked(&job.spec, &answering, base)?;
     Ok(CheckedJob {
-        namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+        namespace: (job.metadata.namespace.clone()).unwrap_or_else(|| "default".to_owned()),
         name: job.metadata.name.clone().unwrap_or_default(),
         uid: job.metadata.uid.clone(),
         run: FIRST_RUN + rerun_failed,
-        spec_sha256: spec_sha256(&answers_sha256, &job.spec, &checked_input.uris),
-        answers_sha256,
-        spec_fields: spec_fields::fields(&job.spec, &checked_input.uris, &services),
+        spec_sha256: spec_sha256(&answering.answers_sha256, &job.spec, &input.uris),
+        answers_sha256: answering.answers_sha256,
+        spec_fields: spec_fields::fields(&job.spec, &input.uris, service, others),
         incremental_from: (incremental.as_ref()).map(|earlier| folder(&earlier.from, base)),
         dedup: (dedup.as_ref())
             .map(|spec| Dedup::new(spec, |from| folder(from, base)))
             .transpose()?,
-        steps,
+        steps: answering.steps,
         runtime: service.spec.runtime.clone(),
         remote: remote::remote(service),
-        routing: routing.map(Arc::new),
-        input: checked_input,
+        routing: answering.routing.map(Arc::new),
+        input,
         output: Output {
             uri: folder(&output.uri, base),
             zstd: output.compression == OutputCompression::Zstd,
             merge: output.merge,
-            postgres,
+            postgres: answering.postgres,
         },
         shard_bytes_target: u64::from(sharding.target_bytes),
         retry: Retry::from(retry),

@@ -151,6 +151,9 @@ fn a_budget_stops_a_job_within_one_call_and_raised_it_pays_for_nothing_twice() {
     );
     let condition = &job["status"]["conditions"][0];
     assert_eq!(condition["reason"], "BudgetSpent", "{job}");
+    let next = condition["message"].as_str().unwrap();
+    assert!(next.contains("spec.budget.maxCost is spent"), "{next}");
+    assert!(next.contains("raise it, and `millrace run -f "), "{next}");
     assert!(scene.lines("parts").len() < 300);
 
     // Nothing is asked as long as nothing more may be paid.

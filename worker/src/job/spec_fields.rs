@@ -113,11 +113,12 @@ pub fn difference(before: &[SpecField], now: &[SpecField]) -> Option<SpecDiffere
     })
 }
 
-/// The decisive fields of a job over `uris`, which are absolute, and of its services.
+/// The decisive fields of a job over `uris`, which are absolute, and of the services that answer.
 pub fn fields(
     spec: &BatchJobSpec,
     uris: &[String],
-    services: &[&InferenceService],
+    service: &InferenceService,
+    others: &[InferenceService],
 ) -> Vec<SpecField> {
     let mut fields = Vec::new();
     let mut of_job = json!(spec);
@@ -127,10 +128,10 @@ pub fn fields(
     for pointer in OF_JOB.into_iter().chain([DEDUP]) {
         write_down("spec", &of_job, pointer, &mut fields);
     }
-    for (index, service) in services.iter().enumerate() {
+    for (index, service) in [service].into_iter().chain(others).enumerate() {
         // Its name decides nothing.
-        let of = match services.len() {
-            1 => "InferenceService.spec".to_owned(),
+        let of = match others {
+            [] => "InferenceService.spec".to_owned(),
             _ => format!("InferenceService[{index}].spec"),
         };
         for pointer in OF_SERVICE {
