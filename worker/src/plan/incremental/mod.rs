@@ -19,7 +19,7 @@ use millrace_protocol::manifest::{LivePart, Manifest};
 use millrace_protocol::plan::{Answers, Carried, Difference, Plan};
 
 use self::join::{ANSWER_BYTES, Counts, PLACED_BYTES, ROW_BYTES};
-use self::rows::{Contents, Reader};
+use self::rows::{Contents, RowReader};
 use self::spill::Spill;
 use super::PlanError;
 use crate::finish;
@@ -166,7 +166,9 @@ async fn spill_rows(
         }
         Ok(())
     };
-    Reader::new(stores, job, |_| ())?.read(plan, take).await?;
+    RowReader::new(stores, job, |_| ())?
+        .read(plan, take)
+        .await?;
     Ok(spill)
 }
 
