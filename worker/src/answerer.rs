@@ -10,12 +10,12 @@ use millrace_telemetry::chain;
 use crate::job::{CheckedJob, Remote, Routing, Step};
 use crate::run::RunError;
 use crate::store::Location;
-use crate::work::Answerer;
 use crate::work::call::{Caller, CallerOptions};
 use crate::work::client::remote::{Access, ApiError};
 use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
-use crate::work::routed::{Router, Service};
+use crate::work::routed::Router;
 use crate::work::submit::{SubmitOptions, Submitter};
+use crate::work::{Answerer, Service};
 
 /// Chunks at the server at a time: one batch runs, one is prefetched, and the rest gives the
 /// batcher a choice of lengths.
@@ -39,7 +39,8 @@ pub async fn open(
     }
     let Some(remote) = &job.remote else {
         let (submitter, models) = submitter(server, job).await?;
-        return Ok((Answerer::Server(Box::new(submitter)), models));
+        let service = Service::Server(Box::new(submitter));
+        return Ok((Answerer::One(service), models));
     };
     let ServerAddress::Remote(access) = server else {
         return Err(AddressError::IsRemote.into());
@@ -52,7 +53,8 @@ pub async fn open(
     };
     let caller = asks.caller(remote, &job.steps)?;
     let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
-    Ok((Answerer::Remote(Box::new(caller)), models))
+    let service = Service::Remote(Box::new(caller));
+    Ok((Answerer::One(service), models))
 }
 
 /// All services of a job with routes. Their models are told apart by the services' names.

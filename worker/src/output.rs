@@ -158,7 +158,7 @@ pub fn errors<'a>(
 
 /// The error lines of one shard, one by one.
 pub struct ErrorLines {
-    reader: Reader,
+    reader: OutputReader,
     shard: ShardIndex,
     path: String,
 }
@@ -248,10 +248,13 @@ fn lines<'a>(
 }
 
 /// A file of an output, decompressed.
-pub(crate) type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
+pub(crate) type OutputReader = Pin<Box<dyn AsyncBufRead + Send>>;
 
 /// Opens a file of an output by its path below it.
-pub(crate) async fn open(output: &Location, relative_path: &str) -> Result<Reader, StoreError> {
+pub(crate) async fn open(
+    output: &Location,
+    relative_path: &str,
+) -> Result<OutputReader, StoreError> {
     let path = output.below(relative_path);
     let found = StoredObject::open(&output.store, &path)
         .await

@@ -229,71 +229,15 @@ impl Server {
     }
 
     async fn ask(&self, ask: &Ask) -> Result<Grant, LeaseError> {
-        let Ask {
-            limits,
-            tokens,
-            call_timeout,
-            bill,
-        } = ask;
-        let Limits {
-            algorithm,
-            requests_per_minute,
-            tokens_per_minute,
-            requests_per_day,
-            tokens_per_day,
-            concurrency,
-        } = limits;
-        let known = self.known();
         let question = Question {
             own: &self.own,
             id: format!("{}-{}", self.worker, new_id()),
-            concurrency: *concurrency,
+            concurrency: ask.limits.concurrency,
             is_answered: false,
         };
+        let known = self.known();
         let mut invocation = self.invocation(&ASK);
-        invocation.arg(&question.id).arg(tokens);
-        let of_minute = [*requests_per_minute, *tokens_per_minute];
-        let most_of_minute = of_minute.map(|limit| limit.map(|limit| limit.most));
-        for limit in most_of_minute
-            .iter()
-            .chain([requests_per_day, tokens_per_day])
-        {
-            invocation.arg(limit.unwrap_or(0));
-        }
-        invocation
-            .arg(concurrency)
-            .arg(self.minute.window_ms())
-            .arg(call_timeout.as_millis() as u64)
-            .arg(self.minute.day_piece_ms())
-            .arg(Minute::DAY_PIECES)
-            .arg(match algorithm {
-                Algorithm::SlidingWindow => "window",
-                Algorithm::TokenBucket => "bucket",
-            });
-        for limit in of_minute {
-            let Size { capacity, per_ms } = Size::new(limit.unwrap_or(NO_LIMIT), self.minute);
-            invocation.arg(capacity).arg(per_ms);
-        }
-        invocation
-            .arg(known.as_ref().map_or("", |known| &known.generation))
-            .arg(known.as_ref().map_or(0, |known| known.count));
-        match bill {
-            None => invocation.arg(""),
-            Some(Bill {
-                job,
-                price,
-                max,
-                paid,
-            }) => {
-                let parts = |cost: Option<Cost>| cost.map_or(-1, |cost| cost.parts() as i64);
-                let price = price.parts();
-                invocation
-                    .arg(job)
-                    .arg(price)
-                    .arg(parts(*max))
-                    .arg(parts(*paid))
-            }
-        };
+        invocation.arg(to_ask(&question.id, ask, self.minute, known.as_ref()));
         let reply: Vec<String> = self.invoke(&invocation).await?;
         let words: Vec<&str> = reply.iter().map(String::as_str).collect();
         let grant = match words[..] {
@@ -331,28 +275,8 @@ impl Server {
     }
 
     async fn settle(&self, id: &str, settlement: &Settlement) -> Result<(), LeaseError> {
-        let Settlement {
-            tokens,
-            cost,
-            verdict,
-            pause,
-            concurrency,
-        } = settlement;
-        let verdict = match verdict {
-            Verdict::Fine => "fine",
-            Verdict::TooMuch => "too_much",
-            Verdict::Nothing => "nothing",
-        };
         let mut invocation = self.invocation(&SETTLE);
-        let actual = tokens.map_or(-1, |tokens| tokens as i64);
-        let pause_ms = pause.map_or(0, |pause| pause.as_millis() as u64);
-        invocation
-            .arg(id)
-            .arg(actual)
-            .arg(verdict)
-            .arg(pause_ms)
-            .arg(concurrency)
-            .arg(cost.map_or(-1, |cost| cost.parts() as i64));
+        invocation.arg(to_settle(id, settlement));
         self.invoke::<i64>(&invocation).await.map(drop)
     }
 
@@ -378,6 +302,95 @@ impl Server {
         self.own().heard_at = Some(Instant::now());
         Ok(reply)
     }
+}
+
+/// What `ask.lua` is told of a call, in the order in which it takes it.
+fn to_ask(id: &str, ask: &Ask, minute: Minute, known: Option<&Granted>) -> Vec<String> {
+    let Ask {
+        limits,
+        tokens,
+        call_timeout,
+        bill,
+    } = ask;
+    let Limits {
+        algorithm,
+        requests_per_minute,
+        tokens_per_minute,
+        requests_per_day,
+        tokens_per_day,
+        concurrency,
+    } = *limits;
+    let most = |limit: Option<PerMinute>| limit.map(|limit| limit.most);
+    let numbers = [
+        *tokens,
+        most(requests_per_minute).unwrap_or(0),
+        most(tokens_per_minute).unwrap_or(0),
+        requests_per_day.unwrap_or(0),
+        tokens_per_day.unwrap_or(0),
+        concurrency,
+        minute.window_ms(),
+        call_timeout.as_millis() as u64,
+        minute.day_piece_ms(),
+        Minute::DAY_PIECES,
+    ];
+    let mut told = vec![id.to_owned()];
+    told.extend(numbers.map(|number| number.to_string()));
+    told.push(match algorithm {
+        Algorithm::SlidingWindow => "window".to_owned(),
+        Algorithm::TokenBucket => "bucket".to_owned(),
+    });
+    for limit in [requests_per_minute, tokens_per_minute] {
+        let Size { capacity, per_ms } = Size::new(limit.unwrap_or(NO_LIMIT), minute);
+        told.extend([capacity.to_string(), per_ms.to_string()]);
+    }
+    told.push(known.map_or(String::new(), |known| known.generation.clone()));
+    told.push(known.map_or(0, |known| known.count).to_string());
+    match bill {
+        None => told.push(String::new()),
+        Some(Bill {
+            job,
+            price,
+            max,
+            paid,
+        }) => told.extend([
+            job.clone(),
+            price.parts().to_string(),
+            parts(*max),
+            parts(*paid),
+        ]),
+    }
+    told
+}
+
+/// The same of `settle.lua`.
+fn to_settle(id: &str, settlement: &Settlement) -> Vec<String> {
+    let Settlement {
+        tokens,
+        cost,
+        verdict,
+        pause,
+        concurrency,
+    } = settlement;
+    let verdict = match verdict {
+        Verdict::Fine => "fine",
+        Verdict::TooMuch => "too_much",
+        Verdict::Nothing => "nothing",
+    };
+    vec![
+        id.to_owned(),
+        tokens.map_or("-1".to_owned(), |tokens| tokens.to_string()),
+        verdict.to_owned(),
+        pause
+            .map_or(0, |pause| pause.as_millis() as u64)
+            .to_string(),
+        concurrency.to_string(),
+        parts(*cost),
+    ]
+}
+
+/// Money as the scripts take it: -1 is none.
+fn parts(cost: Option<Cost>) -> String {
+    cost.map_or("-1".to_owned(), |cost| cost.parts().to_string())
 }
 
 #[async_trait]
@@ -406,3 +419,7 @@ impl Limiter for RedisLimiter {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "redis_tests.rs"]
+mod tests;

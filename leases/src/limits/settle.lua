@@ -58,14 +58,14 @@ if verdict == 'fine' and calls_max then
   if calls_max >= concurrency then
     redis.call('HDEL', state, 'calls_max', 'steady', 'cut_at')
   else
-    redis.call('HSET', state, 'calls_max', tostring(calls_max))
+    redis.call('HSET', state, 'calls_max', exact(calls_max))
   end
 elseif verdict == 'too_much' then
   -- Calls that were on their way at a cut say nothing that it did not.
   local cut_at = number('cut_at')
   if not cut_at or not at_ms or at_ms > cut_at then
     local half = math.max(math.min(calls_max or concurrency, concurrency) / 2, 1)
-    redis.call('HSET', state, 'calls_max', tostring(half), 'steady', tostring(half), 'cut_at', now_ms)
+    redis.call('HSET', state, 'calls_max', exact(half), 'steady', exact(half), 'cut_at', now_ms)
   end
 end
 touch()

@@ -16,9 +16,7 @@ pub struct State {
     calls: VecDeque<Counted>,
     /// Their tokens.
     tokens: u64,
-    /// What was taken out of the buckets, where the API has any.
-    request_bucket: Bucket,
-    token_bucket: Bucket,
+    buckets: Buckets,
     /// Calls that are being made: when each was let in, and when it has ended at the latest.
     in_flight: HashMap<String, InFlight>,
     throttle: Option<Throttle>,
@@ -27,6 +25,30 @@ pub struct State {
     day: Day,
     /// What jobs have paid, calls that are being made included.
     accounts: HashMap<String, Cost>,
+}
+
+/// What was taken out of the buckets, where the API has any, until a call was last let in.
+#[derive(Debug, Clone, Copy, Default)]
+struct Buckets {
+    requests: Bucket,
+    tokens: Bucket,
+}
+
+impl Buckets {
+    /// What they are at `now_ms`. Where there is no bucket, nothing is missing in it.
+    fn refilled(self, limits: &Limits, minute: Minute, now_ms: u64) -> Self {
+        let refilled = |mut bucket: Bucket, limit| match (limits.algorithm, limit) {
+            (Algorithm::TokenBucket, Some(limit)) => {
+                bucket.refill(Size::new(limit, minute), now_ms);
+                bucket
+            }
+            _ => Bucket::default(),
+        };
+        Self {
+            requests: refilled(self.requests, limits.requests_per_minute),
+            tokens: refilled(self.tokens, limits.tokens_per_minute),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -88,17 +110,18 @@ impl State {
         if self.in_flight.len() as u64 >= self.calls_max(limits.concurrency) {
             return Err(Refusal::UntilACallEnds);
         }
-        self.refill(limits, minute, now_ms);
-        if let Some(wait_ms) = self.wait_ms(limits, *tokens, minute, now_ms) {
+        let buckets = self.buckets.refilled(limits, minute, now_ms);
+        if let Some(wait_ms) = self.wait_ms(limits, buckets, *tokens, minute, now_ms) {
             return Err(Refusal::For(wait_ms));
         }
+        self.buckets = buckets;
         self.calls.push_back(Counted {
             id: id.to_owned(),
             at_ms: now_ms,
             tokens: *tokens,
         });
         self.tokens += tokens;
-        self.request_bucket.take(1);
+        self.buckets.requests.take(1);
         let bill = bill.as_ref().map(|bill| (bill.job.clone(), bill.price));
         if let Some((job, price)) = &bill {
             *self.accounts.entry(job.clone()).or_default() += *price;
@@ -106,7 +129,7 @@ impl State {
         let call = InFlight {
             at_ms: now_ms,
             ends_ms: now_ms + call_timeout.as_millis() as u64,
-            tokens: self.token_bucket.take(*tokens),
+            tokens: self.buckets.tokens.take(*tokens),
             piece: self.day.count(*tokens, minute, now_ms),
             bill,
         };
@@ -145,7 +168,7 @@ impl State {
                 self.tokens = self.tokens + tokens - call.tokens;
                 call.tokens = tokens;
             }
-            self.token_bucket.correct(taken, tokens);
+            self.buckets.tokens.correct(taken, tokens);
             self.day.correct(piece, taken.amount, tokens);
         }
         if let Some(pause) = pause {
@@ -216,22 +239,6 @@ impl State {
         self.day.forget(minute, now_ms);
     }
 
-    /// Lets time pass for the buckets.
-    fn refill(&mut self, limits: &Limits, minute: Minute, now_ms: u64) {
-        for (bucket, limit) in [
-            (&mut self.request_bucket, limits.requests_per_minute),
-            (&mut self.token_bucket, limits.tokens_per_minute),
-        ] {
-            match (limits.algorithm, limit) {
-                (Algorithm::TokenBucket, Some(limit)) => {
-                    bucket.refill(Size::new(limit, minute), now_ms);
-                }
-                // Where there is no bucket, nothing is missing in it.
-                _ => *bucket = Bucket::default(),
-            }
-        }
-    }
-
     /// Whether the job can pay for the call. What does not fit beside calls that are being made may
     /// fit once it is known what they cost.
     fn can_pay(&mut self, bill: &Bill) -> Result<(), Refusal> {
@@ -265,7 +272,14 @@ impl State {
     }
 
     /// Milliseconds until there is room for the call, if there is none now.
-    fn wait_ms(&self, limits: &Limits, tokens: u64, minute: Minute, now_ms: u64) -> Option<u64> {
+    fn wait_ms(
+        &self,
+        limits: &Limits,
+        buckets: Buckets,
+        tokens: u64,
+        minute: Minute,
+        now_ms: u64,
+    ) -> Option<u64> {
         let Limits {
             algorithm,
             requests_per_minute,
@@ -282,9 +296,9 @@ impl State {
             ],
             Algorithm::TokenBucket => [
                 requests_per_minute
-                    .and_then(|limit| self.request_bucket.wait_ms(Size::new(limit, minute), 1)),
+                    .and_then(|limit| buckets.requests.wait_ms(Size::new(limit, minute), 1)),
                 tokens_per_minute
-                    .and_then(|limit| self.token_bucket.wait_ms(Size::new(limit, minute), tokens)),
+                    .and_then(|limit| buckets.tokens.wait_ms(Size::new(limit, minute), tokens)),
             ],
         };
         let of_day = [

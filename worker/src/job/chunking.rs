@@ -63,7 +63,7 @@ pub fn decisive(chunking: &Chunking) -> Decisive<'_> {
 
 /// What a step answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answers {
+enum AnswerKind {
     Vector,
     Scores,
     /// What can neither be added up nor compared.
@@ -102,8 +102,8 @@ pub fn chunking(
         let (name, answers) = (&step.name, answers(step, service));
         let is_joined = match join {
             ChunkJoin::List => true,
-            ChunkJoin::Mean => answers != Answers::Other,
-            ChunkJoin::Max => answers == Answers::Scores,
+            ChunkJoin::Mean => answers != AnswerKind::Other,
+            ChunkJoin::Max => answers == AnswerKind::Scores,
         };
         if !is_joined {
             let takes = match join {
@@ -143,26 +143,26 @@ pub fn chunking(
     })
 }
 
-fn answers(step: &Step, service: &InferenceService) -> Answers {
+fn answers(step: &Step, service: &InferenceService) -> AnswerKind {
     let spec = &service.spec;
     let own = spec.models.iter().find(|it| it.name == step.model);
     if let Some(own) = own {
         return match own.task {
-            Task::Embedding => Answers::Vector,
-            Task::SequenceClassification => Answers::Scores,
-            Task::TokenClassification | Task::TorchScript => Answers::Other,
+            Task::Embedding => AnswerKind::Vector,
+            Task::SequenceClassification => AnswerKind::Scores,
+            Task::TokenClassification | Task::TorchScript => AnswerKind::Other,
         };
     }
     let mut brought = spec.runtime.iter().flat_map(|runtime| &runtime.models);
     if let Some(brought) = brought.find(|it| it.name == step.model) {
         return match brought.task {
-            RuntimeTask::Embedding => Answers::Vector,
-            RuntimeTask::SequenceClassification => Answers::Scores,
+            RuntimeTask::Embedding => AnswerKind::Vector,
+            RuntimeTask::SequenceClassification => AnswerKind::Scores,
         };
     }
     match spec.remote.as_ref().map(|remote| remote.api) {
-        Some(RemoteApi::Embeddings) => Answers::Vector,
-        _ => Answers::Other,
+        Some(RemoteApi::Embeddings) => AnswerKind::Vector,
+        _ => AnswerKind::Other,
     }
 }
 

@@ -10,7 +10,7 @@ use millrace_protocol::plan::{Answers, Carried, Difference, Plan};
 
 use super::PlanError;
 use super::compare::join::{self, Counts, PLACED_BYTES, ROW_BYTES};
-use super::compare::rows::{Contents, Reader};
+use super::compare::rows::{Contents, RowReader};
 use super::compare::spill::Spill;
 use super::compare::{compare, file_of, files_for, lists, spill_answers};
 use crate::finish;
@@ -164,6 +164,8 @@ async fn spill_rows(
         }
         Ok(())
     };
-    Reader::new(stores, job, |_| ())?.read(plan, take).await?;
+    RowReader::new(stores, job, |_| ())?
+        .read(plan, take)
+        .await?;
     Ok(spill)
 }

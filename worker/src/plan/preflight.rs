@@ -125,7 +125,7 @@ pub async fn preflight(
         prompted: Vec::new(),
         ..order::fields(job.input.order.as_ref(), &job.input.fields)
     };
-    let reader = Arc::new(Reader {
+    let reader = Arc::new(ShardReader {
         stores: stores.clone(),
         unseen: Unseen::new(&fields.filtered),
         fields,
@@ -220,7 +220,7 @@ pub(super) async fn guess_rows(
 }
 
 /// What all shards share.
-struct Reader {
+struct ShardReader {
     stores: Stores,
     fields: Fields,
     unseen: Unseen,
@@ -232,7 +232,7 @@ struct Reader {
     samples: Samples,
 }
 
-impl Reader {
+impl ShardReader {
     async fn read(
         &self,
         shard: Shard,
@@ -423,7 +423,7 @@ impl Found {
         }
     }
 
-    fn summary(self, plan: &Plan, reader: &Reader) -> Preflight {
+    fn summary(self, plan: &Plan, reader: &ShardReader) -> Preflight {
         let samples = &reader.samples;
         let position = |(input, place): (u32, Place)| Position {
             file: plan.inputs[input as usize].uri.clone(),

@@ -17,7 +17,7 @@ use super::connect::{Database, passes};
 use super::record::{Origin, Value, values};
 use super::table::Table;
 use super::{PostgresError, refused};
-use crate::output::{self, Reader};
+use crate::output::{self, OutputReader};
 use crate::store::Location;
 
 /// Most rows of one transaction: enough that its own cost is small, and few enough that a lost one
@@ -230,7 +230,7 @@ pub fn pauses() -> impl Iterator<Item = Duration> {
 }
 
 /// The next line without its newline; `None` at the end.
-async fn line(reader: &mut Reader) -> std::io::Result<Option<String>> {
+async fn line(reader: &mut OutputReader) -> std::io::Result<Option<String>> {
     let mut line = String::new();
     let read = reader.take(LINE_BYTES_MAX).read_line(&mut line).await?;
     if read == 0 {

@@ -15,7 +15,7 @@ const ASK_INTERVAL: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The counts of a server, as last heard, and those of the worker.
-pub struct Answers {
+pub struct CacheTotals {
     /// Before the APIs elsewhere that are asked.
     caches: Option<Arc<Caches>>,
     /// Absent for a foreign server, of which nobody knows, and where there is none.
@@ -24,7 +24,7 @@ pub struct Answers {
     heard: Option<CacheCounts>,
 }
 
-impl Answers {
+impl CacheTotals {
     /// Nothing is heard yet.
     pub fn of(address: &ServerAddress) -> Self {
         let server = match address.server() {
@@ -75,7 +75,7 @@ mod tests {
         let info = json!({"models": [], "cache": {"hits": 3, "misses": 1}});
         let routes = Router::new().route("/info", get(|| std::future::ready(Json(info))));
         let server = tokio::spawn(axum::serve(listener, routes).into_future());
-        let mut answers = Answers::of(&ServerAddress::Socket(socket));
+        let mut answers = CacheTotals::of(&ServerAddress::Socket(socket));
         let start = Instant::now();
         let expected = Some(CacheCounts { hits: 3, misses: 1 });
         assert_eq!(answers.look(start).await, expected);

@@ -20,7 +20,7 @@ use millrace_telemetry::chain;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::answers::Answers;
+use self::answers::CacheTotals;
 pub use self::http::{Door, listen};
 use self::jobs::Jobs;
 use self::rate::Rate;
@@ -64,7 +64,7 @@ pub async fn serve(options: &ServeOptions) {
     let mut looked: Option<Instant> = None;
     let mut busy = Instant::now();
     let mut rate = Rate::default();
-    let mut answers = Answers::of(&options.server);
+    let mut answers = CacheTotals::of(&options.server);
     while !options.stop.is_cancelled() {
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
             if !in_hand.is_empty() {

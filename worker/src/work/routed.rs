@@ -16,13 +16,12 @@ use millrace_protocol::row::ReadRow;
 use millrace_protocol::tally::{Rows, Tally};
 use serde_json::{Map, Value};
 
-use super::call::Caller;
 use super::call::receipts::Receipts;
 use super::carried::EarlierRow;
 use super::lines::PendingRow;
 use super::listed::{Laid, Listed};
 use super::progress::Progress;
-use super::shard::{ShardContext, ShardError};
+use super::shard::{Service, ShardContext, ShardError};
 use super::submit::{Answered, RowOutcome, SubmitError, Submitter};
 use super::window::{Window, WindowRows, chunks};
 use super::windows::{CHUNK_LIMITS, answered_tally};
@@ -35,14 +34,6 @@ pub struct Router {
     services: Vec<Service>,
     /// Field that holds the text, where rows travel as the fields that prompts are made of.
     text_field: Option<String>,
-}
-
-/// Who answers for one service.
-pub enum Service {
-    /// A server beside this worker.
-    Server(Box<Submitter>),
-    /// An API elsewhere.
-    Remote(Box<Caller>),
 }
 
 /// Rows that one arm is asked about together, by their indices in the window.

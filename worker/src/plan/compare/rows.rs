@@ -28,7 +28,7 @@ const BYTES_MAX: usize = 1 << 20;
 pub(in crate::plan) type Contents<T> = Vec<(ContentHash, Place, T)>;
 
 /// Reads rows of a job.
-pub(in crate::plan) struct Reader<T> {
+pub(in crate::plan) struct RowReader<T> {
     reading: Arc<RowReading<T>>,
 }
 
@@ -47,7 +47,7 @@ struct Reading<T> {
     task: AbortOnDropHandle<Result<(), PlanError>>,
 }
 
-impl<T: Send + 'static> Reader<T> {
+impl<T: Send + 'static> RowReader<T> {
     /// A reader of what the job asks about, which makes something of it.
     pub(in crate::plan) fn new(
         stores: &Stores,

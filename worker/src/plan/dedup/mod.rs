@@ -24,7 +24,7 @@ use self::near::{NearOptions, NearRows};
 pub use self::vectors::VectorsError;
 use self::vectors::{RowTexts, Vectors, VectorsOf};
 use super::PlanError;
-use super::compare::rows::{Contents, Reader};
+use super::compare::rows::{Contents, RowReader};
 use super::compare::spill::Spill;
 use super::compare::{file_of, files_for, lists};
 use super::preflight::guess_rows;
@@ -159,7 +159,7 @@ impl Reading<'_> {
             }
             Ok(())
         };
-        let reader = Reader::new(self.stores, self.job, make)?;
+        let reader = RowReader::new(self.stores, self.job, make)?;
         reader.read(self.plan, take).await?;
         Ok(rows)
     }

@@ -29,7 +29,7 @@ pub use self::caches::{Caches, CachesOptions};
 use self::gate::{Entered, Turn};
 pub use self::gate::{Gate, Gates};
 use self::guess::Guess;
-use self::pace::{Pace, PaceOptions};
+use self::pace::{Pace, PaceOptions, Seen};
 use self::pass::Pass;
 use self::purse::Purse;
 use self::receipts::ReceiptsOf;
@@ -283,6 +283,14 @@ impl Caller {
                 "the API is not reached"
             );
         }
+    }
+
+    /// Learns from a call that was answered: how many bytes were sent for which tokens, and how long it took.
+    fn learn(&self, bytes: usize, usage: Option<Usage>, seen: Seen) {
+        if let Some(usage) = usage {
+            self.guess().learn(bytes, seen.rows, usage);
+        }
+        self.pace().see(seen);
     }
 
     fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {

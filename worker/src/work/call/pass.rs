@@ -15,7 +15,7 @@ use millrace_protocol::wire::Prediction;
 use tokio::sync::SemaphorePermit;
 
 use super::Caller;
-use super::gate::Bought;
+use super::gate::{Bought, Entered};
 use super::pace::Seen;
 use super::recall::{Recall, Sought};
 use super::receipts::ReceiptsOf;
@@ -42,6 +42,23 @@ enum End {
     Failed(RowError, Option<Duration>),
     /// One of its rows is to blame.
     Rejected(RowError),
+}
+
+/// Why the API has not worked on a call.
+enum PutOff {
+    /// It has too much to do.
+    TooMuch,
+    /// It was not reached.
+    Away(String),
+    /// It answers nobody.
+    Refused(String),
+}
+
+/// What a call took, as the API says, and as was guessed.
+#[derive(Clone, Copy)]
+struct Price {
+    taken: Taken,
+    guessed: Usage,
 }
 
 /// One step over some rows.
@@ -158,8 +175,7 @@ impl<'a> Pass<'a> {
         Piece { rows, attempt: 0 }
     }
 
-    /// Makes a call, again and again while the API puts it off. What it took is kept before anything
-    /// is made of what was said.
+    /// Makes a call, again and again while the API puts it off.
     async fn call(
         &self,
         piece: Piece,
@@ -169,8 +185,7 @@ impl<'a> Pass<'a> {
         let prompts: Vec<&str> = piece.rows.iter().map(|&row| &*self.prompts[row]).collect();
         let call = caller.api.call(self.step, &prompts);
         let writes = caller.remote.writes();
-        let mut waits = backoff(&caller.options.retry, usize::MAX);
-        let (mut warned, mut away_since) = (Instant::now(), None);
+        let mut tries = Tries::new(caller);
         let mut seat = Some(seat);
         loop {
             let guessed = caller.guess().usage(call.bytes(), count, writes);
@@ -185,77 +200,64 @@ impl<'a> Pass<'a> {
             let took = in_flight.end(outcome(&said));
             let pause = pause(&hints, asked.elapsed());
             caller.believe(&hints);
-            let usage = taken.usage();
-            let wait = waits.next().unwrap_or(caller.options.retry.backoff_max);
-            let (ended, verdict) = match said {
-                Ok(said) => {
-                    if let Some(usage) = usage {
-                        caller.guess().learn(call.bytes(), count, usage);
+            match end(said, hints.retry_after) {
+                Ok(ended) => {
+                    if let End::Said(_) = &ended {
+                        let seen = Seen {
+                            rows: count,
+                            tokens: taken.usage().unwrap_or(guessed).total(),
+                            waited,
+                            took,
+                        };
+                        caller.learn(call.bytes(), taken.usage(), seen);
                     }
-                    caller.pace().see(Seen {
-                        rows: count,
-                        tokens: usage.unwrap_or(guessed).total(),
-                        waited,
-                        took,
-                    });
-                    (End::Said(said), Verdict::Fine)
+                    let taken = Price { taken, guessed };
+                    let tally = self.settle(entered, &prompts, &ended, taken, pause).await;
+                    return Ok((piece, ended, tally));
                 }
-                Err(CallError::Failed(error)) => {
-                    (End::Failed(error, hints.retry_after), Verdict::Nothing)
+                Err(put_off) => {
+                    let (verdict, pause) = match put_off {
+                        PutOff::TooMuch => (Verdict::TooMuch, pause.max(hints.retry_after)),
+                        PutOff::Away(_) | PutOff::Refused(_) => (Verdict::Nothing, pause),
+                    };
+                    entered.leave(Bought::NOTHING, verdict, pause).await;
+                    tries.wait(count, put_off).await?;
                 }
-                Err(CallError::Rejected(error)) => (End::Rejected(error), Verdict::Nothing),
-                Err(CallError::Refused(error)) => {
-                    entered
-                        .leave(Bought::NOTHING, Verdict::Nothing, pause)
-                        .await;
-                    return Err(ApiError::Refused(error).into());
-                }
-                Err(CallError::TooMuch) => {
-                    let pause = pause.max(hints.retry_after);
-                    entered
-                        .leave(Bought::NOTHING, Verdict::TooMuch, pause)
-                        .await;
-                    away_since = None;
-                    if warned.elapsed() >= PUT_OFF_WARNING_INTERVAL {
-                        warned = Instant::now();
-                        tracing::warn!(rows = count, "the API still puts a call off");
-                    }
-                    tokio::time::sleep(wait).await;
-                    continue;
-                }
-                Err(CallError::Away(words)) => {
-                    entered
-                        .leave(Bought::NOTHING, Verdict::Nothing, pause)
-                        .await;
-                    let since = *away_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= caller.options.patience {
-                        let url = caller.remote.spec.base_url.clone();
-                        return Err(ApiError::Away { url, words }.into());
-                    }
-                    caller.tell_away(&words);
-                    tokio::time::sleep(wait).await;
-                    continue;
-                }
-            };
-            let (tokens, cost) = (usage.map(Usage::total), self.cost(taken, guessed));
-            let taken = Tally {
-                tokens: tokens.unwrap_or(0),
-                cost,
-                ..Tally::default()
-            };
-            // While the call counts as being made: a budget that is spent stops the shard at once.
-            self.keep(&prompts, &ended, taken).await;
-            let bought = Bought {
-                tokens,
-                cost: Some(cost),
-            };
-            entered.leave(bought, verdict, pause).await;
-            return Ok((piece, ended, taken));
+            }
         }
     }
 
+    /// Settles a call that the API worked on. What it took is kept before anything is made of what was
+    /// said, and while the call counts as being made: a budget that is spent stops the shard at once.
+    async fn settle(
+        &self,
+        entered: Entered,
+        prompts: &[&str],
+        ended: &End,
+        price: Price,
+        pause: Option<Duration>,
+    ) -> Tally {
+        let (tokens, cost) = (price.taken.usage().map(Usage::total), self.cost(price));
+        let tally = Tally {
+            tokens: tokens.unwrap_or(0),
+            cost,
+            ..Tally::default()
+        };
+        self.keep(prompts, ended, tally).await;
+        let bought = Bought {
+            tokens,
+            cost: Some(cost),
+        };
+        let verdict = match ended {
+            End::Said(_) => Verdict::Fine,
+            End::Failed(..) | End::Rejected(_) => Verdict::Nothing,
+        };
+        entered.leave(bought, verdict, pause).await;
+        tally
+    }
+
     /// What a call cost; where the API does not say what it took, as was guessed.
-    fn cost(&self, taken: Taken, guessed: Usage) -> Cost {
+    fn cost(&self, Price { taken, guessed }: Price) -> Cost {
         let Some(purse) = &self.caller.options.purse else {
             return Cost::default();
         };
@@ -359,6 +361,64 @@ impl<'a> Pass<'a> {
             .max(not_before.unwrap_or_default());
         open.later
             .extend(pieces.into_iter().map(|piece| (wait, piece)));
+    }
+}
+
+/// The tries of a call that is made again as it is.
+struct Tries<'a> {
+    caller: &'a Caller,
+    waits: Box<dyn Iterator<Item = Duration> + Send + 'a>,
+    /// When somebody was last told that the call is put off.
+    told: Instant,
+    away_since: Option<Instant>,
+}
+
+impl<'a> Tries<'a> {
+    fn new(caller: &'a Caller) -> Self {
+        Self {
+            caller,
+            waits: Box::new(backoff(&caller.options.retry, usize::MAX)),
+            told: Instant::now(),
+            away_since: None,
+        }
+    }
+
+    /// Waits until the call, which has so many rows, is made again, if it is.
+    async fn wait(&mut self, rows: usize, put_off: PutOff) -> Result<(), ApiError> {
+        let options = &self.caller.options;
+        match put_off {
+            PutOff::Refused(words) => return Err(ApiError::Refused(words)),
+            PutOff::TooMuch => {
+                self.away_since = None;
+                if self.told.elapsed() >= PUT_OFF_WARNING_INTERVAL {
+                    self.told = Instant::now();
+                    tracing::warn!(rows, "the API still puts a call off");
+                }
+            }
+            PutOff::Away(words) => {
+                let since = *self.away_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= options.patience {
+                    let url = self.caller.remote.spec.base_url.clone();
+                    return Err(ApiError::Away { url, words });
+                }
+                self.caller.tell_away(&words);
+            }
+        }
+        let wait = self.waits.next().unwrap_or(options.retry.backoff_max);
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// How a call ended, if the API worked on it.
+fn end(said: Result<Said, CallError>, not_before: Option<Duration>) -> Result<End, PutOff> {
+    match said {
+        Ok(said) => Ok(End::Said(said)),
+        Err(CallError::Failed(error)) => Ok(End::Failed(error, not_before)),
+        Err(CallError::Rejected(error)) => Ok(End::Rejected(error)),
+        Err(CallError::TooMuch) => Err(PutOff::TooMuch),
+        Err(CallError::Away(words)) => Err(PutOff::Away(words)),
+        Err(CallError::Refused(words)) => Err(PutOff::Refused(words)),
     }
 }
 

@@ -65,7 +65,7 @@ struct Vectors {
 }
 
 /// A receipt in a listing.
-struct Listed {
+struct ListedReceipt {
     path: Path,
     form: Option<ReceiptForm>,
     bytes: u64,
@@ -104,7 +104,7 @@ impl Receipts {
     pub async fn open(output: &Location, of: ShardOfRun) -> Result<Self, StoreError> {
         let mut receipts = Self::none(output, of);
         let listed = list(output, &receipts.folder).await?;
-        let read: Vec<(Listed, Content)> = futures::stream::iter(listed)
+        let read: Vec<(ListedReceipt, Content)> = futures::stream::iter(listed)
             .map(|listed| read(output, listed))
             .buffer_unordered(READS_MAX)
             .try_collect()
@@ -115,8 +115,8 @@ impl Receipts {
         Ok(receipts)
     }
 
-    fn add(&mut self, listed: Listed, content: Content) {
-        let Listed {
+    fn add(&mut self, listed: ListedReceipt, content: Content) {
+        let ListedReceipt {
             path,
             form: _,
             bytes: _,
@@ -304,7 +304,10 @@ enum Content {
 }
 
 /// Reads a receipt. One that cannot be read was paid all the same, and its rows are asked again.
-async fn read(output: &Location, listed: Listed) -> Result<(Listed, Content), StoreError> {
+async fn read(
+    output: &Location,
+    listed: ListedReceipt,
+) -> Result<(ListedReceipt, Content), StoreError> {
     let (store, path) = (&output.store, &listed.path);
     let content = match listed.form {
         Some(ReceiptForm::Json) => {
@@ -335,15 +338,18 @@ fn in_words(tokens: u64, said: &[(Asked, &Prediction)]) -> Vec<u8> {
 }
 
 /// The receipts below a folder.
-async fn list(output: &Location, folder: &str) -> Result<Vec<Listed>, StoreError> {
+async fn list(output: &Location, folder: &str) -> Result<Vec<ListedReceipt>, StoreError> {
     let folder = output.below(folder);
-    let listed = output.store.list(Some(&folder)).map_ok(|object| Listed {
-        form: layout::form_of_receipt(object.location.as_ref()),
-        bytes: object.size,
-        arm: layout::arm_of_receipt(object.location.as_ref()),
-        cost: layout::cost_of_receipt(object.location.as_ref()).unwrap_or_default(),
-        path: object.location,
-    });
+    let listed = output
+        .store
+        .list(Some(&folder))
+        .map_ok(|object| ListedReceipt {
+            form: layout::form_of_receipt(object.location.as_ref()),
+            bytes: object.size,
+            arm: layout::arm_of_receipt(object.location.as_ref()),
+            cost: layout::cost_of_receipt(object.location.as_ref()).unwrap_or_default(),
+            path: object.location,
+        });
     let listed = listed.try_collect().await;
     listed.map_err(|source| StoreError::at(&folder, source))
 }

@@ -11,11 +11,11 @@ use crate::work::client::ClientError;
 
 #[derive(Deserialize)]
 struct Models {
-    data: Vec<Listed>,
+    data: Vec<ListedModel>,
 }
 
 #[derive(Deserialize)]
-struct Listed {
+struct ListedModel {
     id: String,
     /// Where vLLM took the model from.
     root: Option<String>,

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{CallError, Said, Usage};
 
 /// Reads the answers to one step.
-pub struct Reader {
+pub struct AnswerReader {
     api: RemoteApi,
     /// What the answer to a row must be; without one it is text.
     schema: Option<Validator>,
@@ -108,7 +108,7 @@ struct Entry {
 }
 
 #[derive(Deserialize)]
-struct Answers {
+struct Several {
     answers: Vec<OneOf>,
 }
 
@@ -118,7 +118,7 @@ struct OneOf {
     answer: Value,
 }
 
-impl Reader {
+impl AnswerReader {
     pub fn new(api: RemoteApi, schema: Option<&Value>) -> Self {
         let validator = |schema| jsonschema::validator_for(schema).expect("the job was checked");
         Self {
@@ -189,7 +189,7 @@ impl Reader {
             return vec![answer.and_then(|answer| self.fitting(answer))];
         }
         let mut rows = vec![None; asked];
-        let Ok(Answers { answers }) = serde_json::from_str(&text) else {
+        let Ok(Several { answers }) = serde_json::from_str(&text) else {
             return rows;
         };
         let mut seen = vec![false; asked];
@@ -283,7 +283,7 @@ mod tests {
 
     fn said(schema: Option<Value>, content: &str, asked: usize) -> Vec<Option<Prediction>> {
         let body = json!({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]});
-        let reader = Reader::new(RemoteApi::Chat, schema.as_ref());
+        let reader = AnswerReader::new(RemoteApi::Chat, schema.as_ref());
         reader.read(body.to_string().as_bytes(), asked).0.unwrap()
     }
 
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn a_refusal_and_a_cut_answer_are_told_apart() {
         let read = |body: Value| {
-            let reader = Reader::new(RemoteApi::Chat, None);
+            let reader = AnswerReader::new(RemoteApi::Chat, None);
             let (said, usage) = reader.read(body.to_string().as_bytes(), 1);
             assert_eq!(usage.unwrap().total(), 5, "it is paid for all the same");
             said.unwrap_err()
@@ -341,7 +341,7 @@ mod tests {
             {"type": "reasoning", "summary": []},
             {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]},
         ], "usage": {"input_tokens": 3, "output_tokens": 4}});
-        let reader = Reader::new(RemoteApi::Responses, None);
+        let reader = AnswerReader::new(RemoteApi::Responses, None);
         let (said, usage) = reader.read(body.to_string().as_bytes(), 1);
         let tokens = usage.unwrap().total();
         assert_eq!((said.unwrap(), tokens), (vec![text("Hello")], 7));
@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn a_vector_that_is_missing_is_told() {
         let body = json!({"data": [{"index": 1, "embedding": [1.0, 2.0]}]});
-        let reader = Reader::new(RemoteApi::Embeddings, None);
+        let reader = AnswerReader::new(RemoteApi::Embeddings, None);
         let (said, _) = reader.read(body.to_string().as_bytes(), 2);
         assert_eq!(
             said.unwrap(),

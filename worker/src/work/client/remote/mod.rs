@@ -21,7 +21,7 @@ use millrace_protocol::wire::Prediction;
 use sha2::{Digest, Sha256};
 
 pub use self::access::{Access, Credentials, KEY};
-use self::answer::Reader;
+use self::answer::AnswerReader;
 pub use self::hints::Hints;
 use self::http::{Answer, Http};
 use crate::job::{Step, decisive};
@@ -40,7 +40,7 @@ pub struct Api {
 /// What a step asks.
 struct Asked {
     prompt: request::Prompt,
-    reader: Reader,
+    reader: AnswerReader,
     fingerprint: [u8; 32],
 }
 
@@ -154,7 +154,7 @@ impl Api {
     ) -> Result<Self, ApiError> {
         let asked = steps.iter().map(|step| {
             let prompt = request::Prompt::new(step.prompt.as_ref());
-            let reader = Reader::new(spec.api, prompt.schema());
+            let reader = AnswerReader::new(spec.api, prompt.schema());
             Asked {
                 prompt,
                 reader,

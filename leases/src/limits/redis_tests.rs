@@ -1,0 +1,135 @@
+//! The scripts let in what the state lets in, by one clock.
+
+use ::redis::FromRedisValue;
+use millrace_e2e::redis_server::RedisServer;
+use proptest::prelude::*;
+
+use super::super::state::{Refusal, State};
+use super::*;
+
+/// Runs a script at a moment.
+fn run<T: FromRedisValue>(
+    redis: &RedisServer,
+    script: &str,
+    mut told: Vec<String>,
+    now_ms: u64,
+) -> T {
+    let script = [
+        include_str!("common.lua"),
+        "now_ms = tonumber(ARGV[#ARGV])\n",
+        include_str!("gradient.lua"),
+        script,
+    ]
+    .concat();
+    told.push(now_ms.to_string());
+    let keys = KEYS.map(|name| key("tenant", "api", name));
+    let count = KEYS.len().to_string();
+    let mut command = vec!["EVAL", &script, &count];
+    command.extend(keys.iter().map(String::as_str));
+    command.extend(told.iter().map(String::as_str));
+    redis.command(&command)
+}
+
+/// What the state says, in the words of the script.
+fn words(asked: Result<(), Refusal>) -> (&'static str, String) {
+    match asked {
+        Ok(()) => ("granted", String::new()),
+        Err(Refusal::For(ms)) => ("wait", ms.to_string()),
+        Err(Refusal::UntilACallEnds) => ("wait", "-1".to_owned()),
+        Err(Refusal::Unfilled) => ("unfilled", String::new()),
+        Err(Refusal::Spent) => ("spent", String::new()),
+    }
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let minute = |most: u64| proptest::option::of((1..=most, 1..=most));
+    let day = |most: u64| proptest::option::of(1..=most);
+    let all = (any::<bool>(), minute(30), minute(900), day(60), day(1_500));
+    (all, 1_u64..12).prop_map(
+        |((is_bucket, requests, tokens, of_day, tokens_of_day), concurrency)| {
+            let per_minute = |(most, burst)| PerMinute { most, burst };
+            Limits {
+                algorithm: match is_bucket {
+                    true => Algorithm::TokenBucket,
+                    false => Algorithm::SlidingWindow,
+                },
+                requests_per_minute: requests.map(per_minute),
+                tokens_per_minute: tokens.map(per_minute),
+                requests_per_day: of_day,
+                tokens_per_day: tokens_of_day,
+                concurrency,
+            }
+        },
+    )
+}
+
+/// Milliseconds, tokens of a call, which call ends and with which tokens, and what it says.
+type Step = (u64, u64, Option<(usize, Option<u64>, Verdict, Option<u64>)>);
+
+fn step() -> impl Strategy<Value = Step> {
+    let verdict = prop_oneof![
+        6 => Just(Verdict::Fine),
+        1 => Just(Verdict::TooMuch),
+        1 => Just(Verdict::Nothing),
+    ];
+    let pause = proptest::option::weighted(0.05, 1_u64..20_000);
+    let ending = (
+        0_usize..12,
+        proptest::option::of(0_u64..120),
+        verdict,
+        pause,
+    );
+    let passes_ms = prop_oneof![8 => 0_u64..4_000, 1 => 0_u64..4_000_000];
+    (
+        passes_ms,
+        1_u64..80,
+        proptest::option::weighted(0.8, ending),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_scripts_let_in_what_the_state_lets_in(
+        limits in limits(),
+        steps in proptest::collection::vec(step(), 1..120),
+    ) {
+        let redis = RedisServer::start();
+        let (mut state, minute, mut now_ms) = (State::default(), Minute::default(), 1_000_000_000);
+        let mut open: Vec<String> = Vec::new();
+        for (number, (passes_ms, tokens, ending)) in steps.into_iter().enumerate() {
+            now_ms += passes_ms;
+            if let Some((place, tokens, verdict, pause_ms)) = ending
+                && !open.is_empty()
+            {
+                let id = open.swap_remove(place % open.len());
+                let settlement = Settlement {
+                    tokens,
+                    cost: None,
+                    verdict,
+                    pause: pause_ms.map(Duration::from_millis),
+                    concurrency: limits.concurrency,
+                };
+                state.settle(&id, &settlement, now_ms);
+                let told = to_settle(&id, &settlement);
+                run::<i64>(&redis, include_str!("settle.lua"), told, now_ms);
+            }
+            let ask = Ask {
+                limits,
+                tokens,
+                call_timeout: Duration::from_secs(600),
+                bill: None,
+            };
+            let id = format!("a-{number}");
+            let (word, wait) = words(state.ask(&id, &ask, minute, now_ms));
+            let told = to_ask(&id, &ask, minute, None);
+            let said: Vec<String> = run(&redis, include_str!("ask.lua"), told, now_ms);
+            prop_assert_eq!(&said[0], word, "{} {:?}", number, said);
+            match word {
+                "wait" => prop_assert_eq!(&said[1], &wait, "{}", number),
+                _ => open.push(id),
+            }
+        }
+    }
+}
