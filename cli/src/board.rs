@@ -53,7 +53,7 @@ pub struct BoardArgs {
     /// GET /api/v1/jobs/NAME/progress answers JSON, or server-sent events where these are accepted,
     /// and /api/v1/jobs/NAME/results the lines of committed shards. An address that other machines
     /// reach needs a token.
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "dry_run")]
+    #[arg(long, value_name = "ADDRESS")]
     serve: Option<SocketAddr>,
     /// File with a token that requests to the address of --serve must bring, as Authorization: Bearer
     /// TOKEN. The environment variable MILLRACE_SERVE_TOKEN holds the token itself.

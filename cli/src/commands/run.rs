@@ -45,7 +45,7 @@ pub struct RunArgs {
     #[arg(short = 'f', long, value_name = "PATH")]
     file: PathBuf,
     /// Plan and check the input, and stop before anything is computed.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "serve")]
     dry_run: bool,
     #[command(flatten)]
     local: LocalArgs,

@@ -159,7 +159,7 @@ fn a_retry_of_a_local_run_asks_for_its_failed_rows_alone() {
     );
     let plan = scene.output().join("_millrace/runs/0002/plan.json");
     let plan: Value = serde_json::from_slice(&std::fs::read(plan).unwrap()).unwrap();
-    assert!(plan["shards"][0]["failedIn"].is_object(), "{plan}");
+    assert!(plan["shards"][0]["failed_in"].is_object(), "{plan}");
     let results = millrace(&["results", scene.output().to_str().unwrap()]).expect_code(0);
     assert_eq!(results.lines().len(), ROWS - 1);
     let ended = scene.run(&[]).expect_code(0);

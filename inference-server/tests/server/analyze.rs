@@ -40,13 +40,13 @@ async fn a_text_is_tokenised_once_for_all_models_with_the_same_tokenizer() {
         let scene = setup.start().await;
         let reply = post(&scene.socket(), "/analyze/batch", &texts(100)).await;
         assert_eq!(reply.json()["totals"]["succeeded"], 100);
-        let long = json!({"texts": ["a b c"], "models": ["classify", "embed"], "truncate": true});
+        let long = json!({"texts": ["a b c d"], "models": ["classify", "embed"], "truncate": true});
         let reply = post(&scene.socket(), "/analyze/batch", &long).await.json();
         let tokens = reply["totals"]["tokens"].clone();
         let count = scene.metric("millrace_tokenized_texts_total").await;
         (count, tokens)
     };
-    assert_eq!(tokenised(Setup::default()).await, (101.0, json!(6)));
+    assert_eq!(tokenised(Setup::default()).await, (101.0, json!(8)));
     // Texts that are cut elsewhere have other tokens.
     let service = r#"
 apiVersion: millrace.dev/v1alpha1
@@ -54,7 +54,7 @@ kind: InferenceService
 metadata: {name: all-tasks}
 spec:
   models:
-  - {name: embed, task: Embedding, maxLength: 2, source: {uri: /models/embed}}
+  - {name: embed, task: Embedding, maxLength: 3, source: {uri: /models/embed}}
   - {name: classify, task: SequenceClassification, source: {uri: /models/classify}}
   - {name: entities, task: TokenClassification, source: {uri: /models/entities}}
 "#;
@@ -62,7 +62,7 @@ spec:
         service,
         ..Setup::default()
     };
-    assert_eq!(tokenised(setup).await, (202.0, json!(5)));
+    assert_eq!(tokenised(setup).await, (202.0, json!(7)));
 }
 
 #[tokio::test]

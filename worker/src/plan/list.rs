@@ -46,9 +46,6 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
         .into_values()
         .map(|(uri, meta)| {
             let (format, compression) = layout(&uri, input)?;
-            if format == Format::Text && input.fields.id.is_some() {
-                return Err(PlanError::IdOfText { uri });
-            }
             let columns = None;
             let (size_bytes, etag) = (meta.size, meta.e_tag);
             Ok(InputFile {
@@ -63,6 +60,17 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
         .collect::<Result<Vec<_>, PlanError>>()?;
     inputs.sort_by(|a, b| a.uri.cmp(&b.uri));
     Ok(inputs)
+}
+
+/// Refuses an id field for lines of text, which have no fields.
+pub(super) fn check_ids(input: &Input, inputs: &[InputFile]) -> Result<(), PlanError> {
+    let text = inputs.iter().find(|file| file.format == Format::Text);
+    match (text, &input.fields.id) {
+        (Some(file), Some(_)) => Err(PlanError::IdOfText {
+            uri: file.uri.clone(),
+        }),
+        (None, _) | (_, None) => Ok(()),
+    }
 }
 
 /// A file that is named without glob characters.

@@ -93,6 +93,7 @@ pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Plan, PlanError>
     let stores = &stores.with_inline_rows(&job.input);
     let mut inputs = list_inputs(stores, &job.input).await?;
     overlap::check(stores, job, &inputs)?;
+    list::check_ids(&job.input, &inputs)?;
     let fields = order::fields(job.input.order.as_ref(), &job.input.fields);
     let options = CutOptions {
         shard_bytes_target: job.shard_bytes_target,

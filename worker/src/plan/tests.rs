@@ -270,6 +270,17 @@ async fn an_output_of_another_spec_is_refused() {
 }
 
 #[tokio::test]
+async fn ids_of_lines_of_text_are_refused_with_field_and_file() {
+    let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n"), ("b.txt", "x\n")]);
+    let mut job = job(folder.path(), &["*.*"], "out");
+    plan(&stores(), &job, None).await.unwrap();
+    job.input.fields.id = Some("id".into());
+    let error = draft(&stores(), &job).await.unwrap_err().to_string();
+    assert!(error.starts_with("spec.input.idField "), "{error}");
+    assert!(error.contains("b.txt"), "{error}");
+}
+
+#[tokio::test]
 async fn empty_files_are_planned_without_shards() {
     let folder = folder(&[("a.jsonl", ""), ("b.csv", ""), ("c.txt", "")]);
     let job = job(folder.path(), &["*.*"], "out");
