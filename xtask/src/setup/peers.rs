@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::process::{heading, run};
 
 /// Pinned, so that two runs compare with the same thing.
-const PACKAGES: &[&str] = &[
+pub const PACKAGES: &[&str] = &[
     "numpy==2.4.6",
     "sentence-transformers==6.2.0",
     "tokenizers==0.23.3",
