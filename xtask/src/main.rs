@@ -18,6 +18,7 @@ usage: cargo xtask <task>
   demo     set up, build, embed some 20,000 texts of this machine and search them
   test     set up, then format, lint, build and run every test
   bench    compare engine, whole jobs and sentence-transformers in one run
+  models   train the classifiers of the examples; bert-base makes them as large as that
   setup    only fetch what the others need: libtorch, the model, the servers of the tests
   cluster  up, images, env, down: a real Kubernetes on this machine, with the programs as images;
            control-plane: an API server alone, for as long as its input stays open
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
         ["demo"] => demo::run_demo(),
         ["bench", rest @ ..] => bench::run_bench(rest),
         ["test"] => tasks::test(),
+        ["models"] => tasks::models(setup::MINILM),
+        ["models", "bert-base"] => tasks::models(setup::BERT_BASE),
         ["setup"] => tasks::setup(),
         ["cluster", rest @ ..] => cluster::run_cluster(rest),
         ["help" | "--help" | "-h"] => {

@@ -33,6 +33,21 @@ pub fn setup() -> Result<()> {
     Ok(())
 }
 
+/// `cargo xtask models`: the classifiers that the examples look for, trained where that was not done.
+pub fn models(size: setup::Size) -> Result<()> {
+    needs::check(Task::Bench)?;
+    let cache = Cache::open()?;
+    let trained = setup::classifiers(&cache)?;
+    heading(&format!("growing them to the size of {}", size.name));
+    let (python, examples) = (setup::peers(&cache)?, repository().join("examples"));
+    setup::grow(&python, &trained, size, &setup::CLASSIFIERS, &examples)?;
+    println!(
+        "how right they are is in {}",
+        trained.join("accuracy.json").display()
+    );
+    Ok(())
+}
+
 /// `cargo xtask test`: what a change must pass.
 pub fn test() -> Result<()> {
     let started = Instant::now();

@@ -2,6 +2,7 @@
 
 mod chunks;
 mod dedup;
+mod examples;
 mod inputs;
 mod kills;
 mod leases;

@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
 use crate::corpus::{self, Text};
@@ -36,8 +36,12 @@ pub struct Bench {
     pub model: PathBuf,
     /// The S3 server, where a cluster is measured.
     pub gateway: PathBuf,
-    /// The load generator, where online requests are measured.
+    /// The load generator that waits for answers, where online requests are measured.
     pub hey: PathBuf,
+    /// The one that does not.
+    pub vegeta: PathBuf,
+    /// The trained classifiers of the examples, where these are measured.
+    pub classifiers: PathBuf,
 }
 
 /// A part of the benchmark.
@@ -72,7 +76,12 @@ const PARTS: [(&str, Part); 6] = [
 struct Choice {
     parts: Vec<Part>,
     force_bf16: bool,
+    /// How long each load of online requests lasts.
+    seconds: u64,
 }
+
+/// A load is measured so long that its start weighs little.
+const SECONDS: u64 = 20;
 
 /// Runs the benchmark: all of it, or only the parts that are named.
 pub fn run_bench(arguments: &[&str]) -> Result<()> {
@@ -80,25 +89,11 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
     for task in choice.parts.iter().flat_map(Part::needs) {
         needs::check(*task)?;
     }
-    let (libtorch, python, folder, model, gateway, hey) = {
+    let (libtorch, fetched) = {
         let cache = Cache::open()?;
-        if choice.parts.contains(&Part::Cluster) {
-            setup::versitygw(&cache)?;
-        }
-        if choice.parts.contains(&Part::Online) {
-            setup::hey(&cache)?;
-        }
-        if choice.parts.contains(&Part::Models) {
-            setup::peers(&cache)?;
-        }
-        let libtorch = setup::for_running(&cache)?;
         (
-            libtorch,
-            cache.path(setup::PEERS),
-            cache.path("bench"),
-            cache.path(setup::MODEL),
-            cache.path(setup::VERSITYGW),
-            cache.path(setup::HEY),
+            setup::for_running(&cache)?,
+            Fetched::fetch(&cache, &choice.parts)?,
         )
     };
     let environment = environment(&libtorch)?;
@@ -110,6 +105,15 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
         "--example=with_postgres",
     ];
     run(&mut cargo(&environment, &[BUILD, &examples].concat()))?;
+    let Fetched {
+        folder,
+        python,
+        model,
+        gateway,
+        hey,
+        vegeta,
+        classifiers,
+    } = fetched;
     std::fs::create_dir_all(&folder)?;
     let programs = programs(&environment)?;
     let bench = Bench {
@@ -120,6 +124,8 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
         model,
         gateway,
         hey,
+        vegeta,
+        classifiers,
     };
     for part in choice.parts {
         match part {
@@ -127,11 +133,52 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
             Part::Scale => scale::measure(&bench)?,
             Part::Limits => limits(&bench)?,
             Part::Table => table::measure(&bench)?,
-            Part::Online => online::measure(&bench)?,
+            Part::Online => online::measure(&bench, choice.seconds)?,
             Part::Cluster => cluster::measure(&bench)?,
         }
     }
     Ok(())
+}
+
+/// What was fetched or made before anything is built.
+struct Fetched {
+    folder: PathBuf,
+    python: PathBuf,
+    model: PathBuf,
+    gateway: PathBuf,
+    hey: PathBuf,
+    vegeta: PathBuf,
+    classifiers: PathBuf,
+}
+
+impl Fetched {
+    fn fetch(cache: &Cache, parts: &[Part]) -> Result<Self> {
+        if parts.contains(&Part::Cluster) {
+            setup::versitygw(cache)?;
+        }
+        if parts.contains(&Part::Online) {
+            setup::load_generators(cache)?;
+        }
+        let needs_python = |part: &Part| matches!(part, Part::Models | Part::Online | Part::Table);
+        let python = match parts.iter().any(needs_python) {
+            true => setup::peers(cache)?,
+            false => PathBuf::new(),
+        };
+        let asks_classifiers = |part: &Part| matches!(part, Part::Online | Part::Table);
+        let classifiers = match parts.iter().any(asks_classifiers) {
+            true => setup::classifiers(cache)?,
+            false => PathBuf::new(),
+        };
+        Ok(Self {
+            folder: cache.path("bench"),
+            python,
+            model: cache.path(setup::MODEL),
+            gateway: cache.path(setup::VERSITYGW),
+            hey: cache.path(setup::HEY),
+            vegeta: cache.path(setup::VEGETA),
+            classifiers,
+        })
+    }
 }
 
 impl Part {
@@ -149,15 +196,23 @@ fn choice(arguments: &[&str]) -> Result<Choice> {
     let mut choice = Choice {
         parts: Vec::new(),
         force_bf16: false,
+        seconds: SECONDS,
     };
     for argument in arguments {
         let named = PARTS.iter().find(|(name, _)| name == argument);
         match named {
             Some((_, part)) => choice.parts.push(*part),
             None if *argument == "--bf16" => choice.force_bf16 = true,
+            None if argument.starts_with("--seconds=") => {
+                choice.seconds = seconds(argument).with_context(|| {
+                    format!("{argument:?} is no whole number of seconds, at least 1")
+                })?;
+            }
             None => {
                 let names = PARTS.map(|(name, _)| format!("[{name}]")).join(" ");
-                bail!("{argument:?} is unknown; usage: cargo xtask bench {names} [--bf16]")
+                bail!(
+                    "{argument:?} is unknown; usage: cargo xtask bench {names} [--bf16] [--seconds=N]"
+                )
             }
         }
     }
@@ -168,6 +223,12 @@ fn choice(arguments: &[&str]) -> Result<Choice> {
         }
     }
     Ok(choice)
+}
+
+/// The number of `--seconds=20`.
+fn seconds(argument: &str) -> Option<u64> {
+    let (_, number) = argument.split_once('=')?;
+    number.parse().ok().filter(|seconds| *seconds > 0)
 }
 
 /// Jobs against the stand-in of an API, which are measured by a program of their own.
@@ -230,8 +291,11 @@ mod tests {
         assert_eq!(has_cluster, needs::can_make_clusters());
         let some = choice(&["scale", "limits"]).unwrap();
         assert_eq!(some.parts, [Part::Scale, Part::Limits]);
-        assert!(!some.force_bf16);
-        assert!(choice(&["fast"]).is_err());
+        assert!(!some.force_bf16 && some.seconds == SECONDS);
+        assert_eq!(choice(&["online", "--seconds=2"]).unwrap().seconds, 2);
+        for wrong in ["fast", "--seconds=0", "--seconds=soon"] {
+            assert!(choice(&[wrong]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

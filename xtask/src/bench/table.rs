@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Corpus, median};
 use crate::corpus;
-use crate::process::{heading, output, repository, run};
+use crate::process::{heading, output, repository};
+use crate::setup::{self, MINILM};
 
 /// The example that is measured.
 const EXAMPLE: &str = "examples/sentiment-to-postgres";
@@ -48,12 +49,8 @@ fn lay(bench: &Bench, corpus: &Corpus, with_table: bool) -> Result<PathBuf> {
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
-    let mut make = Command::new("python3");
-    make.arg(repository().join("examples/make_models.py"))
-        .arg("--to")
-        .arg(&folder)
-        .stdout(Stdio::null());
-    run(&mut make)?;
+    let names = ["sentiment", "emotion"];
+    setup::grow(&bench.python, &bench.classifiers, MINILM, &names, &folder)?;
     let place = folder.join("sentiment-to-postgres");
     fs::create_dir_all(&place)?;
     let from = repository().join(EXAMPLE);

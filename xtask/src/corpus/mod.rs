@@ -104,7 +104,7 @@ fn distinct(mut texts: Vec<Text>) -> Vec<Text> {
 }
 
 /// At most `count` texts, evenly spaced.
-fn thinned(texts: &[Text], count: usize) -> Vec<Text> {
+pub fn thinned(texts: &[Text], count: usize) -> Vec<Text> {
     let count = count.min(texts.len());
     (0..count)
         .map(|index| texts[index * texts.len() / count].clone())

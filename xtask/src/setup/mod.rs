@@ -1,5 +1,6 @@
 //! Fetches what is pinned, and makes of it what the build, the tests and the programs look for.
 
+mod classifiers;
 mod kubernetes;
 mod libtorch;
 mod model;
@@ -10,10 +11,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+pub use classifiers::{BERT_BASE, CLASSIFIERS, MINILM, Size, classifiers, grow};
 pub use kubernetes::{KUBERNETES, kubernetes};
 pub use libtorch::Libtorch;
 pub use model::MODEL;
-pub use peers::{PEERS, openai, peers};
+pub use peers::{openai, peers};
 pub use wheel::sha256_of;
 
 use crate::cache::Cache;
@@ -22,8 +24,11 @@ use crate::process::{heading, run};
 /// The S3 server of the tests, below the cache.
 pub const VERSITYGW: &str = "versitygw/versitygw";
 
-/// The load generator of the benchmark, below the cache.
+/// The load generators of the benchmark, below the cache: as fast as so many clients are answered, and at
+/// a rate that waits for no answer.
 pub const HEY: &str = "hey/hey";
+/// See [`HEY`].
+pub const VEGETA: &str = "vegeta/vegeta";
 
 /// Everything that building and running needs: libtorch and the model.
 pub fn for_running(cache: &Cache) -> Result<Libtorch> {
@@ -37,9 +42,10 @@ pub fn versitygw(cache: &Cache) -> Result<()> {
     of_go(cache, VERSITYGW, module)
 }
 
-/// The load generator of the benchmark, from source in the same way.
-pub fn hey(cache: &Cache) -> Result<()> {
-    of_go(cache, HEY, "github.com/rakyll/hey@v0.1.4")
+/// The load generators of the benchmark, from source in the same way.
+pub fn load_generators(cache: &Cache) -> Result<()> {
+    of_go(cache, HEY, "github.com/rakyll/hey@v0.1.4")?;
+    of_go(cache, VEGETA, "github.com/tsenart/vegeta/v12@v12.13.0")
 }
 
 fn of_go(cache: &Cache, place: &str, module: &str) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::process::{heading, run};
 
 /// Pinned, so that two runs compare with the same thing.
-const PACKAGES: &[&str] = &[
+pub const PACKAGES: &[&str] = &[
     "numpy==2.4.6",
     "sentence-transformers==6.2.0",
     "tokenizers==0.23.3",
@@ -20,16 +20,10 @@ const PACKAGES: &[&str] = &[
 /// The client that the stand-in for a paid API must be faithful to.
 const OPENAI: &[&str] = &["openai==3.54.0"];
 
-/// Folder of the environment of what is compared with.
-const PEERS_FOLDER: &str = "peers";
-
-/// The Python of what is compared with, below the cache.
-pub const PEERS: &str = "peers/bin/python";
-
-/// Makes the environment of what is compared with, where it is missing.
-pub fn peers(cache: &Cache) -> Result<()> {
+/// Returns the Python of what is compared with, making its environment where it is missing.
+pub fn peers(cache: &Cache) -> Result<PathBuf> {
     let what = "sentence-transformers to compare with, some gigabytes";
-    environment(cache, PEERS_FOLDER, PACKAGES, what).map(drop)
+    environment(cache, "peers", PACKAGES, what)
 }
 
 /// Returns the Python of the `openai` client, making its environment where it is missing.

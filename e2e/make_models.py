@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the classifiers of analysis/, symptoms/ and sentiment-to-postgres/: `examples/make_models.py`.
+"""Makes stand-ins for the classifiers of examples/analysis and examples/symptoms, for tests alone.
 
-They are no trained models. Each is a BERT whose weights are set by hand so that it finds the words of a
-short list: a word carries a mark for its label, every attention averages the marks of all tokens
-into the first one, all else passes through, and the classifier reads the marks. What it costs to run is
-what a trained BERT of its size costs, so speed can be measured on it; its answers are right only as
-far as the lists go. Needs nothing but Python.
+They are no trained models; examples/training makes those. Each is a BERT whose weights are set by hand
+so that it finds the words of a short list: a word carries a mark for its label, every attention
+averages the marks of all tokens into the first one, all else passes through, and the classifier reads
+the marks. So a test knows what it must answer, and needs nothing but Python.
 """
 
 import argparse
@@ -31,17 +30,9 @@ SYMPTOMS = {
     "neurological": "headache dizzy dizziness numbness seizure migraine tingling vision",
     "skin": "rash itch itching hives blister redness swelling",
 }
-EMOTION = {
-    "joy": "joy happy love wonderful amazed delight glad best",
-    "anger": "angry furious hate outraged mad annoyed",
-    "sadness": "sad cried unhappy miserable lonely tears",
-    "fear": "afraid worry worried scared fear nervous",
-}
 MODELS = {
     "analysis/models/sentiment": SENTIMENT,
     "analysis/models/toxicity": TOXICITY,
-    "sentiment-to-postgres/models/sentiment": SENTIMENT,
-    "sentiment-to-postgres/models/emotion": EMOTION,
     "symptoms/models/symptoms": SYMPTOMS,
 }
 
@@ -52,9 +43,9 @@ MARK = 3.0
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=6, help="6, as MiniLM has; BERT-base has 12")
-    parser.add_argument("--hidden", type=int, default=384, help="384, as MiniLM has; BERT-base has 768")
-    parser.add_argument("--to", type=pathlib.Path, default=pathlib.Path(__file__).parent)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--to", type=pathlib.Path, required=True, help="the folder of the examples")
     options = parser.parse_args()
     if options.layers < 1 or options.hidden < 64 or options.hidden % 64:
         parser.error("--layers must be at least 1, --hidden a multiple of 64")
@@ -81,7 +72,7 @@ def config(labels, vocabulary, options):
         "vocab_size": len(vocabulary),
         "hidden_size": options.hidden,
         "num_hidden_layers": options.layers,
-        "num_attention_heads": options.hidden // (64 if options.hidden >= 768 else 32),
+        "num_attention_heads": options.hidden // 32,
         "intermediate_size": 4 * options.hidden,
         "hidden_act": "gelu",
         "max_position_embeddings": POSITIONS,
