@@ -16,6 +16,7 @@ The same seeds give the same weights on the same machine.
 """
 
 import argparse
+import collections
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ import tarfile
 import time
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging
 
@@ -184,12 +185,24 @@ def train(folder, texts, labels):
 
 
 def vocabulary(texts):
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, min_frequency=2,
-                                        show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    """A tokenizer with the characters, and the beginnings and ends of words that cover most of the texts.
+    The library's own trainer breaks ties otherwise each time, and with it comes another model."""
+    normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = collections.Counter(
+        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters, covered = set(), collections.Counter()
+    for word, count in words.items():
+        characters.update([word[0], *(f"##{character}" for character in word[1:])])
+        for cut in range(1, len(word)):
+            covered[word[:cut + 1]] += count * (cut + 1)
+            covered[f"##{word[cut:]}"] += count * (len(word) - cut)
+    pieces = SPECIAL + sorted(characters)
+    most = sorted(set(covered) - set(pieces), key=lambda piece: (-covered[piece], piece))
+    pieces += most[:max(0, VOCABULARY - len(pieces))]
+    numbered = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(numbered, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     first, last = (tokenizer.token_to_id(token) for token in ["[CLS]", "[SEP]"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
