@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes stand-ins for the classifiers of examples/analysis and examples/symptoms, for tests alone.
+"""Makes stand-ins for the classifiers of the examples, for tests alone.
 
 They are no trained models; examples/training makes those. Each is a BERT whose weights are set by hand
 so that it finds the words of a short list: a word carries a mark for its label, every attention
@@ -30,10 +30,18 @@ SYMPTOMS = {
     "neurological": "headache dizzy dizziness numbness seizure migraine tingling vision",
     "skin": "rash itch itching hives blister redness swelling",
 }
+EMOTION = {
+    "joy": "happy glad delighted love great",
+    "sadness": "sad lost cry lonely",
+    "anger": "angry furious hate worst",
+    "fear": "afraid scared worried",
+}
 MODELS = {
     "analysis/models/sentiment": SENTIMENT,
     "analysis/models/toxicity": TOXICITY,
     "symptoms/models/symptoms": SYMPTOMS,
+    "sentiment-to-postgres/models/sentiment": SENTIMENT,
+    "sentiment-to-postgres/models/emotion": EMOTION,
 }
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -7,6 +7,7 @@ mod choice;
 mod cluster;
 mod commands;
 mod ends;
+mod examples;
 mod faults;
 mod jobs;
 mod network;

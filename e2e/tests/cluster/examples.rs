@@ -1,0 +1,125 @@
+//! The examples of the five systems, as their Kustomizations take them to a cluster. Classifiers are
+//! stand-ins of the trained ones, and the API is the stand-in of a paid one.
+
+use std::path::Path;
+use std::process::Command;
+
+use millrace_e2e::postgres_server::PostgresServer;
+
+use crate::api::{Api, KEY};
+use crate::cluster::{root, turn_at_own};
+use crate::tenant::{Tenant, copy_model};
+
+/// The API that the examples ask in a cluster.
+const PAID_API: &str = "https://api.openai.com/v1";
+
+/// Examples, which are named like their jobs, and the rows of each.
+const EXAMPLES: [(&str, u64); 5] = [
+    ("comments", 100),
+    ("transcripts", 400),
+    ("analysis", 8),
+    ("symptoms", 10),
+    ("sentiment-to-postgres", 16),
+];
+
+/// The classifiers, where the stand-ins are made, below the folder of the example that has them.
+const CLASSIFIERS: [&str; 4] = [
+    "analysis/models/sentiment",
+    "analysis/models/toxicity",
+    "symptoms/models/symptoms",
+    "sentiment-to-postgres/models/emotion",
+];
+
+fn succeed(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+/// Copies what the examples say that the bucket must hold.
+fn fill(bucket: &Path) {
+    let made = tempfile::tempdir().unwrap();
+    let mut make = Command::new("python3");
+    make.arg(root().join("e2e/make_models.py"));
+    succeed(make.arg("--to").arg(made.path()));
+    for classifier in CLASSIFIERS {
+        let mut copy = Command::new("cp");
+        copy.arg("-r").arg(made.path().join(classifier));
+        succeed(copy.arg(bucket.join("models")));
+    }
+    copy_model(&bucket.join("models/all-MiniLM-L6-v2"));
+    for (example, _) in EXAMPLES {
+        let rows = match example {
+            "comments" => "posts",
+            "transcripts" => "chunks.jsonl",
+            _ => "texts.jsonl",
+        };
+        let to = bucket.join(example);
+        std::fs::create_dir(&to).unwrap();
+        let mut copy = Command::new("cp");
+        copy.arg("-r")
+            .arg(root().join("examples").join(example).join(rows));
+        succeed(copy.arg(to));
+    }
+}
+
+/// The Secrets that the examples ask for, but for the bucket's.
+fn secrets(namespace: &str, postgres: &str) -> String {
+    let secret = |name: &str, key: &str, value: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             stringData: {{{key}: '{value}'}}\n---\n"
+        )
+    };
+    [
+        secret("comment-writer", "apiKey", KEY),
+        secret("extractor", "apiKey", KEY),
+        secret(
+            "symptoms-clients",
+            "me",
+            "a-key-of-a-client-that-is-long-enough",
+        ),
+        secret("texts-db", "url", postgres),
+    ]
+    .concat()
+}
+
+#[test]
+fn the_examples_of_the_five_systems_run_in_a_cluster() {
+    let Some(cluster) = turn_at_own("its pods reach a table on this machine") else {
+        return;
+    };
+    let tenant = Tenant::new(&cluster, "examples");
+    let namespace = tenant.namespace();
+    fill(&tenant.bucket());
+    let api = Api::start(&cluster, 20);
+    let address = cluster.address();
+    let postgres = cluster
+        .network()
+        .within(|| PostgresServer::start_at(address));
+    cluster.apply(&secrets(namespace, &postgres.url()));
+    for (example, _) in EXAMPLES {
+        let folder = root().join("examples").join(example);
+        let built = cluster.kubectl(&["kustomize", folder.to_str().unwrap()]);
+        let built = built.replace(PAID_API, &format!("http://{}/v1", api.address()));
+        let made = built.replace(
+            "\nmetadata:\n",
+            &format!("\nmetadata:\n  namespace: {namespace}\n"),
+        );
+        cluster.apply(&made);
+    }
+    for (example, rows) in EXAMPLES {
+        tenant.wait_for_reason(example, "Completed", 240);
+        let counts = tenant.job(example)["status"]["rows"].clone();
+        assert_eq!(counts["succeeded"], rows, "{example}: {counts}");
+        assert_eq!(counts["failed"], 0, "{example}: {counts}");
+    }
+    let loaded: i64 = cluster.network().within(|| {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let client = postgres.connect().await;
+            let count = "select count(distinct id) from texts where sentiment is not null \
+                         and emotion is not null and array_length(embedding, 1) = 384";
+            client.query_one(count, &[]).await.unwrap().get(0)
+        })
+    });
+    assert_eq!(loaded, 16);
+}
