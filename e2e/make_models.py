@@ -45,43 +45,41 @@ MODELS = {
 }
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+LAYERS = 1
+HIDDEN = 64
 POSITIONS = 512
 MARK = 3.0
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--to", type=pathlib.Path, required=True, help="the folder of the examples")
     options = parser.parse_args()
-    if options.layers < 1 or options.hidden < 64 or options.hidden % 64:
-        parser.error("--layers must be at least 1, --hidden a multiple of 64")
     for name, labels in MODELS.items():
         folder = options.to / name
         folder.mkdir(parents=True, exist_ok=True)
-        make(folder, {label: words.split() for label, words in labels.items()}, options)
+        make(folder, {label: words.split() for label, words in labels.items()})
         print(folder)
 
 
-def make(folder, labels, options):
+def make(folder, labels):
     words = sorted({word for listed in labels.values() for word in listed})
     vocabulary = SPECIAL + words
-    write_json(folder / "config.json", config(labels, vocabulary, options))
+    write_json(folder / "config.json", config(labels, vocabulary))
     write_json(folder / "tokenizer.json", tokenizer(vocabulary))
     write_json(folder / "tokenizer_config.json", {"model_max_length": POSITIONS})
-    write_safetensors(folder / "model.safetensors", weights(labels, vocabulary, options))
+    write_safetensors(folder / "model.safetensors", weights(labels, vocabulary))
 
 
-def config(labels, vocabulary, options):
+def config(labels, vocabulary):
     return {
         "model_type": "bert",
         "architectures": ["BertForSequenceClassification"],
         "vocab_size": len(vocabulary),
-        "hidden_size": options.hidden,
-        "num_hidden_layers": options.layers,
-        "num_attention_heads": options.hidden // 32,
-        "intermediate_size": 4 * options.hidden,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HIDDEN // 32,
+        "intermediate_size": 4 * HIDDEN,
         "hidden_act": "gelu",
         "max_position_embeddings": POSITIONS,
         "type_vocab_size": 2,
@@ -119,8 +117,8 @@ def tokenizer(vocabulary):
     }
 
 
-def weights(labels, vocabulary, options):
-    hidden, inner = options.hidden, 4 * options.hidden
+def weights(labels, vocabulary):
+    hidden, inner = HIDDEN, 4 * HIDDEN
     pairs = {label: 2 * index for index, label in enumerate(labels)}
     # The same for every token, with mean 0 and variance 1, so that normalising leaves marks alone.
     ground = [0.0] * (2 * len(labels)) + [1.0, -1.0] * ((hidden - 2 * len(labels)) // 2)
@@ -140,7 +138,7 @@ def weights(labels, vocabulary, options):
         "classifier.bias": zeros(len(labels)),
     }
     norm(tensors, "bert.embeddings.LayerNorm", hidden)
-    for layer in range(options.layers):
+    for layer in range(LAYERS):
         prefix = f"bert.encoder.layer.{layer}"
         for name, values in [("query", zeros(hidden, hidden)), ("key", zeros(hidden, hidden)),
                              ("value", diagonal(hidden, 1.0))]:

@@ -84,6 +84,11 @@ impl RedisServer {
             .expect("the command succeeds")
     }
 
+    /// A connection to keep, for a test of many commands.
+    pub fn connection(&self) -> redis::Connection {
+        connect(&self.url()).expect("the server accepts")
+    }
+
     /// Runs one command as the user whom a URL names.
     pub fn command_as<T: redis::FromRedisValue>(
         &self,

@@ -56,10 +56,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, required=True, help="the folder with both source archives")
     parser.add_argument("--to", type=pathlib.Path, required=True, help="gets one folder for each classifier")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     logging.disable_progress_bar()
-    torch.set_num_threads(options.threads)
+    # Sums of other threads have other roundings, and make other weights.
+    torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     phrases = json.loads(pathlib.Path(__file__).with_name("phrases.json").read_text(encoding="utf-8"))
     report = {}

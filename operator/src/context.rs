@@ -78,14 +78,14 @@ impl Memory for ServiceMemory {
 impl JobMemory {
     /// How long the status of the job has to wait until it may be written again; nothing if it may be
     /// now.
-    pub fn status_wait(&self) -> Option<Duration> {
-        let written = (*self.status_written())?.elapsed();
+    pub fn status_wait(&self, now: Instant) -> Option<Duration> {
+        let written = now.saturating_duration_since((*self.status_written())?);
         STATUS_INTERVAL.checked_sub(written)
     }
 
     /// Notes that the status of the job was written.
-    pub fn note_status(&self) {
-        *self.status_written() = Some(Instant::now());
+    pub fn note_status(&self, now: Instant) {
+        *self.status_written() = Some(now);
     }
 
     fn status_written(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -294,10 +294,12 @@ mod tests {
 
     #[test]
     fn the_status_of_a_job_is_written_once_a_second() {
-        let job = JobMemory::default();
-        assert_eq!(job.status_wait(), None);
-        job.note_status();
-        let wait = job.status_wait().unwrap();
-        assert!(wait <= STATUS_INTERVAL && wait > STATUS_INTERVAL / 2);
+        let (job, now) = (JobMemory::default(), Instant::now());
+        assert_eq!(job.status_wait(now), None);
+        job.note_status(now);
+        assert_eq!(job.status_wait(now), Some(STATUS_INTERVAL));
+        let later = now + STATUS_INTERVAL / 4;
+        assert_eq!(job.status_wait(later), Some(STATUS_INTERVAL / 4 * 3));
+        assert_eq!(job.status_wait(now + STATUS_INTERVAL * 2), None);
     }
 }

@@ -45,6 +45,8 @@ const OF_JOBS: [(&str, Class); 25] = [
     ("Suspended", Settled),
     ("Completed", Settled),
     ("Cancelled", Settled),
+    // It may come a moment later, which the job's conditions count as moving; after the time that alerts
+    // allow, somebody has to make it.
     ("ServiceNotFound", Waiting),
     ("UnknownModel", Waiting),
     ("LocalPath", Waiting),

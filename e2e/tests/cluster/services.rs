@@ -151,8 +151,8 @@ fn check_fetched_once<'a>(
     tenant.check_succeeded("second", &rows, 120);
 }
 
-/// How long one call takes: longer than two pods take to be released.
-const LONG_CALL_MS: u64 = 50_000;
+/// How long one call takes: longer than two pods take to be released on a busy machine.
+const LONG_CALL_MS: u64 = 90_000;
 
 /// A service whose pods wait for an API, and a job of one row.
 const WAITING: &str = "
@@ -172,7 +172,7 @@ spec:
     api: Chat
     model: m
     apiKeySecretRef: {name: api}
-    timeout: 120s
+    timeout: 180s
 ";
 
 #[test]
@@ -215,6 +215,6 @@ fn in_the_tail_pods_are_released_one_by_one_and_the_one_at_work_stays() {
         assert!(is_said, "{step}: {said}");
     }
     assert_eq!(names(), last);
-    tenant.check_succeeded("ask", &rows, 120);
+    tenant.check_succeeded("ask", &rows, 180);
     assert_eq!(api.record().calls.len(), 1, "nobody had to ask again");
 }

@@ -21,7 +21,7 @@ fn run(example: &str) -> BTreeMap<String, Vec<String>> {
     let folder = tempfile::tempdir().unwrap();
     let from = repository().join("examples").join(example);
     let place = folder.path().join(example);
-    // Without models or output that somebody made there.
+    // Without models or output that somebody made there. What is for clusters must not be taken for a manifest.
     std::fs::create_dir(&place).unwrap();
     for file in ["job.yaml", "service.yaml", "texts.jsonl", "Kustomization"] {
         std::fs::copy(from.join(file), place.join(file)).unwrap();
@@ -52,7 +52,7 @@ fn run(example: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 #[test]
-fn texts_in_four_languages_by_two_models() {
+fn each_text_in_four_languages_gets_the_labels_of_both_models() {
     let labels = run("analysis");
     assert_eq!(labels.len(), 8);
     for (id, expected) in [
@@ -67,7 +67,7 @@ fn texts_in_four_languages_by_two_models() {
 }
 
 #[test]
-fn symptoms_by_the_part_of_the_body() {
+fn each_note_gets_the_part_of_the_body_that_it_names() {
     let labels = run("symptoms");
     assert_eq!(labels.len(), 10);
     for (id, expected) in [

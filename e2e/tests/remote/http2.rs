@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::scene::Scene;
 use crate::served::{Given, Served, wait};
 
-const ROWS: usize = 200;
+const ROWS: usize = 80;
 
 /// Has rows answered over TLS whose authority stands in the Secret with the key.
 fn answered(http1_only: bool) -> Record {
@@ -20,7 +20,8 @@ fn answered(http1_only: bool) -> Record {
         rows: ROWS,
         remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 40}}),
         api: StandInOptions {
-            latency_ms: 200,
+            // Long enough for all places to be taken on a busy machine.
+            latency_ms: 2_000,
             tls: TlsOptions {
                 tls_certificate: Some(certificates.path().join("server.crt")),
                 tls_key: Some(certificates.path().join("server.key")),

@@ -18,7 +18,7 @@ local day_tokens = KEYS[9] -- hash: piece of a day -> tokens
 local workers   = KEYS[10] -- sorted set: workers, by when they were last heard of, ms
 local held      = KEYS[11] -- hash: worker -> how many of the calls being made are its
 
--- A worker that was not heard of for so long is dead. One that makes calls is heard of every two seconds.
+-- A worker that was not heard of for so long is dead. One that makes calls is heard of at least every two seconds.
 local DEAD_MS = 10000
 
 -- When nobody at all was heard of for so long, it was this server that was away.

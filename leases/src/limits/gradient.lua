@@ -113,6 +113,7 @@ local function see(at_ms, count, concurrency)
       it['r_' .. part] = 0
     end
     it.r_since = now_ms
+    -- What has become nil must go too, and HSET takes nothing away.
     redis.call('DEL', gradient)
   end
   local kept = {}

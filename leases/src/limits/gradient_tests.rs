@@ -115,7 +115,7 @@ fn script() -> String {
 #[test]
 fn the_scripts_learn_the_same() {
     let redis = RedisServer::start();
-    let script = script();
+    let (mut connection, script) = (redis.connection(), script());
     let keys: Vec<String> = (0..12).map(|key| format!("{{limits}}:{key}")).collect();
     let mut random = StdRng::seed_from_u64(7);
     let (mut gradient, mut allowed) = (Gradient::default(), Vec::new());
@@ -136,11 +136,10 @@ fn the_scripts_learn_the_same() {
             concurrency: 50,
         };
         gradient.see(seen);
-        let numbers = [seen.now_ms, at_ms, calls_max, 50].map(|number| number.to_string());
-        let mut command = vec!["EVAL", &script, "12"];
-        command.extend(keys.iter().map(String::as_str));
-        command.extend(numbers.iter().map(String::as_str));
-        let of_script = redis.command::<u64>(&command);
+        let mut command = ::redis::cmd("EVAL");
+        command.arg(&script).arg(keys.len()).arg(&keys);
+        command.arg(&[seen.now_ms, at_ms, calls_max, 50]);
+        let of_script: u64 = command.query(&mut connection).expect("the script runs");
         assert_eq!(of_script, gradient.calls_max(50), "after call {call}");
         allowed.push(of_script);
     }

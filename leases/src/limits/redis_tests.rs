@@ -1,15 +1,18 @@
 //! The scripts let in what the state lets in, by one clock.
 
-use ::redis::FromRedisValue;
+use std::cell::RefCell;
+
+use ::redis::{Connection, FromRedisValue};
 use millrace_e2e::redis_server::RedisServer;
 use proptest::prelude::*;
+use proptest::test_runner::{TestCaseResult, TestRunner};
 
 use super::super::state::{Refusal, State};
 use super::*;
 
 /// Runs a script at a moment.
 fn run<T: FromRedisValue>(
-    redis: &RedisServer,
+    redis: &mut Connection,
     script: &str,
     mut told: Vec<String>,
     now_ms: u64,
@@ -23,11 +26,9 @@ fn run<T: FromRedisValue>(
     .concat();
     told.push(now_ms.to_string());
     let keys = KEYS.map(|name| key("tenant", "api", name));
-    let count = KEYS.len().to_string();
-    let mut command = vec!["EVAL", &script, &count];
-    command.extend(keys.iter().map(String::as_str));
-    command.extend(told.iter().map(String::as_str));
-    redis.command(&command)
+    let mut command = ::redis::cmd("EVAL");
+    command.arg(script).arg(KEYS.len()).arg(&keys).arg(told);
+    command.query(redis).expect("the script runs")
 }
 
 /// What the state says, in the words of the script.
@@ -87,49 +88,60 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
+#[test]
+fn the_scripts_let_in_what_the_state_lets_in() {
+    let redis = RedisServer::start();
+    let connection = RefCell::new(redis.connection());
+    let config = ProptestConfig {
+        cases: 32,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let all = (limits(), proptest::collection::vec(step(), 1..120));
+    let tried = TestRunner::new(config).run(&all, |(limits, steps)| {
+        let redis = &mut *connection.borrow_mut();
+        ::redis::cmd("FLUSHALL").exec(redis).expect("it forgets");
+        both_say_the_same(redis, limits, steps)
+    });
+    tried.unwrap_or_else(|error| panic!("{error}"));
+}
 
-    #[test]
-    fn the_scripts_let_in_what_the_state_lets_in(
-        limits in limits(),
-        steps in proptest::collection::vec(step(), 1..120),
-    ) {
-        let redis = RedisServer::start();
-        let (mut state, minute, mut now_ms) = (State::default(), Minute::default(), 1_000_000_000);
-        let mut open: Vec<String> = Vec::new();
-        for (number, (passes_ms, tokens, ending)) in steps.into_iter().enumerate() {
-            now_ms += passes_ms;
-            if let Some((place, tokens, verdict, pause_ms)) = ending
-                && !open.is_empty()
-            {
-                let id = open.swap_remove(place % open.len());
-                let settlement = Settlement {
-                    tokens,
-                    cost: None,
-                    verdict,
-                    pause: pause_ms.map(Duration::from_millis),
-                    concurrency: limits.concurrency,
-                };
-                state.settle(&id, &settlement, now_ms);
-                let told = to_settle(&id, &settlement);
-                run::<i64>(&redis, include_str!("settle.lua"), told, now_ms);
-            }
-            let ask = Ask {
-                limits,
+fn both_say_the_same(redis: &mut Connection, limits: Limits, steps: Vec<Step>) -> TestCaseResult {
+    let (mut state, minute, mut now_ms) = (State::default(), Minute::default(), 1_000_000_000);
+    let mut open: Vec<String> = Vec::new();
+    for (number, (passes_ms, tokens, ending)) in steps.into_iter().enumerate() {
+        now_ms += passes_ms;
+        if let Some((place, tokens, verdict, pause_ms)) = ending
+            && !open.is_empty()
+        {
+            let id = open.swap_remove(place % open.len());
+            let settlement = Settlement {
                 tokens,
-                call_timeout: Duration::from_secs(600),
-                bill: None,
+                cost: None,
+                verdict,
+                pause: pause_ms.map(Duration::from_millis),
+                concurrency: limits.concurrency,
             };
-            let id = format!("a-{number}");
-            let (word, wait) = words(state.ask(&id, &ask, minute, now_ms));
-            let told = to_ask(&id, &ask, minute, None);
-            let said: Vec<String> = run(&redis, include_str!("ask.lua"), told, now_ms);
-            prop_assert_eq!(&said[0], word, "{} {:?}", number, said);
-            match word {
-                "wait" => prop_assert_eq!(&said[1], &wait, "{}", number),
-                _ => open.push(id),
-            }
+            state.settle(&id, &settlement, now_ms);
+            let told = to_settle(&id, &settlement);
+            run::<i64>(redis, include_str!("settle.lua"), told, now_ms);
+        }
+        let ask = Ask {
+            limits,
+            tokens,
+            call_timeout: Duration::from_secs(600),
+            bill: None,
+        };
+        let id = format!("a-{number}");
+        let (word, wait) = words(state.ask(&id, &ask, minute, now_ms));
+        let told = to_ask(&id, &ask, minute, None);
+        let said: Vec<String> = run(redis, include_str!("ask.lua"), told, now_ms);
+        prop_assert_eq!(&said[0], word, "{} {:?}", number, said);
+        match word {
+            "wait" => prop_assert_eq!(&said[1], &wait, "{}", number),
+            _ => open.push(id),
         }
     }
+    Ok(())
 }

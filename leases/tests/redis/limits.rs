@@ -15,6 +15,12 @@ use crate::proxy::Proxy;
 /// How long a minute of the tests is.
 const MINUTE: Duration = Duration::from_millis(500);
 
+/// One that passes in no test, however busy the machine is.
+const LONG_MINUTE: Duration = Duration::from_secs(30);
+
+/// How long a test may ask for what it waits for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 const NONE: Limits = Limits {
     algorithm: Algorithm::SlidingWindow,
     requests_per_minute: None,
@@ -25,11 +31,15 @@ const NONE: Limits = Limits {
 };
 
 fn limiter(redis: &RedisServer) -> RedisLimiter {
+    limiter_of(redis, MINUTE)
+}
+
+fn limiter_of(redis: &RedisServer, minute: Duration) -> RedisLimiter {
     let options = RedisOptions {
         command_timeout: Duration::from_millis(500),
         ..RedisOptions::new(redis.url())
     };
-    RedisLimiter::new(&options, "tenant", "api", Minute::of(MINUTE)).unwrap()
+    RedisLimiter::new(&options, "tenant", "api", Minute::of(minute)).unwrap()
 }
 
 fn ask(limits: Limits, tokens: u64) -> Ask {
@@ -112,7 +122,7 @@ async fn workers_that_race_let_in_no_more_than_a_minute_allows() {
 #[tokio::test]
 async fn tokens_are_shared_and_corrected() {
     let redis = RedisServer::start();
-    let (one, other) = (limiter(&redis), limiter(&redis));
+    let [one, other] = [(); 2].map(|()| limiter_of(&redis, LONG_MINUTE));
     let limits = Limits {
         tokens_per_minute: Some(PerMinute::of(100)),
         ..NONE
@@ -127,9 +137,9 @@ async fn tokens_are_shared_and_corrected() {
 }
 
 /// The limiter of one process, and one of several.
-fn both(redis: &RedisServer) -> [Box<dyn Limiter>; 2] {
-    let alone = MemoryLimiter::new(Minute::of(MINUTE));
-    [Box::new(alone), Box::new(limiter(redis))]
+fn both(redis: &RedisServer, minute: Duration) -> [Box<dyn Limiter>; 2] {
+    let alone = MemoryLimiter::new(Minute::of(minute));
+    [Box::new(alone), Box::new(limiter_of(redis, minute))]
 }
 
 #[tokio::test]
@@ -143,13 +153,14 @@ async fn a_bucket_lets_a_burst_in_and_then_what_is_refilled_in_one_process_and_i
         }),
         ..NONE
     };
-    for limiter in both(&redis) {
+    for limiter in both(&redis, MINUTE) {
         let began = Instant::now();
         for _ in 0..18 {
             granted(&*limiter, &ask(limits, 0)).await;
         }
         let mut let_in = 18;
-        while began.elapsed() < MINUTE {
+        while let_in <= 50 {
+            assert!(began.elapsed() < PATIENCE, "{let_in}");
             match limiter.ask(&ask(limits, 0)).await.unwrap() {
                 Grant::Granted(_) => let_in += 1,
                 Grant::Wait(wait) => tokio::time::sleep(wait).await,
@@ -159,7 +170,6 @@ async fn a_bucket_lets_a_burst_in_and_then_what_is_refilled_in_one_process_and_i
             let refilled = began.elapsed().as_secs_f64() / MINUTE.as_secs_f64() * 100.0;
             assert!(f64::from(let_in) <= 18.0 + refilled, "{let_in}");
         }
-        assert!(let_in > 50, "{let_in}");
     }
 }
 
@@ -178,7 +188,7 @@ async fn tokens_of_a_bucket_and_of_a_day_are_corrected_in_one_process_and_in_sev
         },
     ] {
         redis.command::<()>(&["FLUSHALL"]);
-        for limiter in both(&redis) {
+        for limiter in both(&redis, LONG_MINUTE) {
             let first = granted(&*limiter, &ask(limits, 90)).await;
             assert!(waits(&*limiter, &ask(limits, 70)).await > Duration::from_millis(100));
             let fewer = settled(Some(20), Verdict::Fine);
@@ -237,12 +247,12 @@ async fn a_pause_and_a_day_hold_everyone_back() {
     };
     let ticket = granted(&one, &ask(limits, 0)).await;
     let paused = Settlement {
-        pause: Some(Duration::from_millis(300)),
+        pause: Some(Duration::from_secs(1)),
         ..settled(None, Verdict::Nothing)
     };
     one.settle(&ticket, &paused).await.unwrap();
     assert!(waits(&other, &ask(limits, 0)).await > Duration::from_millis(200));
-    tokio::time::sleep(Duration::from_millis(310)).await;
+    tokio::time::sleep(Duration::from_millis(1_010)).await;
     granted(&other, &ask(limits, 0)).await;
     assert!(
         waits(&one, &ask(limits, 0)).await > MINUTE,
@@ -299,7 +309,7 @@ fn behind(proxy: &Proxy) -> RedisLimiter {
         command_timeout: Duration::from_millis(300),
         ..RedisOptions::new(format!("redis://127.0.0.1:{}", proxy.port))
     };
-    RedisLimiter::new(&options, "tenant", "api", Minute::of(MINUTE)).unwrap()
+    RedisLimiter::new(&options, "tenant", "api", Minute::of(minute)).unwrap()
 }
 
 /// Calls that the server takes for being made, once there are `expected`.

@@ -18,6 +18,7 @@ pub mod standing;
 pub mod trace;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kube::runtime::controller::Action;
 use millrace_crds::BatchJob;
@@ -38,7 +39,7 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
     let mut decision = decide::decide(&job, &checked, &seen);
     // An end takes away what it was decided by, so it does not begin before it can be written.
     let is_end = decision.phase.is_end();
-    if is_end && let Some(wait) = ctx.of_job(&job).status_wait() {
+    if is_end && let Some(wait) = ctx.of_job(&job).status_wait(Instant::now()) {
         return Ok(Action::requeue(wait));
     }
     let applied = match apply::apply(&ctx, &job, &seen, &decision).await {

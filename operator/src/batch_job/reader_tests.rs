@@ -87,7 +87,6 @@ async fn answer(
 struct Scene {
     server: Shared,
     ctx: Context,
-    jobs: Writer<BatchJob>,
 }
 
 impl Scene {
@@ -107,7 +106,7 @@ impl Scene {
             services: Writer::default().as_reader(),
         };
         ctx.objects.set(objects).unwrap();
-        Self { server, ctx, jobs }
+        Self { server, ctx }
     }
 
     /// Visits the reader so often. Returns what was asked, and the pause of the last visit.
@@ -162,7 +161,6 @@ async fn a_reader_that_is_refused_is_said_once_and_waits_before_it_is_tried_agai
     assert!(pause.unwrap() <= PAUSE_MIN);
     scene.touch();
     assert_eq!(scene.visit(10).await.0, Vec::<String>::new());
-    drop(scene.jobs);
 }
 
 #[test]

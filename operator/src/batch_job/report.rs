@@ -1,6 +1,6 @@
 //! Writes the status, once and only when it changed, and an Event where the job moved on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
@@ -41,11 +41,11 @@ pub async fn report(
     }
     let of_job = ctx.of_job(job);
     // Shards may be committed by the hundred in a second, and a user may change a job as often.
-    if let Some(wait) = of_job.status_wait() {
+    if let Some(wait) = of_job.status_wait(Instant::now()) {
         return Ok(Some(wait));
     }
     let written = write_status(&ctx.client, job, &before, &status).await;
-    of_job.note_status();
+    of_job.note_status(Instant::now());
     written.map_err(VisitError::Report)?;
     if decision.phase.is_end() {
         trace::write_whole(job, &status, ctx.now());

@@ -17,7 +17,7 @@ const VALUE_BYTES_MAX: usize = 120;
 const HIDDEN: &str = "sha256:";
 
 /// The fields of a job, as pointers into its spec.
-const OF_JOB: [&str; 14] = [
+const OF_JOB: [&str; 15] = [
     "/routes",
     "/steps",
     "/input/uris",
@@ -32,10 +32,8 @@ const OF_JOB: [&str; 14] = [
     "/input/maxRowBytes",
     "/output/compression",
     "/output/join",
+    "/dedup",
 ];
-
-/// The same of what comes after them, which has no field of its own in the output.
-const DEDUP: &str = "/dedup";
 
 /// The fields of a service.
 const OF_SERVICE: [&str; 10] = [
@@ -103,9 +101,8 @@ pub fn difference(before: &[SpecField], now: &[SpecField]) -> Option<SpecDiffere
         found.map(|field| field.value.clone())
     };
     let paths = now.iter().chain(before).map(|field| &field.path);
-    let differing = paths.map(|path| (path, value_in(before, path), value_in(now, path)));
-    let first = { differing }.find(|(_, before, now)| before != now)?;
-    let (path, before, now) = first;
+    let mut all = paths.map(|path| (path, value_in(before, path), value_in(now, path)));
+    let (path, before, now) = all.find(|(_, before, now)| before != now)?;
     Some(SpecDifference::Field {
         path: path.clone(),
         before,
