@@ -309,7 +309,7 @@ fn behind(proxy: &Proxy) -> RedisLimiter {
         command_timeout: Duration::from_millis(300),
         ..RedisOptions::new(format!("redis://127.0.0.1:{}", proxy.port))
     };
-    RedisLimiter::new(&options, "tenant", "api", Minute::of(minute)).unwrap()
+    RedisLimiter::new(&options, "tenant", "api", Minute::of(MINUTE)).unwrap()
 }
 
 /// Calls that the server takes for being made, once there are `expected`.

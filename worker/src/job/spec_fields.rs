@@ -122,7 +122,7 @@ pub fn fields(
     if spec.input.inline.is_none() {
         of_job["input"]["uris"] = json!(uris);
     }
-    for pointer in OF_JOB.into_iter().chain([DEDUP]) {
+    for pointer in OF_JOB {
         write_down("spec", &of_job, pointer, &mut fields);
     }
     for (index, service) in [service].into_iter().chain(others).enumerate() {
