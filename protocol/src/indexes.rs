@@ -29,6 +29,12 @@ impl Indexes {
         }
     }
 
+    /// Takes no further index: there are more than anybody may want to read.
+    pub fn cut(&mut self) {
+        self.write_series();
+        self.is_full = true;
+    }
+
     /// Whether no further index would be written.
     pub fn is_full(&self) -> bool {
         self.is_full

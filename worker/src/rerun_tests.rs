@@ -165,6 +165,25 @@ async fn failed_rows_are_run_again_alone_and_every_row_still_ends_once() {
 }
 
 #[tokio::test]
+async fn a_later_run_that_was_begun_goes_on_before_an_earlier_one() {
+    let scene = Scene::new();
+    let job = scene.job(json!({}));
+    scene.drive(&job).await;
+    let is_finished = async || {
+        let found = find(&scene.stores, &job).await.unwrap();
+        matches!(found, Found::Finished(_))
+    };
+    assert!(is_finished().await);
+    let again = job.at_run(2);
+    prepare(&scene.stores, &again).await.unwrap();
+    assert_eq!(find(&scene.stores, &job).await.unwrap(), Found::Next(2));
+    scene.is_well.store(true, Ordering::Relaxed);
+    let manifest = scene.drive(&again).await;
+    assert_eq!(manifest.totals.rows.failed, 0);
+    assert!(is_finished().await);
+}
+
+#[tokio::test]
 async fn a_run_that_is_finished_twice_counts_the_same() {
     let scene = Scene::new();
     let job = scene.job(json!({"rerunFailed": 1}));

@@ -111,7 +111,9 @@ pub async fn find(stores: &Stores, job: &CheckedJob) -> Result<Found, RunError> 
     let Some(manifest) = ours else {
         return Ok(Found::Next(FIRST_RUN));
     };
-    if manifest.run < job.run {
+    // A later run that was begun goes on first: no other one may do what it holds.
+    let is_begun = plan::read(&output, manifest.run + 1).await?.is_some();
+    if manifest.run < job.run || is_begun {
         return Ok(Found::Next(manifest.run + 1));
     }
     let is_merged = !job.output.merge || manifest.merged.is_some();

@@ -246,7 +246,8 @@ async fn runs(
         match worked? {
             RunEnd::Finished(manifest) => {
                 trace::write_whole(&job, &manifest, started_at);
-                if next == loaded.job.run {
+                // A run that `retry` began is later than what the manifest asks for.
+                if next >= loaded.job.run {
                     return Ok(RunEnd::Finished(manifest));
                 }
                 next += 1;

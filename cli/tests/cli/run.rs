@@ -164,6 +164,16 @@ fn a_retry_of_a_local_run_asks_for_its_failed_rows_alone() {
     assert_eq!(results.lines().len(), ROWS - 1);
     let ended = scene.run(&[]).expect_code(0);
     assert!(ended.stdout.contains("was finished before"), "{ended:?}");
+
+    // What is asked of the output anew is done in the run that is there, and no further one is begun.
+    let merged = JOB.replace("uri: out", "uri: out, merge: true");
+    manifest(
+        scene.folder.path(),
+        &format!("{merged}  retry: {{maxAttempts: 1}}\n"),
+    );
+    scene.run(&[]).expect_code(0);
+    assert!(scene.output().join("results.jsonl").exists());
+    assert!(!scene.output().join("_millrace/runs/0003").exists());
 }
 
 #[test]

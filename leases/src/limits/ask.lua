@@ -158,12 +158,9 @@ local function of_day(counts, amount, max)
   end
 end
 
-if requests_day_max > 0 then
-  of_day(day, 1, requests_day_max)
-end
-if tokens_day_max > 0 then
-  of_day(day_tokens, wanted, tokens_day_max)
-end
+-- A day is counted without a limit too: one may be given in its middle.
+of_day(day, 1, requests_day_max > 0 and requests_day_max or math.huge)
+of_day(day_tokens, wanted, tokens_day_max > 0 and tokens_day_max or math.huge)
 
 if wait_ms > 0 then
   return {'wait', tostring(wait_ms)}
@@ -187,14 +184,8 @@ if token_bucket then
   back_at = token_bucket.came_back + token_bucket.missing
   keep(token_bucket)
 end
-if requests_day_max > 0 then
-  redis.call('HINCRBY', day, piece, 1)
-end
-local counted_in = '-'
-if tokens_day_max > 0 then
-  counted_in = piece
-  redis.call('HINCRBY', day_tokens, piece, wanted)
-end
-redis.call('HSET', guesses, id, wanted .. ' ' .. exact(back_at) .. ' ' .. counted_in .. ' ' .. now_ms)
+redis.call('HINCRBY', day, piece, 1)
+redis.call('HINCRBY', day_tokens, piece, wanted)
+redis.call('HSET', guesses, id, wanted .. ' ' .. exact(back_at) .. ' ' .. piece .. ' ' .. now_ms)
 touch()
 return {'granted', generation, tostring(redis.call('HINCRBY', state, 'count', 1))}

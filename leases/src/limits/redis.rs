@@ -156,6 +156,22 @@ struct Question<'a> {
     is_answered: bool,
 }
 
+/// A settlement that is being told. Dropped before the server heard of it, it is told later.
+struct Telling<'a> {
+    own: &'a Mutex<Own>,
+    id: &'a str,
+    untold: Option<Settlement>,
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        if let Some(settlement) = self.untold.take() {
+            let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            own.tell_later(self.id, settlement);
+        }
+    }
+}
+
 impl Question<'_> {
     fn answered(mut self) -> String {
         self.is_answered = true;
@@ -407,15 +423,18 @@ impl Limiter for RedisLimiter {
     }
 
     async fn settle(&self, ticket: &Ticket, settlement: &Settlement) -> Result<(), LeaseError> {
-        let told = self.server.settle(&ticket.id, settlement).await;
-        let mut own = self.server.own();
-        own.open.remove(&ticket.id);
-        match told {
-            Err(error) if error.is_unavailable() => {
-                own.tell_later(&ticket.id, *settlement);
-                Ok(())
+        self.server.own().open.remove(&ticket.id);
+        let mut telling = Telling {
+            own: &self.server.own,
+            id: &ticket.id,
+            untold: Some(*settlement),
+        };
+        match self.server.settle(&ticket.id, settlement).await {
+            Err(error) if error.is_unavailable() => Ok(()),
+            told => {
+                telling.untold = None;
+                told
             }
-            told => told,
         }
     }
 }

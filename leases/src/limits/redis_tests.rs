@@ -31,6 +31,29 @@ fn run<T: FromRedisValue>(
     command.query(redis).expect("the script runs")
 }
 
+#[test]
+fn a_settlement_that_is_cut_off_is_told_later() {
+    let own = Mutex::new(Own::default());
+    let settlement = Settlement {
+        tokens: Some(7),
+        cost: None,
+        verdict: Verdict::Fine,
+        pause: None,
+        concurrency: 1,
+    };
+    let untold = [Some(settlement), None];
+    for untold in untold {
+        drop(Telling {
+            own: &own,
+            id: "a-1",
+            untold,
+        });
+    }
+    let own = own.into_inner().unwrap();
+    let later: Vec<&str> = own.untold.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(later, ["a-1"]);
+}
+
 /// What the state says, in the words of the script.
 fn words(asked: Result<(), Refusal>) -> (&'static str, String) {
     match asked {

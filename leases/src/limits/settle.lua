@@ -37,7 +37,7 @@ if actual >= 0 and wanted then
     end
     keep(it)
   end
-  if piece ~= '-' and redis.call('HEXISTS', day_tokens, piece) == 1 then
+  if redis.call('HEXISTS', day_tokens, piece) == 1 then
     redis.call('HINCRBY', day_tokens, piece, extra)
   end
 end

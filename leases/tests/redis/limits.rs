@@ -204,6 +204,26 @@ async fn tokens_of_a_bucket_and_of_a_day_are_corrected_in_one_process_and_in_sev
 }
 
 #[tokio::test]
+async fn a_day_that_gets_a_limit_counts_what_was_before_it_in_one_process_and_in_several() {
+    let redis = RedisServer::start();
+    for limiter in both(&redis, LONG_MINUTE) {
+        granted(&*limiter, &ask(NONE, 60)).await;
+        for limits in [
+            Limits {
+                tokens_per_day: Some(100),
+                ..NONE
+            },
+            Limits {
+                requests_per_day: Some(1),
+                ..NONE
+            },
+        ] {
+            assert!(waits(&*limiter, &ask(limits, 50)).await > MINUTE);
+        }
+    }
+}
+
+#[tokio::test]
 async fn calls_go_down_to_one_and_up_again_for_all_workers() {
     let redis = RedisServer::start();
     let (one, other) = (limiter(&redis), limiter(&redis));

@@ -25,6 +25,9 @@ use crate::visit::VisitError;
 /// Shards that were given up, of which the indexes are read at a time.
 const DEAD_PAGE: usize = 10_000;
 
+/// Most such readings in a visit; the manifest names all that were given up.
+const DEAD_PAGES_MAX: usize = 4;
+
 /// What a visit sees.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -164,16 +167,17 @@ async fn failed_indexes(
     let leases = ctx.leases_of(run)?;
     let mut indexes = Indexes::default();
     let mut first = 0;
-    while !indexes.is_full() {
+    for _ in 0..DEAD_PAGES_MAX {
         let Some(page) = unless_away(leases.dead(first, DEAD_PAGE).await)? else {
             return Ok(named.cloned());
         };
         page.iter().for_each(|index| indexes.push(*index));
         match page.last() {
-            Some(last) if page.len() == DEAD_PAGE => first = last + 1,
-            _ => break,
+            Some(last) if page.len() == DEAD_PAGE && !indexes.is_full() => first = last + 1,
+            _ => return Ok(indexes.into_text()),
         }
     }
+    indexes.cut();
     Ok(indexes.into_text())
 }
 

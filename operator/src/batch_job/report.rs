@@ -91,7 +91,13 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
     if seen.standing.is_resumed {
         before.completion_time = None;
         before.sample_errors = Vec::new();
+        // What the end before counted as failed was not done, and is not given up any more.
         before.failed_indexes = None;
+        before.shards = before.shards.map(|shards| ShardCounts {
+            failed: 0,
+            ..shards
+        });
+        before.rows = before.rows.map(|rows| RowCounts { failed: 0, ..rows });
         before.routes = Vec::new();
         before.start_time = None;
     }
@@ -144,7 +150,10 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
                 failed: leases.dead as u32,
                 waiting: planned.saturating_sub(total as u32),
             };
-            if status.tokens == Some(leases.tally.tokens) && status.shards == Some(shards) {
+            let is_same = status.tokens == Some(leases.tally.tokens)
+                && status.shards == Some(shards)
+                && status.failed_indexes == seen.failed_indexes;
+            if is_same {
                 // While nothing moves the rate stays as well: a status that changes by the clock
                 // alone would be written once a second for ever.
                 status.eta = before.eta;

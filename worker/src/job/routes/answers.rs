@@ -66,6 +66,10 @@ fn shape(step: &Step, service: &InferenceService) -> Shape {
 /// What a JSON schema says of a value; nothing where it allows fields that it does not name.
 fn of_schema(schema: &Map<String, Value>) -> Shape {
     let of = |value: &Value| value.as_object().map_or(Shape::Unknown, of_schema);
+    // Fields by patterns and items by places are names and shapes that stand elsewhere.
+    if schema.contains_key("patternProperties") || schema.contains_key("prefixItems") {
+        return Shape::Unknown;
+    }
     let is_closed = schema.get("additionalProperties") == Some(&Value::Bool(false));
     let kind = schema.get("type").and_then(Value::as_str);
     match (kind, schema.get("properties"), schema.get("items")) {
