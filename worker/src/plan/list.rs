@@ -15,6 +15,12 @@ use crate::{
 
 const GLOB_CHARACTERS: [char; 5] = ['*', '?', '[', '{', '\\'];
 
+/// The entity tag that a listing gives. Some servers list files that were put beside them with an empty
+/// one, and give none when the file is read.
+fn entity_tag(listed: Option<String>) -> Option<String> {
+    listed.filter(|etag| !etag.is_empty())
+}
+
 /// Lists the files that the job's URIs name: sorted by URI, each once, pinned to their entity tags.
 /// A URI that names nothing is an error.
 ///
@@ -47,7 +53,7 @@ pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile
         .map(|(uri, meta)| {
             let (format, compression) = layout(&uri, input)?;
             let columns = None;
-            let (size_bytes, etag) = (meta.size, meta.e_tag);
+            let (size_bytes, etag) = (meta.size, entity_tag(meta.e_tag));
             Ok(InputFile {
                 uri,
                 size_bytes,
@@ -197,4 +203,17 @@ fn layout(uri: &str, input: &Input) -> Result<(Format, Compression), PlanError> 
         return Err(PlanError::CompressedParquet { uri: uri.into() });
     }
     Ok((format, compression))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::entity_tag;
+
+    #[test]
+    fn an_empty_entity_tag_is_none() {
+        assert_eq!(entity_tag(Some(String::new())), None);
+        let tag = Some("\"a\"".to_owned());
+        assert_eq!(entity_tag(tag.clone()), tag);
+        assert_eq!(entity_tag(None), None);
+    }
 }
