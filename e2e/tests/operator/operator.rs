@@ -39,6 +39,9 @@ pub struct Operator {
     program: Program,
 }
 
+/// Most further starts while its port is somebody else's.
+const STARTS_MAX: usize = 100;
+
 /// How the process is started each time.
 struct Program {
     arguments: Vec<String>,
@@ -87,14 +90,20 @@ impl Operator {
 
     /// Starts it again each time its proxy killed it. Returns when it ends by itself, with its log.
     pub async fn keep(&mut self) -> String {
-        let mut kills = 0;
+        let (mut kills, mut starts) = (0, 0);
         loop {
             if let Some(status) = self.process.ended() {
                 let was_killed = self.proxy.has_struck() && kills == 0;
-                if !was_killed {
-                    return format!("the operator ended, {status}:\n{}", self.log());
+                // Between two starts somebody's connection may have taken the port for a while.
+                let taken = self.log().matches("cannot be listened on").count();
+                let is_port_taken = taken > starts && starts < STARTS_MAX;
+                match (was_killed, is_port_taken) {
+                    (_, true) => starts += 1,
+                    (true, false) => kills += 1,
+                    (false, false) => {
+                        return format!("the operator ended, {status}:\n{}", self.log());
+                    }
                 }
-                kills += 1;
                 self.process = self.program.start();
                 self.proxy.aim(self.process.pid());
             }
