@@ -277,14 +277,18 @@ impl Cluster {
         &self.network
     }
 
-    /// An address of this machine that its pods reach, at a port where nobody listens now.
-    pub fn free_address(&self) -> SocketAddr {
+    /// Listens at a free port of this machine that its pods reach.
+    pub fn listen(&self) -> TcpListener {
         let ip = self.address;
         let bound = self.network.within(|| TcpListener::bind((ip, 0)));
-        let listener = bound.unwrap_or_else(|error| {
+        bound.unwrap_or_else(|error| {
             panic!("{ip}, where pods are to find this machine, cannot be listened at: {error}")
-        });
-        listener.local_addr().expect("the port")
+        })
+    }
+
+    /// An address of this machine that its pods reach, at a port where nobody listens now.
+    pub fn free_address(&self) -> SocketAddr {
+        self.listen().local_addr().expect("the port")
     }
 
     /// The address of this machine that its pods reach.

@@ -8,7 +8,7 @@ use millrace_e2e::postgres_server::PostgresServer;
 
 use crate::api::{Api, KEY};
 use crate::cluster::{root, turn_at_own};
-use crate::tenant::{Tenant, copy_model};
+use crate::tenant::{Tenant, copy_model, secret};
 
 /// The API that the examples ask in a cluster.
 const PAID_API: &str = "https://api.openai.com/v1";
@@ -63,21 +63,16 @@ fn fill(bucket: &Path) {
 
 /// The Secrets that the examples ask for, but for the bucket's.
 fn secrets(namespace: &str, postgres: &str) -> String {
-    let secret = |name: &str, key: &str, value: &str| {
-        format!(
-            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
-             stringData: {{{key}: '{value}'}}\n---\n"
-        )
-    };
     [
-        secret("comment-writer", "apiKey", KEY),
-        secret("extractor", "apiKey", KEY),
+        secret(namespace, "comment-writer", "apiKey", KEY),
+        secret(namespace, "extractor", "apiKey", KEY),
         secret(
+            namespace,
             "symptoms-clients",
             "me",
             "a-key-of-a-client-that-is-long-enough",
         ),
-        secret("texts-db", "url", postgres),
+        secret(namespace, "texts-db", "url", postgres),
     ]
     .concat()
 }

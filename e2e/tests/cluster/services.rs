@@ -1,7 +1,6 @@
 //! Services that are not the usual one: with a foreign server, with a cache of models, with pods to spare.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
@@ -109,10 +108,7 @@ fn a_model_that_is_in_a_folder_of_the_node_is_not_fetched_again() {
     let namespace = tenant.namespace();
     cluster.kubectl(&["label", "--overwrite", "namespace", namespace, admits]);
     check_fetched_once(&tenant, |tenant| {
-        let folder = tenant.volume("models");
-        std::fs::create_dir_all(&folder).unwrap();
-        let all = std::fs::Permissions::from_mode(0o777);
-        std::fs::set_permissions(&folder, all).unwrap();
+        let folder = tenant.open_folder("models");
         (
             format!("  modelCache: {{hostPath: {}}}\n", folder.display()),
             folder,

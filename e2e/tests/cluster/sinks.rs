@@ -7,7 +7,7 @@ use millrace_e2e::postgres_server::PostgresServer;
 use serde_json::Value;
 
 use crate::cluster::turn_at_own;
-use crate::tenant::Tenant;
+use crate::tenant::{Tenant, secret};
 
 /// Prints the first event that it is told at the address that is its argument, and ends.
 const RECEIVER: &str = r#"
@@ -25,15 +25,9 @@ server.handle_request()
 "#;
 
 fn secrets(namespace: &str, postgres: &str) -> String {
-    let secret = |name: &str, key: &str, value: &str| {
-        format!(
-            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
-             stringData: {{{key}: '{value}'}}\n---\n"
-        )
-    };
-    secret("table", "url", postgres)
-        + &secret("hook", "secret", "a secret of the hook")
-        + &secret("readers", "token", "a-token-of-readers")
+    secret(namespace, "table", "url", postgres)
+        + &secret(namespace, "hook", "secret", "a secret of the hook")
+        + &secret(namespace, "readers", "token", "a-token-of-readers")
 }
 
 #[test]

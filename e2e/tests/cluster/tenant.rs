@@ -111,10 +111,7 @@ impl<'a> Tenant<'a> {
 
     /// Makes a volume that everybody can write to, and claims it.
     pub fn claim_volume(&self, name: &str) {
-        let (namespace, folder) = (&self.namespace, self.volume(name));
-        std::fs::create_dir_all(&folder).unwrap();
-        let all = std::fs::Permissions::from_mode(0o777);
-        std::fs::set_permissions(&folder, all).unwrap();
+        let (namespace, folder) = (&self.namespace, self.open_folder(name));
         let path = folder.display();
         self.cluster.apply(&format!(
             "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: {name}-{namespace}}}\nspec:\n  \
@@ -126,6 +123,15 @@ impl<'a> Tenant<'a> {
              volumeName: {name}-{namespace}\n  accessModes: [ReadWriteMany]\n  \
              resources: {{requests: {{storage: 1Gi}}}}\n"
         ));
+    }
+
+    /// Makes a folder of the node that everybody can write to.
+    pub fn open_folder(&self, name: &str) -> PathBuf {
+        let folder = self.volume(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let all = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(&folder, all).unwrap();
+        folder
     }
 
     /// The folder behind a claimed volume.
@@ -280,6 +286,14 @@ impl Drop for Tenant<'_> {
         pods.extend(now);
         self.cluster.try_kubectl(&pods);
     }
+}
+
+/// The manifest of a Secret with one key.
+pub fn secret(namespace: &str, name: &str, key: &str, value: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         stringData: {{{key}: '{value}'}}\n---\n"
+    )
 }
 
 /// Copies the model that `cargo xtask setup` fetched.

@@ -1,7 +1,6 @@
 //! The spans of all processes of a job, as a collector beside the cluster gets them.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 
 use millrace_e2e::collector::{Collector, Seen};
 
@@ -23,9 +22,7 @@ const SPANS: [&str; 8] = [
 #[test]
 fn operator_planner_worker_server_and_finisher_of_a_job_write_one_trace() {
     let Some(cluster) = turn_alone() else { return };
-    let address = cluster.address();
-    let bound = cluster.network().within(|| TcpListener::bind((address, 0)));
-    let collector = Collector::start_on(bound.expect("pods are to find this machine here"));
+    let collector = Collector::start_on(cluster.listen());
     let endpoint = format!("operator.otlpEndpoint={}", collector.endpoint());
     cluster.upgrade(&["--set", &endpoint]);
     let tenant = Tenant::new(&cluster, "traces");

@@ -89,44 +89,16 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
     for task in choice.parts.iter().flat_map(Part::needs) {
         needs::check(*task)?;
     }
-    let (libtorch, fetched) = {
-        let cache = Cache::open()?;
-        (
-            setup::for_running(&cache)?,
-            Fetched::fetch(&cache, &choice.parts)?,
-        )
-    };
-    let environment = environment(&libtorch)?;
+    let bench = Bench::prepare(&choice.parts)?;
     heading("building");
-    run(&mut cargo(&environment, BUILD))?;
+    run(&mut cargo(&bench.environment, BUILD))?;
     let examples = [
         "--example=engine",
         "--example=limits",
         "--example=with_postgres",
     ];
-    run(&mut cargo(&environment, &[BUILD, &examples].concat()))?;
-    let Fetched {
-        folder,
-        python,
-        model,
-        gateway,
-        hey,
-        vegeta,
-        classifiers,
-    } = fetched;
-    std::fs::create_dir_all(&folder)?;
-    let programs = programs(&environment)?;
-    let bench = Bench {
-        environment,
-        programs,
-        folder,
-        python,
-        model,
-        gateway,
-        hey,
-        vegeta,
-        classifiers,
-    };
+    run(&mut cargo(&bench.environment, &[BUILD, &examples].concat()))?;
+    std::fs::create_dir_all(&bench.folder)?;
     for part in choice.parts {
         match part {
             Part::Models => models::measure(&bench, choice.force_bf16)?,
@@ -140,19 +112,11 @@ pub fn run_bench(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// What was fetched or made before anything is built.
-struct Fetched {
-    folder: PathBuf,
-    python: PathBuf,
-    model: PathBuf,
-    gateway: PathBuf,
-    hey: PathBuf,
-    vegeta: PathBuf,
-    classifiers: PathBuf,
-}
-
-impl Fetched {
-    fn fetch(cache: &Cache, parts: &[Part]) -> Result<Self> {
+impl Bench {
+    /// Fetches or makes what these parts need, before anything is built.
+    fn prepare(parts: &[Part]) -> Result<Self> {
+        let cache = &Cache::open()?;
+        let environment = environment(&setup::for_running(cache)?)?;
         if parts.contains(&Part::Cluster) {
             setup::versitygw(cache)?;
         }
@@ -170,6 +134,8 @@ impl Fetched {
             false => PathBuf::new(),
         };
         Ok(Self {
+            programs: programs(&environment)?,
+            environment,
             folder: cache.path("bench"),
             python,
             model: cache.path(setup::MODEL),
