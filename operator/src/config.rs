@@ -100,6 +100,15 @@ pub struct Options {
 }
 
 #[cfg(test)]
+impl Options {
+    /// Those of a test: `more` names the Redis of the leases, at least.
+    pub fn of_tests(more: &[&str]) -> Self {
+        let needed = ["operator", "--worker-image=w", "--server-image=s"];
+        Self::parse_from([&needed, more].concat())
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 

@@ -100,7 +100,6 @@ async fn backlog(
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use kube::runtime::reflector::store::Writer;
     use kube::runtime::watcher::Event;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -111,12 +110,7 @@ mod tests {
 
     fn shown() -> Shown {
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://127.0.0.1:1",
-        ]);
+        let options = Options::of_tests(&["--redis-url=redis://127.0.0.1:1"]);
         let client = kube::Client::try_from(config).unwrap();
         Shown::new(Arc::new(Context::new(client, options).unwrap()))
     }

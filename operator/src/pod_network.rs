@@ -91,18 +91,11 @@ pub fn egress_rules(options: &Options) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
 
     use super::*;
 
     fn options(more: &[&str]) -> Options {
-        let needed = [
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://redis",
-        ];
-        Options::parse_from([&needed, more].concat())
+        Options::of_tests(&[&["--redis-url=redis://redis"], more].concat())
     }
 
     #[test]

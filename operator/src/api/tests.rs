@@ -2,7 +2,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
-use clap::Parser;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
 use millrace_crds::InferenceService;
@@ -96,12 +95,7 @@ impl Scene {
         let asked = Asked::default();
         let server = api_server(asked.clone()).await;
         let config = kube::Config::new(format!("http://{server}").parse().unwrap());
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://127.0.0.1:1",
-        ]);
+        let options = Options::of_tests(&["--redis-url=redis://127.0.0.1:1"]);
         let client = kube::Client::try_from(config).unwrap();
         let shown = Shown::new(Arc::new(Context::new(client, options).unwrap()));
         let mut jobs = Writer::default();

@@ -244,8 +244,6 @@ pub fn metadata(job: &BatchJob, name: &str, component: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
     fn job(more: Value) -> BatchJob {
@@ -265,12 +263,7 @@ mod tests {
     }
 
     fn options() -> Options {
-        Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://redis",
-        ])
+        Options::of_tests(&["--redis-url=redis://redis"])
     }
 
     #[test]

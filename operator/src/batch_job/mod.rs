@@ -63,7 +63,6 @@ pub async fn visit(job: Arc<BatchJob>, ctx: Arc<Context>) -> Result<Action, Visi
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use serde_json::json;
 
     use super::*;
@@ -72,12 +71,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_that_somebody_else_brings_about_is_left_alone() {
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://127.0.0.1:1",
-        ]);
+        let options = Options::of_tests(&["--redis-url=redis://127.0.0.1:1"]);
         let client = kube::Client::try_from(config).unwrap();
         let ctx = Arc::new(Context::new(client, options).unwrap());
         let job: BatchJob = serde_json::from_value(json!({

@@ -117,7 +117,6 @@ fn before_plan(give_up: GiveUp) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use serde_json::Value;
 
     use super::*;
@@ -136,12 +135,7 @@ mod tests {
     }
 
     fn made(phase: &Phase) -> Option<Value> {
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
-            "--redis-url=redis://redis",
-        ]);
+        let options = Options::of_tests(&["--redis-url=redis://redis"]);
         let template = serde_json::from_value(json!({"imagePullSecrets": [{"name": "registry"}]}));
         job(&named(), 3, phase, &template.unwrap(), &options).map(|job| json!(job))
     }

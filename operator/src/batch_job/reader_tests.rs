@@ -5,7 +5,6 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use clap::Parser;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
@@ -29,12 +28,7 @@ fn job() -> BatchJob {
 }
 
 fn options() -> Options {
-    Options::parse_from([
-        "operator",
-        "--worker-image=w",
-        "--server-image=s",
-        "--redis-url=redis://127.0.0.1:1",
-    ])
+    Options::of_tests(&["--redis-url=redis://127.0.0.1:1"])
 }
 
 /// What an API server has, what it was asked, and why it refuses Deployments, if it does.

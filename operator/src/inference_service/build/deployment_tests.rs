@@ -1,6 +1,4 @@
 //! What the pods of a service are made of.
-
-use clap::Parser;
 use millrace_crds::InferenceService;
 use serde_json::{Value, json};
 
@@ -10,12 +8,7 @@ use crate::config::Options;
 use crate::pods;
 
 fn options() -> Options {
-    Options::parse_from([
-        "operator",
-        "--worker-image=w",
-        "--server-image=s",
-        "--redis-url=redis://redis",
-    ])
+    Options::of_tests(&["--redis-url=redis://redis"])
 }
 
 fn service(answered_by: (&str, Value)) -> InferenceService {

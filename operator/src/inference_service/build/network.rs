@@ -57,8 +57,6 @@ pub fn network_policy(service: &InferenceService, options: &Options) -> NetworkP
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
     #[test]
@@ -69,10 +67,7 @@ mod tests {
             "spec": {"models": []},
         }));
         let monitoring = json!({"namespaceSelector": {"matchLabels": {"team": "monitoring"}}});
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
+        let options = Options::of_tests(&[
             "--redis-url=redis://redis",
             "--pod-ingress-from",
             &json!([monitoring]).to_string(),

@@ -27,8 +27,6 @@ pub fn alone(mut worker: Value, computes: &computes::Given) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::config::Options;
     use crate::pods;
@@ -46,10 +44,7 @@ mod tests {
                 "secrets": [{"name": "store"}], "remote": remote, "cache": {"enabled": true},
             },
         });
-        let options = Options::parse_from([
-            "operator",
-            "--worker-image=w",
-            "--server-image=s",
+        let options = Options::of_tests(&[
             "--redis-url=redis://redis",
             "--cache-redis-url=redis://cache",
         ]);

@@ -58,20 +58,17 @@ pub fn cache_variable(service: &InferenceService, options: &Options) -> Option<V
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
     fn given(spec: Value) -> Given {
         let url = "--cache-redis-url=redis://:secret@cache";
-        let images = ["operator", "--worker-image=w", "--server-image=s"];
-        let options = images.into_iter().chain(["--redis-url=redis://redis", url]);
+        let options = Options::of_tests(&["--redis-url=redis://redis", url]);
         let service = json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "service", "namespace": "tenant"}, "spec": spec,
         });
         let service = serde_json::from_value(service).unwrap();
-        Given::of(&service, &Options::parse_from(options))
+        Given::of(&service, &options)
     }
 
     fn names(given: &Given) -> Vec<&str> {
