@@ -118,7 +118,16 @@ impl Drop for Place {
 /// Waits for this test's turn beside others; `None`, with a note that says why, where there is no
 /// cluster.
 pub fn turn() -> Option<Turn> {
-    let choice = choice(None)?;
+    Some(shared(choice(None)?))
+}
+
+/// The turn of a test that does something which no user's cluster is there for, as in `it mounts a
+/// folder of this machine`, but takes nothing away.
+pub fn turn_at_own(does: &str) -> Option<Turn> {
+    Some(shared(choice(Some(does))?))
+}
+
+fn shared(choice: Choice) -> Turn {
     let place = Place::take();
     let read = || CLUSTER.read().unwrap_or_else(PoisonError::into_inner);
     let mut cluster = read();
@@ -127,7 +136,7 @@ pub fn turn() -> Option<Turn> {
         drop(up(choice));
         cluster = read();
     }
-    Some(Turn(Guard::Shared(cluster, place)))
+    Turn(Guard::Shared(cluster, place))
 }
 
 /// The turn of a test that takes away what others need, such as the operator.
@@ -135,9 +144,9 @@ pub fn turn_alone() -> Option<Turn> {
     Some(Turn(Guard::Alone(up(choice(None)?))))
 }
 
-/// The turn, alone, of a test that does something to a whole cluster or its node, as in `it drains the
-/// node`, which no user's cluster is there for.
-pub fn turn_at_own(does: &str) -> Option<Turn> {
+/// The turn of a test that takes away from a whole cluster or its node, as in `it drains the node`,
+/// which no user's cluster is there for.
+pub fn turn_alone_at_own(does: &str) -> Option<Turn> {
     Some(Turn(Guard::Alone(up(choice(Some(does))?))))
 }
 

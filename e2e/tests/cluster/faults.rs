@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{SYSTEM, turn, turn_alone, turn_at_own};
+use crate::cluster::{SYSTEM, turn, turn_alone, turn_alone_at_own};
 use crate::tenant::{SELECTOR, Tenant};
 
 #[test]
@@ -89,7 +89,7 @@ fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
 
 #[test]
 fn a_flushed_and_a_killed_redis_lose_no_row() {
-    let Some(cluster) = turn_at_own("it speaks with Redis in the network of the pods") else {
+    let Some(cluster) = turn_alone_at_own("it speaks with Redis in the network of the pods") else {
         return;
     };
     let (tenant, rows) = Tenant::at_work(&cluster, "redis");
@@ -129,7 +129,7 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
 
 #[test]
 fn a_drained_node_loses_no_row() {
-    let Some(cluster) = turn_at_own("it drains the node") else {
+    let Some(cluster) = turn_alone_at_own("it drains the node") else {
         return;
     };
     let (tenant, rows) = Tenant::at_work(&cluster, "drain");
