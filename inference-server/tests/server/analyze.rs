@@ -1,10 +1,13 @@
 //! Many texts by several models in one pass.
 
+use std::time::{Duration, Instant};
+
 use http::StatusCode;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::{
-    client::{get, post},
+    client::{get, post, post_streamed},
     scene::{SLOW, Scene, Setup},
 };
 
@@ -157,13 +160,38 @@ async fn a_stream_has_one_event_for_each_text_and_then_the_totals() {
 }
 
 #[tokio::test]
+async fn a_result_is_sent_while_others_are_still_computed() {
+    let setup = Setup {
+        fake: SLOW,
+        batch_items_max: 1,
+        ..Setup::default()
+    };
+    let scene = setup.start().await;
+    // A second of work, one text after the other.
+    let mut body = texts(50);
+    body["models"] = json!(["classify"]);
+    let mut stream = post_streamed(&scene.socket(), "/stream-analyze", &body).await;
+    let (mut first, mut seen) = (None, 0);
+    while let Some(frame) = stream.frame().await {
+        let data = frame.unwrap().into_data().expect("no trailers");
+        first.get_or_insert_with(Instant::now);
+        seen += String::from_utf8_lossy(&data)
+            .matches("event: result")
+            .count();
+    }
+    assert_eq!(seen, 50);
+    let lasted = first.expect("an event").elapsed();
+    assert!(lasted > Duration::from_millis(200), "{lasted:?}");
+}
+
+#[tokio::test]
 async fn a_stream_past_its_deadline_ends_with_timeouts_and_totals() {
     let mut setup = Setup {
         fake: SLOW,
         batch_items_max: 1,
         ..Setup::default()
     };
-    setup.limits.request_deadline = std::time::Duration::from_millis(150);
+    setup.limits.request_deadline = Duration::from_millis(150);
     let scene = setup.start().await;
     let socket = scene.socket();
     let mut body = texts(50);

@@ -5,6 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use millrace_protocol::wire::{ROWS_PATH, RowsReply, RowsRequest};
@@ -40,11 +41,7 @@ pub async fn send(
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // The connection ends when the sender is dropped, also when this future is.
     let driver = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "server")
-        .body(Full::new(body.into()))?;
+    let request = request(method, path, body)?;
     let response = sender.send_request(request).await?;
     let (parts, body) = response.into_parts();
     let body = body.collect().await?.to_bytes();
@@ -55,6 +52,27 @@ pub async fn send(
         headers: parts.headers,
         body,
     })
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    body: impl Into<Bytes>,
+) -> Result<Request<Full<Bytes>>, http::Error> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "server")
+        .body(Full::new(body.into()))
+}
+
+/// Sends one request, and gives its body as it comes.
+pub async fn post_streamed(socket: &Path, path: &str, body: &Value) -> Incoming {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = request(Method::POST, path, body.to_string()).unwrap();
+    sender.send_request(request).await.unwrap().into_body()
 }
 
 pub async fn get(socket: &Path, path: &str) -> Answer {

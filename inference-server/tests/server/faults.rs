@@ -19,6 +19,18 @@ use crate::{
     scene::{Scene, Setup},
 };
 
+/// What takes texts, by each way of reading them.
+const ENDPOINTS: [&str; 8] = [
+    "/embed",
+    "/predict",
+    "/v1/embeddings",
+    "/analyze/batch",
+    "/batch-analyze",
+    "/stream-analyze",
+    "/classify/batch",
+    ROWS_PATH,
+];
+
 async fn check(scene: &Scene, path: &str, body: &Value, status: u16, error_type: &str) {
     let answer = post(&scene.socket(), path, body).await;
     assert_eq!(answer.status.as_u16(), status, "{path} {}", answer.text());
@@ -162,7 +174,7 @@ async fn raw(scene: &Scene, bytes: &[u8]) -> String {
 #[tokio::test]
 async fn an_absurd_content_length_is_refused_by_its_number() {
     let scene = Scene::start().await;
-    for path in ["/embed", "/predict", "/v1/embeddings", ROWS_PATH] {
+    for path in ENDPOINTS {
         let head =
             format!("POST {path} HTTP/1.1\r\nhost: s\r\ncontent-length: 99999999999\r\n\r\n");
         let answer = raw(&scene, head.as_bytes()).await;
@@ -239,7 +251,7 @@ async fn garbage_never_kills_the_server() {
         vec![0x91; 100_000],
     ];
     bodies.extend((0..rows_request.len()).map(|end| rows_request[..end].to_vec()));
-    for path in ["/embed", "/predict", "/v1/embeddings", ROWS_PATH] {
+    for path in ENDPOINTS {
         for body in &bodies {
             let answer = send(&scene.socket(), Method::POST, path, body.clone())
                 .await

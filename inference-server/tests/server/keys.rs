@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{post, rows},
-    scene::{API_KEY, Scene, Setup},
+    scene::{API_KEY, OTHER_API_KEY, Scene, Setup},
 };
 
 async fn guarded(requests_per_minute: Option<u32>) -> Scene {
@@ -95,7 +95,7 @@ async fn probes_and_the_socket_of_the_worker_need_no_key() {
 }
 
 #[tokio::test]
-async fn a_key_that_asks_too_often_is_told_when_to_come_again() {
+async fn a_key_that_asks_too_often_is_told_when_to_come_again_and_others_are_answered() {
     let scene = guarded(Some(12)).await;
     let key = [("x-api-key", API_KEY)];
     for _ in 0..2 {
@@ -107,4 +107,7 @@ async fn a_key_that_asks_too_often_is_told_when_to_come_again() {
     let after: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=6).contains(&after), "{after}");
     assert_eq!(body["error_type"], "Overloaded");
+    let other = [("x-api-key", OTHER_API_KEY)];
+    let (status, _, _) = ask(&scene, "POST", "/embed", &other).await;
+    assert_eq!(status, StatusCode::OK, "each key has its own limit");
 }

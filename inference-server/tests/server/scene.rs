@@ -33,8 +33,9 @@ spec:
   - {name: entities, task: TokenClassification, source: {uri: /models/entities}}
 "#;
 
-/// The only key of a server that wants one.
+/// The keys of a server that wants one.
 pub const API_KEY: &str = "k3y-of-acme";
+pub const OTHER_API_KEY: &str = "k3y-of-zenith";
 
 /// Everything a test can change.
 pub struct Setup {
@@ -93,7 +94,9 @@ impl Setup {
         spec.auth = self.auth;
         let keys = folder.path().join("keys");
         std::fs::create_dir(&keys).unwrap();
-        std::fs::write(keys.join("acme"), format!("{API_KEY}\n")).unwrap();
+        for (name, key) in [("acme", API_KEY), ("zenith", OTHER_API_KEY)] {
+            std::fs::write(keys.join(name), format!("{key}\n")).unwrap();
+        }
         let config = ServerConfig {
             spec,
             load: LoadOptions {
