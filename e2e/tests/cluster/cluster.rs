@@ -14,11 +14,12 @@ use serde_json::Value;
 
 use crate::choice::{Choice, Images, KUBECONFIG, Theirs};
 use crate::network::Network;
+use crate::objects::Objects;
 
 /// Clusters of tests that may stand side by side. Each keeps its images for the next run.
 const SLOTS: usize = 4;
 
-/// Pause between two looks at the cluster: each starts a kubectl, on the cores that the pods need.
+/// Pause between two looks at the cluster.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Namespace of the operator.
@@ -52,6 +53,7 @@ pub const OF_TESTS: &str = "millrace.dev/of-tests";
 pub struct Cluster {
     kubeconfig: PathBuf,
     network: Network,
+    objects: Objects,
     /// The folder of kubectl and helm, if they are not those of the search path.
     bin: Option<PathBuf>,
     images: Images,
@@ -223,9 +225,11 @@ impl Cluster {
         let printed = xtask(&["env", "--json", "--name", &name]).output().unwrap();
         let places: Value = serde_json::from_slice(&printed.stdout).expect("env prints JSON");
         let place = |key: &str| PathBuf::from(places[key].as_str().expect("a path"));
+        let (kubeconfig, network) = (place("kubeconfig"), Network::Namespace(place("netns")));
         let mut cluster = Self {
-            kubeconfig: place("kubeconfig"),
-            network: Network::Namespace(place("netns")),
+            objects: Objects::new(&kubeconfig, network.clone()),
+            kubeconfig,
+            network,
             bin: Some(place("bin")),
             images: Images::loaded(),
             pull_policy: "Never",
@@ -270,6 +274,7 @@ impl Cluster {
             log: lock,
         });
         Self {
+            objects: Objects::new(&kubeconfig, Network::Machine),
             kubeconfig,
             network: Network::Machine,
             bin: None,
@@ -397,19 +402,16 @@ impl Cluster {
         self.try_kubectl(&["apply", "-f", file.to_str().unwrap()])
     }
 
-    /// An object as JSON, if it is there.
+    /// An object, as in `batchjob/embed`, if it is there and the cluster can tell.
     pub fn get(&self, namespace: &str, object: &str) -> Option<Value> {
-        let got = self.try_kubectl(&["-n", namespace, "get", object, "-o", "json"]);
-        got.status
-            .success()
-            .then(|| serde_json::from_slice(&got.stdout).unwrap())
+        let (kind, name) = object.split_once('/').expect("a kind and a name");
+        self.objects.get(namespace, kind, name).ok().flatten()
     }
 
-    /// The items of a list, as JSON.
+    /// The objects of a kind that have these labels.
     pub fn list(&self, namespace: &str, kind: &str, selector: &str) -> Vec<Value> {
-        let printed = self.kubectl(&["-n", namespace, "get", kind, "-l", selector, "-o", "json"]);
-        let list: Value = serde_json::from_str(&printed).unwrap();
-        list["items"].as_array().unwrap().clone()
+        let listed = self.objects.list(namespace, kind, selector);
+        listed.unwrap_or_else(|error| panic!("{kind} of {namespace}: {error}"))
     }
 
     /// Waits until `probe` gives something, and tells what the cluster looks like if it never does.

@@ -11,6 +11,7 @@ mod examples;
 mod faults;
 mod jobs;
 mod network;
+mod objects;
 mod policies;
 mod releases;
 mod remote;
