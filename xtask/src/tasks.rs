@@ -56,6 +56,7 @@ pub fn test() -> Result<()> {
         let cache = Cache::open()?;
         setup::versitygw(&cache)?;
         setup::openai(&cache)?;
+        setup::promtool(&cache);
         // Without the right to make a cluster too: an API server alone and helm take none.
         setup::kubernetes(&cache)?;
         setup::for_running(&cache)?
@@ -140,7 +141,7 @@ pub fn environment(libtorch: &Libtorch) -> Result<Vec<(&'static str, OsString)>>
     claim_the_build(&root)?;
     let mut environment = libtorch.environment();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders = vec![root.join("bin")];
+    let mut folders = vec![root.join("bin"), root.join(setup::PROMTOOL)];
     folders.extend(std::env::split_paths(&path));
     environment.push((
         "PATH",

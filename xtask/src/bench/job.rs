@@ -42,6 +42,17 @@ impl Job {
         Ok(Self { folder })
     }
 
+    /// Changes the job, which has run, into one that asks about what its output lacks.
+    pub fn go_on_from_its_output(&self) -> Result<()> {
+        let earlier = self.folder.join("earlier");
+        std::fs::rename(self.folder.join("output"), &earlier)?;
+        let file = self.folder.join("job.yaml");
+        let mut manifest = std::fs::read_to_string(&file)?;
+        manifest += &format!("  incremental: {{from: '{}'}}\n", earlier.display());
+        std::fs::write(&file, manifest)?;
+        Ok(())
+    }
+
     /// Runs `millrace run` over it with further arguments and variables.
     pub fn run(
         &self,

@@ -19,7 +19,7 @@ pub use peers::{openai, peers};
 pub use wheel::sha256_of;
 
 use crate::cache::Cache;
-use crate::process::{heading, run};
+use crate::process::{heading, installed, run};
 
 /// The S3 server of the tests, below the cache.
 pub const VERSITYGW: &str = "versitygw/versitygw";
@@ -46,6 +46,32 @@ pub fn versitygw(cache: &Cache) -> Result<()> {
 pub fn load_generators(cache: &Cache) -> Result<()> {
     of_go(cache, HEY, "github.com/rakyll/hey@v0.1.4")?;
     of_go(cache, VEGETA, "github.com/tsenart/vegeta/v12@v12.13.0")
+}
+
+/// What checks the alerts, below the cache.
+pub const PROMTOOL: &str = "prometheus/usr/bin";
+
+/// What checks the alerts, where it is not installed and Debian's package can be had. The package is
+/// unpacked and not installed: installed, it would start a server.
+pub fn promtool(cache: &Cache) {
+    let can = installed("apt-get") && installed("dpkg-deb");
+    if installed("promtool") || !can {
+        return;
+    }
+    let unpacked = cache.folder("prometheus", "Debian's", |making| {
+        heading("fetching promtool");
+        let download = ["apt-get", "download", "prometheus"];
+        let unpack = "dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb";
+        for command in [&download[..], &["sh", "-c", unpack]] {
+            run(Command::new(command[0])
+                .args(&command[1..])
+                .current_dir(making))?;
+        }
+        Ok(())
+    });
+    if let Err(error) = unpacked {
+        println!("there is no promtool: {error:#}");
+    }
 }
 
 fn of_go(cache: &Cache, place: &str, module: &str) -> Result<()> {

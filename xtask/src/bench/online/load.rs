@@ -70,17 +70,21 @@ pub fn open(bench: &Bench, url: &str, body: &Path, seconds: u64) -> Result<Load>
     let targets = body.with_extension("targets");
     let results = body.with_extension("results");
     fs::write(&targets, format!("POST {url}\n"))?;
-    let mut attack = Command::new(&bench.vegeta);
-    attack
-        .arg("attack")
-        .args(["-rate", &RATE.to_string(), "-duration"])
-        .arg(format!("{seconds}s"))
-        .args(["-max-workers", UNDER_WAY_MAX, "-max-body", "0"])
-        .args(["-header", "Content-Type: application/json"])
-        .args(["-body".as_ref(), body.as_os_str()])
-        .args(["-targets".as_ref(), targets.as_os_str()])
-        .args(["-output".as_ref(), results.as_os_str()]);
-    output(&mut attack)?;
+    let attack = |seconds: u64| {
+        let mut command = Command::new(&bench.vegeta);
+        command
+            .arg("attack")
+            .args(["-rate", &RATE.to_string(), "-duration"])
+            .arg(format!("{seconds}s"))
+            .args(["-max-workers", UNDER_WAY_MAX, "-max-body", "0"])
+            .args(["-header", "Content-Type: application/json"])
+            .args(["-body".as_ref(), body.as_os_str()])
+            .args(["-targets".as_ref(), targets.as_os_str()])
+            .args(["-output".as_ref(), results.as_os_str()]);
+        output(&mut command)
+    };
+    attack(WARM_UP_SECONDS)?;
+    attack(seconds)?;
     let mut report = Command::new(&bench.vegeta);
     report.args(["report", "-type=json"]).arg(&results);
     let report = read_open(&output(&mut report)?);

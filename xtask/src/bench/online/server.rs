@@ -53,19 +53,60 @@ impl Server {
 
     /// Sends one request, and reads its answer.
     pub fn ask(&self, path: &str, body: &str) -> Result<Value> {
-        let mut stream = TcpStream::connect(&self.address)?;
-        write!(
-            stream,
+        let answer = self.send(&format!(
             "POST {path} HTTP/1.0\r\nhost: server\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n{body}",
             body.len()
-        )?;
+        ))?;
+        serde_json::from_str(&answer).with_context(|| format!("the server said {answer:?}"))
+    }
+
+    /// How many texts' requests it has answered, as it counts the time itself.
+    pub fn answered(&self) -> Result<Answered> {
+        Answered::read(&self.send("GET /metrics HTTP/1.0\r\nhost: server\r\n\r\n")?)
+    }
+
+    fn send(&self, request: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(&self.address)?;
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (_, answer) = answer
             .split_once("\r\n\r\n")
             .context("the server gave no answer")?;
-        serde_json::from_str(answer).with_context(|| format!("the server said {answer:?}"))
+        Ok(answer.to_owned())
+    }
+}
+
+/// Requests about texts that were answered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Answered {
+    all: f64,
+    /// Those in 2 ms.
+    soon: f64,
+}
+
+impl Answered {
+    /// Reads the metrics of a server.
+    fn read(metrics: &str) -> Result<Self> {
+        let value = |name: &str, bound: &str| {
+            let line = metrics.lines().find(|line| {
+                let of_texts = line.contains(r#"endpoint="/{model}/batch""#);
+                of_texts && line.starts_with(name) && line.contains(bound)
+            });
+            let value = line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok());
+            value.with_context(|| format!("the server tells no {name} {bound}:\n{metrics}"))
+        };
+        const NAME: &str = "millrace_request_duration_seconds";
+        Ok(Self {
+            all: value(&format!("{NAME}_count"), "")?,
+            soon: value(&format!("{NAME}_bucket"), r#"le="0.002""#)?,
+        })
+    }
+
+    /// The share of requests since `earlier` that were answered in 2 ms.
+    pub fn soon_since(self, earlier: Self) -> f64 {
+        (self.soon - earlier.soon) / (self.all - earlier.all)
     }
 }
 
@@ -73,5 +114,26 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_many_were_answered_soon_is_read_and_reckoned_from_what_was_before() {
+        let metrics = |soon: u32, all: u32| {
+            format!(
+                "millrace_request_duration_seconds_bucket{{endpoint=\"/ready\",le=\"0.002\"}} 9\n\
+                 millrace_request_duration_seconds_bucket{{endpoint=\"/{{model}}/batch\",le=\"0.001\"}} 1\n\
+                 millrace_request_duration_seconds_bucket{{endpoint=\"/{{model}}/batch\",le=\"0.002\"}} {soon}\n\
+                 millrace_request_duration_seconds_count{{endpoint=\"/{{model}}/batch\"}} {all}\n"
+            )
+        };
+        let before = Answered::read(&metrics(5, 10)).unwrap();
+        let after = Answered::read(&metrics(80, 110)).unwrap();
+        assert_eq!(after.soon_since(before), 0.75);
+        assert!(Answered::read("").is_err());
     }
 }
