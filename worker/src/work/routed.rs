@@ -21,7 +21,7 @@ use super::carried::EarlierRow;
 use super::lines::PendingRow;
 use super::listed::{Laid, Listed};
 use super::progress::Progress;
-use super::shard::{Service, ShardContext, ShardError};
+use super::shard::{Asker, ShardContext, ShardError};
 use super::submit::{Answered, RowOutcome, SubmitError, Submitter};
 use super::window::{Window, WindowRows, chunks};
 use super::windows::{CHUNK_LIMITS, answered_tally};
@@ -31,7 +31,7 @@ use crate::job::{Arm, CheckedJob, Routing};
 pub struct Router {
     routing: Arc<Routing>,
     /// In the order of the routing's services.
-    services: Vec<Service>,
+    askers: Vec<Asker>,
     /// Field that holds the text, where rows travel as the fields that prompts are made of.
     text_field: Option<String>,
 }
@@ -51,12 +51,12 @@ enum Decided {
 }
 
 impl Router {
-    /// Asks `services`, which are those of `routing` in their order, about rows of `job`.
-    pub fn new(job: &CheckedJob, routing: Arc<Routing>, services: Vec<Service>) -> Self {
+    /// Asks the services of `routing` about rows of `job`, by `askers` in their order.
+    pub fn new(job: &CheckedJob, routing: Arc<Routing>, askers: Vec<Asker>) -> Self {
         let fields = &job.input.fields;
         Self {
             routing,
-            services,
+            askers,
             text_field: (!fields.prompted.is_empty()).then(|| fields.text.clone()),
         }
     }
@@ -223,12 +223,12 @@ impl Router {
         let Group { arm, rows } = &group;
         let asked = rows.iter().map(|&row| texts[row].clone());
         let asked: Vec<String> = asked.map(|it| it.expect("it is asked about")).collect();
-        let answered = match &self.services[arm.service] {
-            Service::Remote(caller) => {
+        let answered = match &self.askers[arm.service] {
+            Asker::Remote(caller) => {
                 let receipts = receipts.of(Some(arm.index));
                 caller.answer(&asked, receipts, tell).await?
             }
-            Service::Server(submitter) => {
+            Asker::Server(submitter) => {
                 let texts = asked.into_iter().map(|asked| self.text_of(asked)).collect();
                 submit(submitter, texts, tell).await?
             }
