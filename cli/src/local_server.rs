@@ -128,34 +128,9 @@ impl LocalServer {
         let service = serde_json::to_vec(&service)?;
         std::fs::write(&service_file, service)?;
         let socket = folder.path().join("server.sock");
-        let mut spec = CommandSpec::new(program);
-        spec.args = vec![
-            "--service".into(),
-            service_file.into(),
-            "--uds".into(),
-            socket.clone().into(),
-        ];
-        if let Some(CacheFolder { path, bytes_max }) = cache {
-            spec.args.extend(["--cache-folder".into(), path.into()]);
-            if let Some(bytes) = bytes_max {
-                let bytes = bytes.to_string();
-                spec.args
-                    .extend(["--cache-folder-max-bytes".into(), bytes.into()]);
-            }
-        }
-        // Only this process may reach the server, and it is the one that restarts it.
-        spec.env_remove = vec!["MILLRACE_LISTEN".into(), "MILLRACE_SUPERVISE".into()];
-        spec.early_deaths_max = EARLY_DEATHS_MAX;
-        if std::env::var_os("MILLRACE_LOG").is_none() {
-            // The server's milestones would tear the progress bar.
-            spec.env.push(("MILLRACE_LOG".into(), "warn".into()));
-        }
-        spec.probe = Some(Probe {
-            address: Address::Unix(socket.clone()),
-            path: "/ready".to_owned(),
-        });
+        let command = command(program, &service_file, &socket, cache.as_ref());
         let handle =
-            Supervisor::start(spec).context("the inference-server cannot be supervised")?;
+            Supervisor::start(command).context("the inference-server cannot be supervised")?;
         Ok(Self {
             address: ServerAddress::Socket(socket),
             child: Some(Child {
@@ -200,6 +175,42 @@ impl LocalServer {
             child.handle.stop().await;
         }
     }
+}
+
+/// How the server is started.
+fn command(
+    program: &Path,
+    service_file: &Path,
+    socket: &Path,
+    cache: Option<&CacheFolder>,
+) -> CommandSpec {
+    let mut spec = CommandSpec::new(program);
+    spec.args = vec![
+        "--service".into(),
+        service_file.into(),
+        "--uds".into(),
+        socket.into(),
+    ];
+    if let Some(CacheFolder { path, bytes_max }) = cache {
+        spec.args.extend(["--cache-folder".into(), path.into()]);
+        if let Some(bytes) = bytes_max {
+            let bytes = bytes.to_string();
+            spec.args
+                .extend(["--cache-folder-max-bytes".into(), bytes.into()]);
+        }
+    }
+    // Only this process may reach the server, and it is the one that restarts it.
+    spec.env_remove = vec!["MILLRACE_LISTEN".into(), "MILLRACE_SUPERVISE".into()];
+    spec.early_deaths_max = EARLY_DEATHS_MAX;
+    if std::env::var_os("MILLRACE_LOG").is_none() {
+        // The server's milestones would tear the progress bar.
+        spec.env.push(("MILLRACE_LOG".into(), "warn".into()));
+    }
+    spec.probe = Some(Probe {
+        address: Address::Unix(socket.to_owned()),
+        path: "/ready".to_owned(),
+    });
+    spec
 }
 
 /// The service with model folders that no longer depend on where its manifest lay.

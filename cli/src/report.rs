@@ -8,7 +8,7 @@ use indicatif::{HumanCount, HumanDuration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millrace_crds::batch_job::{RouteCounts, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
-use millrace_protocol::manifest::{LivePart, Manifest};
+use millrace_protocol::manifest::{FailedShard, LivePart, Manifest};
 use millrace_protocol::plan::{Dedup, Difference};
 use millrace_protocol::tally::{Rows, Tally};
 use millrace_worker::job::CheckedJob;
@@ -132,19 +132,7 @@ fn summary(
         tokens,
         cost: _,
     } = manifest.totals;
-    let mut lines = vec![match end {
-        End::Finished(took) => format!("{name} finished in {}", HumanDuration(*took)),
-        End::Before => format!("{name} was finished before: nothing to do"),
-        End::GivenUp {
-            give_up,
-            took,
-            again,
-        } => format!(
-            "{name} stopped after {}: {}",
-            HumanDuration(*took),
-            advice(*give_up, again)
-        ),
-    }];
+    let mut lines = vec![headline(name, end)];
     let (ok, bad, left_out) = (
         HumanCount(succeeded),
         HumanCount(failed),
@@ -174,18 +162,7 @@ fn summary(
     if let Some(table) = &manifest.postgres {
         lines.push(format!("  loaded   table {table}"));
     }
-    for shard in manifest.failed_shards.iter().take(TEXT_SHARDS_MAX) {
-        lines.push(format!(
-            "  shard {} was given up: {}",
-            shard.shard, shard.error
-        ));
-    }
-    let unnamed = manifest.failed_shards.len().saturating_sub(TEXT_SHARDS_MAX);
-    if unnamed > 0 {
-        lines.push(format!(
-            "  {unnamed} more shards were given up; see {output}/manifest.json"
-        ));
-    }
+    lines.extend(given_up(&manifest.failed_shards, output));
     for error in errors.iter().take(TEXT_ERRORS_MAX) {
         lines.push(format!(
             "  {} {}: {}",
@@ -199,6 +176,37 @@ fn summary(
         lines.push(command(format!("errors {output}")));
     }
     lines.join("\n")
+}
+
+/// How the job came to its end.
+fn headline(name: &str, end: &End) -> String {
+    match end {
+        End::Finished(took) => format!("{name} finished in {}", HumanDuration(*took)),
+        End::Before => format!("{name} was finished before: nothing to do"),
+        End::GivenUp {
+            give_up,
+            took,
+            again,
+        } => format!(
+            "{name} stopped after {}: {}",
+            HumanDuration(*took),
+            advice(*give_up, again)
+        ),
+    }
+}
+
+/// The shards without results, as far as a person is shown them.
+fn given_up(shards: &[FailedShard], output: &str) -> Vec<String> {
+    let shown = shards.iter().take(TEXT_SHARDS_MAX);
+    let shown = shown.map(|it| format!("  shard {} was given up: {}", it.shard, it.error));
+    let mut lines: Vec<String> = shown.collect();
+    let unnamed = shards.len().saturating_sub(TEXT_SHARDS_MAX);
+    if unnamed > 0 {
+        lines.push(format!(
+            "  {unnamed} more shards were given up; see {output}/manifest.json"
+        ));
+    }
+    lines
 }
 
 /// How rows compare with those of an earlier output.

@@ -107,60 +107,30 @@ impl Metrics {
             tokens,
         } = self;
         registry.register("request", "Requests answered", requests.clone());
-        registry.register_with_unit(
-            "request_duration",
-            "Time from a request's headers to its answer",
-            Unit::Seconds,
-            request_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "request_queue_duration",
-            "Time a text waited for its batch",
-            Unit::Seconds,
-            queue_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "request_inference_duration",
-            "Time a forward took",
-            Unit::Seconds,
-            forward_seconds.clone(),
-        );
-        registry.register(
-            "row_errors",
-            "Texts that ended as an error",
-            row_errors.clone(),
-        );
-        registry.register(
-            "queue_size",
-            "Texts waiting for a batch",
-            queue_items.clone(),
-        );
+        let help = "Time from a request's headers to its answer";
+        let seconds = request_seconds.clone();
+        registry.register_with_unit("request_duration", help, Unit::Seconds, seconds);
+        let help = "Time a text waited for its batch";
+        let seconds = queue_seconds.clone();
+        registry.register_with_unit("request_queue_duration", help, Unit::Seconds, seconds);
+        let help = "Time a forward took";
+        let seconds = forward_seconds.clone();
+        registry.register_with_unit("request_inference_duration", help, Unit::Seconds, seconds);
+        let help = "Texts that ended as an error";
+        registry.register("row_errors", help, row_errors.clone());
+        let help = "Texts waiting for a batch";
+        registry.register("queue_size", help, queue_items.clone());
         registry.register("batch_next_size", "Texts per batch", batch_items.clone());
-        registry.register(
-            "batch_next_tokens",
-            "Tokens per batch",
-            batch_tokens.clone(),
-        );
-        registry.register(
-            "abandoned_texts",
-            "Texts nobody waited for",
-            abandoned.clone(),
-        );
-        registry.register(
-            "batch_splits",
-            "Batches halved after a failure",
-            batch_splits.clone(),
-        );
-        registry.register(
-            "cache_lookups",
-            "Answers sought in a tier of the cache",
-            cache_lookups.family(),
-        );
-        registry.register(
-            "tokenized_texts",
-            "Texts tokenised, once for all models with the same tokens",
-            tokenized_texts.clone(),
-        );
+        let help = "Tokens per batch";
+        registry.register("batch_next_tokens", help, batch_tokens.clone());
+        let help = "Texts nobody waited for";
+        registry.register("abandoned_texts", help, abandoned.clone());
+        let help = "Batches halved after a failure";
+        registry.register("batch_splits", help, batch_splits.clone());
+        let help = "Answers sought in a tier of the cache";
+        registry.register("cache_lookups", help, cache_lookups.family());
+        let help = "Texts tokenised, once for all models with the same tokens";
+        registry.register("tokenized_texts", help, tokenized_texts.clone());
         registry.register("tokens", "Tokens that went through models", tokens.clone());
     }
 

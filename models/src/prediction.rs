@@ -109,12 +109,11 @@ struct Span<'a> {
 }
 
 /// Groups adjacent tokens of the same label; `B-` begins a new span. Special tokens are passed over.
-fn entities(
-    labels: &[String],
-    text: &str,
+fn spans<'a>(
+    labels: &'a [String],
     token_spans: &[Option<(u32, u32)>],
     logits: &[f32],
-) -> Vec<Entity> {
+) -> Vec<Span<'a>> {
     let mut spans: Vec<Span> = Vec::new();
     let mut open = false;
     for (token, logits) in token_spans
@@ -153,6 +152,17 @@ fn entities(
         }
         open = true;
     }
+    spans
+}
+
+/// What `text` says in the spans of its tokens.
+fn entities(
+    labels: &[String],
+    text: &str,
+    token_spans: &[Option<(u32, u32)>],
+    logits: &[f32],
+) -> Vec<Entity> {
+    let spans = spans(labels, token_spans, logits);
     if spans.is_empty() {
         return Vec::new();
     }

@@ -1,5 +1,6 @@
 //! What every visit needs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub struct JobMemory {
     run: Mutex<Option<Arc<RunMemory>>>,
     /// When its status was written.
     status_written: Mutex<Option<Instant>>,
+    /// Whether the workers of a service that is missing were told that the job rests.
+    was_withdrawn: AtomicBool,
 }
 
 /// What is remembered of a run, as long as it is not over.
@@ -86,6 +89,16 @@ impl JobMemory {
     /// Notes that the status of the job was written.
     pub fn note_status(&self, now: Instant) {
         *self.status_written() = Some(now);
+    }
+
+    /// Whether the workers of the job's service, which is missing, were told that the job rests.
+    pub fn was_withdrawn(&self) -> bool {
+        self.was_withdrawn.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether they were.
+    pub fn note_withdrawn(&self, was_withdrawn: bool) {
+        self.was_withdrawn.store(was_withdrawn, Ordering::Relaxed);
     }
 
     fn status_written(&self) -> MutexGuard<'_, Option<Instant>> {

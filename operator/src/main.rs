@@ -28,7 +28,7 @@ use millrace_operator::names::{FIELD_MANAGER, service_of};
 use millrace_operator::objects::{Namespaced, Objects};
 use millrace_operator::term::Term;
 use millrace_operator::visit::{VisitError, after_error, watched};
-use millrace_operator::watch::{Told, follow, of_objects, of_owners};
+use millrace_operator::watch::{Requests, Told, follow, of_objects, of_owners};
 use millrace_operator::{batch_job, crd_check, inference_service};
 use millrace_telemetry::{TelemetryOptions, on_signal};
 use tokio::task::JoinHandle;
@@ -159,8 +159,7 @@ async fn stand_by(ctx: Arc<Context>, shown: Arc<OnceLock<Objects>>) {
 
 /// Runs both controllers until `stop` is cancelled and the visits in hand are over.
 async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
-    let (client, namespace) = (ctx.client.clone(), ctx.options.watch_namespace.clone());
-    let (client, namespace) = (&client, namespace.as_deref());
+    let (client, namespace) = (&ctx.client, ctx.options.watch_namespace.as_deref());
     let jobs = follow::<BatchJob>(api(client, namespace));
     let services = follow::<InferenceService>(api(client, namespace));
     // Only a process that leads comes here, and it leads once.
@@ -170,57 +169,8 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
     });
     let (told_of_jobs, of_jobs) = heard(jobs.told);
     let (told_of_services, of_services) = heard(services.told);
-
-    let any = watcher::Config::default();
-    // Of kinds that a cluster is full of, only what the operator made.
-    let ours = any
-        .clone()
-        .labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
-    let objects = ctx.objects().clone();
-    let of_job = &ctx.jobs;
-    let visits_to_jobs = stream::select_all([
-        of_objects(told_of_jobs, &jobs.store, of_job),
-        of_owners(api::<Job>(client, namespace), any.clone(), of_job),
-        of_owners(api::<ConfigMap>(client, namespace), ours.clone(), of_job),
-        of_owners(
-            api::<NetworkPolicy>(client, namespace),
-            ours.clone(),
-            of_job,
-        ),
-        of_owners(api::<Deployment>(client, namespace), ours.clone(), of_job),
-        of_owners(api::<Service>(client, namespace), ours.clone(), of_job),
-        // A job that waits for its service begins when the service is there.
-        of_services
-            .flat_map(move |service| {
-                let namespace = service.namespace().unwrap_or_default();
-                stream::iter(objects.jobs_asking(&namespace, &service.name_any()))
-            })
-            .map(|job| Ok(ObjectRef::from_obj(job.as_ref()).into()))
-            .boxed(),
-    ]);
-    let of_service = &ctx.services;
-    let visits_to_services = stream::select_all([
-        of_objects(told_of_services, &services.store, of_service),
-        of_owners(api::<Deployment>(client, namespace), any, of_service),
-        of_owners(
-            api::<ConfigMap>(client, namespace),
-            ours.clone(),
-            of_service,
-        ),
-        of_owners(api::<Service>(client, namespace), ours.clone(), of_service),
-        of_owners(
-            api::<PodDisruptionBudget>(client, namespace),
-            ours.clone(),
-            of_service,
-        ),
-        of_owners(api::<NetworkPolicy>(client, namespace), ours, of_service),
-        of_jobs
-            .map(|job| {
-                let service = ObjectRef::new(&service_of(&job));
-                Ok(service.within(&job.namespace().unwrap_or_default()).into())
-            })
-            .boxed(),
-    ]);
+    let visits_to_jobs = visits_to_jobs(&ctx, told_of_jobs, of_services);
+    let visits_to_services = visits_to_services(&ctx, told_of_services, of_jobs);
     let for_jobs = applier(
         |job, ctx| spawned(visit_job(job, ctx)),
         after_error,
@@ -241,6 +191,77 @@ async fn reconcile(ctx: Arc<Context>, stop: CancellationToken) {
         for_jobs.for_each(|_| async {}),
         for_services.for_each(|_| async {})
     );
+}
+
+/// What asks for visits to jobs: jobs that are `told` of, what the operator made for them, and services.
+fn visits_to_jobs(
+    ctx: &Context,
+    told: Told<BatchJob>,
+    of_services: UnboundedReceiver<Arc<InferenceService>>,
+) -> Requests<BatchJob> {
+    let (client, namespace) = (&ctx.client, ctx.options.watch_namespace.as_deref());
+    let (any, ours, of_job) = (watcher::Config::default(), ours(), &ctx.jobs);
+    let objects = ctx.objects().clone();
+    let visits = stream::select_all([
+        of_objects(told, &objects.jobs, of_job),
+        of_owners(api::<Job>(client, namespace), any, of_job),
+        of_owners(api::<ConfigMap>(client, namespace), ours.clone(), of_job),
+        of_owners(
+            api::<NetworkPolicy>(client, namespace),
+            ours.clone(),
+            of_job,
+        ),
+        of_owners(api::<Deployment>(client, namespace), ours.clone(), of_job),
+        of_owners(api::<Service>(client, namespace), ours, of_job),
+        // A job that waits for its service begins when the service is there.
+        of_services
+            .flat_map(move |service| {
+                let namespace = service.namespace().unwrap_or_default();
+                stream::iter(objects.jobs_asking(&namespace, &service.name_any()))
+            })
+            .map(|job| Ok(ObjectRef::from_obj(job.as_ref()).into()))
+            .boxed(),
+    ]);
+    visits.boxed()
+}
+
+/// What asks for visits to services: services that are `told` of, what the operator made for them, and
+/// jobs.
+fn visits_to_services(
+    ctx: &Context,
+    told: Told<InferenceService>,
+    of_jobs: UnboundedReceiver<Arc<BatchJob>>,
+) -> Requests<InferenceService> {
+    let (client, namespace) = (&ctx.client, ctx.options.watch_namespace.as_deref());
+    let (any, ours, of_service) = (watcher::Config::default(), ours(), &ctx.services);
+    let visits = stream::select_all([
+        of_objects(told, &ctx.objects().services, of_service),
+        of_owners(api::<Deployment>(client, namespace), any, of_service),
+        of_owners(
+            api::<ConfigMap>(client, namespace),
+            ours.clone(),
+            of_service,
+        ),
+        of_owners(api::<Service>(client, namespace), ours.clone(), of_service),
+        of_owners(
+            api::<PodDisruptionBudget>(client, namespace),
+            ours.clone(),
+            of_service,
+        ),
+        of_owners(api::<NetworkPolicy>(client, namespace), ours, of_service),
+        of_jobs
+            .map(|job| {
+                let service = ObjectRef::new(&service_of(&job));
+                Ok(service.within(&job.namespace().unwrap_or_default()).into())
+            })
+            .boxed(),
+    ]);
+    visits.boxed()
+}
+
+/// Of kinds that a cluster is full of, only what the operator made.
+fn ours() -> watcher::Config {
+    watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"))
 }
 
 /// What is told of a kind, for its own controller, and once more for the other one. The second holds what

@@ -142,61 +142,17 @@ fn gauge(value: i64) -> Gauge {
 
 /// Registers what is true of objects.
 fn register_objects(registry: &mut Registry, objects: &Objects) {
-    let [jobs, services] = [(); 2].map(|()| Family::<ReasonLabels, Gauge>::default());
-    let costs = Family::<CostLabels, Gauge<f64, AtomicU64>>::default();
-    let of_namespaces = Family::<NamespaceCostLabels, Gauge<f64, AtomicU64>>::default();
-    let jobs_here = objects.jobs.state().into_iter();
-    for job in jobs_here.filter(|job| job.other_manager().is_none()) {
-        let reason = job_reason(&job).unwrap_or(UNVISITED);
-        let labels = ReasonLabels {
-            namespace: job.namespace().unwrap_or_default(),
-            reason: reason.to_owned(),
-            class: reasons::of_job(reason).as_str(),
-        };
-        jobs.get_or_create(&labels).inc();
-        if let Some(spent) = job.status.as_ref().and_then(|status| status.cost.as_ref()) {
-            let of_namespace = NamespaceCostLabels {
-                namespace: labels.namespace.clone(),
-                currency: spent.currency.clone(),
-            };
-            let total = spent.total.as_f64();
-            of_namespaces.get_or_create(&of_namespace).inc_by(total);
-            let labels = CostLabels {
-                namespace: labels.namespace,
-                service: service_of(&job),
-                currency: spent.currency.clone(),
-            };
-            costs.get_or_create(&labels).inc_by(total);
-        }
-    }
-    let [shards, replicas, ready] = [(); 3].map(|()| Family::<ServiceLabels, Gauge>::default());
-    for service in objects.services.state() {
-        let reason = service_reason(&service).unwrap_or(UNVISITED);
-        let by_reason = ReasonLabels {
-            namespace: service.namespace().unwrap_or_default(),
-            reason: reason.to_owned(),
-            class: reasons::of_service(reason).as_str(),
-        };
-        services.get_or_create(&by_reason).inc();
-        let labels = ServiceLabels {
-            namespace: service.namespace().unwrap_or_default(),
-            service: service.name_any(),
-        };
-        let Some(Backlog {
-            shards: waiting,
-            replicas: wanted,
-        }) = objects.backlog(&labels.namespace, &labels.service)
-        else {
-            continue;
-        };
-        let status = service.status.as_ref();
-        let serving = status.and_then(|status| status.ready_replicas);
-        shards.get_or_create(&labels).set(waiting as i64);
-        replicas.get_or_create(&labels).set(wanted.into());
-        ready
-            .get_or_create(&labels)
-            .set(serving.unwrap_or(0).into());
-    }
+    let JobGauges {
+        jobs,
+        costs,
+        costs_of_namespaces,
+    } = JobGauges::of(objects);
+    let ServiceGauges {
+        services,
+        shards,
+        replicas,
+        ready,
+    } = ServiceGauges::of(objects);
     let help = "Jobs by the reason of their condition Succeeded";
     registry.register("jobs", help, jobs);
     let help = "Services by the reason of their condition Ready";
@@ -204,13 +160,95 @@ fn register_objects(registry: &mut Registry, objects: &Objects) {
     let help = "What the calls of the jobs of a service cost so far, in its currency";
     registry.register("service_cost", help, costs);
     let help = "What the calls of the jobs of a namespace cost so far, by currency";
-    registry.register("namespace_cost", help, of_namespaces);
+    registry.register("namespace_cost", help, costs_of_namespaces);
     let help = "Shards that no commit stands for yet, over the jobs of a service";
     registry.register("service_backlog_shards", help, shards);
     let help = "Pods of a service that should serve";
     registry.register("service_replicas", help, replicas);
     let help = "Pods of a service that serve";
     registry.register("service_ready_replicas", help, ready);
+}
+
+/// What is true of jobs.
+#[derive(Default)]
+struct JobGauges {
+    jobs: Family<ReasonLabels, Gauge>,
+    costs: Family<CostLabels, Gauge<f64, AtomicU64>>,
+    costs_of_namespaces: Family<NamespaceCostLabels, Gauge<f64, AtomicU64>>,
+}
+
+impl JobGauges {
+    fn of(objects: &Objects) -> Self {
+        let gauges = Self::default();
+        let jobs = objects.jobs.state().into_iter();
+        for job in jobs.filter(|job| job.other_manager().is_none()) {
+            let reason = job_reason(&job).unwrap_or(UNVISITED);
+            let labels = ReasonLabels {
+                namespace: job.namespace().unwrap_or_default(),
+                reason: reason.to_owned(),
+                class: reasons::of_job(reason).as_str(),
+            };
+            gauges.jobs.get_or_create(&labels).inc();
+            if let Some(spent) = job.status.as_ref().and_then(|status| status.cost.as_ref()) {
+                let of_namespace = NamespaceCostLabels {
+                    namespace: labels.namespace.clone(),
+                    currency: spent.currency.clone(),
+                };
+                let total = spent.total.as_f64();
+                gauges
+                    .costs_of_namespaces
+                    .get_or_create(&of_namespace)
+                    .inc_by(total);
+                let labels = CostLabels {
+                    namespace: labels.namespace,
+                    service: service_of(&job),
+                    currency: spent.currency.clone(),
+                };
+                gauges.costs.get_or_create(&labels).inc_by(total);
+            }
+        }
+        gauges
+    }
+}
+
+/// What is true of services.
+#[derive(Default)]
+struct ServiceGauges {
+    services: Family<ReasonLabels, Gauge>,
+    shards: Family<ServiceLabels, Gauge>,
+    replicas: Family<ServiceLabels, Gauge>,
+    ready: Family<ServiceLabels, Gauge>,
+}
+
+impl ServiceGauges {
+    fn of(objects: &Objects) -> Self {
+        let gauges = Self::default();
+        for service in objects.services.state() {
+            let reason = service_reason(&service).unwrap_or(UNVISITED);
+            let by_reason = ReasonLabels {
+                namespace: service.namespace().unwrap_or_default(),
+                reason: reason.to_owned(),
+                class: reasons::of_service(reason).as_str(),
+            };
+            gauges.services.get_or_create(&by_reason).inc();
+            let labels = ServiceLabels {
+                namespace: service.namespace().unwrap_or_default(),
+                service: service.name_any(),
+            };
+            let Some(Backlog { shards, replicas }) =
+                objects.backlog(&labels.namespace, &labels.service)
+            else {
+                continue;
+            };
+            let status = service.status.as_ref();
+            let ready = status.and_then(|status| status.ready_replicas);
+            let ready = ready.unwrap_or(0).into();
+            gauges.shards.get_or_create(&labels).set(shards as i64);
+            gauges.replicas.get_or_create(&labels).set(replicas.into());
+            gauges.ready.get_or_create(&labels).set(ready);
+        }
+        gauges
+    }
 }
 
 fn service_reason(service: &InferenceService) -> Option<&str> {

@@ -15,7 +15,7 @@ use crate::work::client::remote::{Access, ApiError};
 use crate::work::client::{AddressError, Client, ClientError, ServerAddress};
 use crate::work::routed::Router;
 use crate::work::submit::{SubmitOptions, Submitter};
-use crate::work::{Answerer, Service};
+use crate::work::{Answerer, Asker};
 
 /// Chunks at the server at a time: one batch runs, one is prefetched, and the rest gives the
 /// batcher a choice of lengths.
@@ -39,8 +39,8 @@ pub async fn open(
     }
     let Some(remote) = &job.remote else {
         let (submitter, models) = submitter(server, job).await?;
-        let service = Service::Server(Box::new(submitter));
-        return Ok((Answerer::One(service), models));
+        let asker = Asker::Server(Box::new(submitter));
+        return Ok((Answerer::One(asker), models));
     };
     let ServerAddress::Remote(access) = server else {
         return Err(AddressError::IsRemote.into());
@@ -53,8 +53,8 @@ pub async fn open(
     };
     let caller = asks.caller(remote, &job.steps)?;
     let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
-    let service = Service::Remote(Box::new(caller));
-    Ok((Answerer::One(service), models))
+    let asker = Asker::Remote(Box::new(caller));
+    Ok((Answerer::One(asker), models))
 }
 
 /// All services of a job with routes. Their models are told apart by the services' names.
@@ -64,12 +64,12 @@ async fn routed(
     routing: &Arc<Routing>,
     output: &Location,
 ) -> Result<(Answerer, BTreeMap<String, String>), RunError> {
-    let (mut services, mut models) = (Vec::new(), BTreeMap::new());
+    let (mut askers, mut models) = (Vec::new(), BTreeMap::new());
     for service in routing.services() {
-        let (answers, of_service) = match &service.remote {
+        let (asker, of_service) = match &service.remote {
             None => {
                 let (submitter, models) = submitter(server.server(), job).await?;
-                (Service::Server(Box::new(submitter)), models)
+                (Asker::Server(Box::new(submitter)), models)
             }
             Some(remote) => {
                 let asks = Asks {
@@ -80,14 +80,14 @@ async fn routed(
                 };
                 let caller = asks.caller(remote, &service.steps)?;
                 let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
-                (Service::Remote(Box::new(caller)), models)
+                (Asker::Remote(Box::new(caller)), models)
             }
         };
-        services.push(answers);
+        askers.push(asker);
         let named = |(model, digest)| (format!("{}/{model}", service.name), digest);
         models.extend(of_service.into_iter().map(named));
     }
-    let router = Router::new(job, routing.clone(), services);
+    let router = Router::new(job, routing.clone(), askers);
     Ok((Answerer::Routed(Box::new(router)), models))
 }
 

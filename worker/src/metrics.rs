@@ -1,6 +1,7 @@
 //! What the worker of a service counts, in OpenMetrics' text format. No label names a job, a shard
 //! or a pod.
 
+mod cache;
 mod calls;
 
 use std::sync::atomic::AtomicU64;
@@ -14,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+pub use self::cache::CacheTotals;
 pub use self::calls::{CallOutcome, Calls, InFlight};
 
 /// What became of a shard in hand.

@@ -112,7 +112,7 @@ pub async fn find(stores: &Stores, job: &CheckedJob) -> Result<Found, RunError> 
         return Ok(Found::Next(FIRST_RUN));
     };
     // A later run that was begun goes on first: no other one may do what it holds.
-    let is_begun = plan::read(&output, manifest.run + 1).await?.is_some();
+    let is_begun = plan::exists(&output, manifest.run + 1).await?;
     if manifest.run < job.run || is_begun {
         return Ok(Found::Next(manifest.run + 1));
     }

@@ -10,9 +10,6 @@ use millrace_crds::names::service_of;
 
 /// What to do about the state a job is in, where a person has something to do.
 pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
-    let name = job.metadata.name.as_deref().unwrap_or_default();
-    let service = service_of(job);
-    let command = |words: &str| format!("`{}`", invocation.command(words));
     if let Some(manager) = job.other_manager() {
         return Some(format!(
             "spec.managedBy leaves this job to {manager}: see there, or create it anew without that field"
@@ -20,11 +17,20 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
     }
     let Some(condition) = succeeded(job) else {
         return Some(format!(
-            "no operator has looked at this job yet; {} says why",
-            command("check")
+            "no operator has looked at this job yet; `{}` says why",
+            invocation.command("check")
         ));
     };
-    let hint = match condition.reason.as_str() {
+    let reason = condition.reason.as_str();
+    to_begin(job, reason)
+        .or_else(|| to_go_on(job, reason, invocation))
+        .or_else(|| after_end(job, reason, invocation))
+}
+
+/// What to do about a job that does not begin.
+fn to_begin(job: &BatchJob, reason: &str) -> Option<String> {
+    let service = service_of(job);
+    let hint = match reason {
         "ServiceNotFound" if job.spec.routes.is_some() => {
             "create the InferenceService that the message names in the job's namespace; the job begins \
              by itself"
@@ -52,25 +58,50 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
         "Rejected" => "raise the quota, or correct the policy or the field, that the message names; the \
              job begins by itself"
             .to_owned(),
-        "LeasesUnavailable" => format!(
-            "bring the Redis of the leases back, and the job goes on; {} looks at it",
-            command("check")
+        "NoPricing" => format!(
+            "give InferenceService {service:?} spec.remote.pricing, and the job begins by itself; or \
+             remove spec.budget"
         ),
-        "Suspended" => format!("{} lets it go on", command(&format!("resume {name}"))),
+        _ => return None,
+    };
+    Some(hint)
+}
+
+/// What to do about a job that rests.
+fn to_go_on(job: &BatchJob, reason: &str, invocation: &Invocation) -> Option<String> {
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    match reason {
+        "LeasesUnavailable" => Some(format!(
+            "bring the Redis of the leases back, and the job goes on; `{}` looks at it",
+            invocation.command("check")
+        )),
+        "Suspended" => {
+            let resume = invocation.command(&format!("resume {name}"));
+            Some(format!("`{resume}` lets it go on"))
+        }
+        _ => None,
+    }
+}
+
+/// What to do about a job that came to another end than it was to.
+fn after_end(job: &BatchJob, reason: &str, invocation: &Invocation) -> Option<String> {
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    let output = output_of(job).trim_end_matches('/');
+    let command = |words: String| format!("`{}`", invocation.command(&words));
+    let hint = match reason {
         "ShardsFailed" => format!(
-            "failedShards in {}/manifest.json says why; once that is mended, {} runs the failed rows \
-             and shards again",
-            output_of(job).trim_end_matches('/'),
-            command(&format!("retry {name} --failed-only"))
+            "failedShards in {output}/manifest.json says why; once that is mended, {} runs the failed \
+             rows and shards again",
+            command(format!("retry {name} --failed-only"))
         ),
         "PlanFailed" => format!(
             "{} shows more; correct what the message names and create the job anew",
-            command(&format!("logs {name} --step plan"))
+            command(format!("logs {name} --step plan"))
         ),
         "FinishFailed" => format!(
             "{} shows more; correct what the message names and create the job anew: it goes on from \
              what is committed",
-            command(&format!("logs {name} --step finish"))
+            command(format!("logs {name} --step finish"))
         ),
         "Cancelled" => {
             "what is committed stays; a job with the same input and output goes on from \
@@ -82,10 +113,6 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
              later spec.activeDeadlineSeconds, goes on from there"
                 .to_owned()
         }
-        "NoPricing" => format!(
-            "give InferenceService {service:?} spec.remote.pricing, and the job begins by itself; or \
-             remove spec.budget"
-        ),
         "BudgetSpent" => {
             let patch = format!("patch batchjob {name} --type merge -p '{RAISED_BUDGET}'");
             format!(
@@ -97,12 +124,11 @@ pub fn for_job(job: &BatchJob, invocation: &Invocation) -> Option<String> {
         "TooManyFailedRows" => format!(
             "{} shows why; what is committed stays, and a job with the same input and output, and \
              another spec.maxFailedRows, goes on from there",
-            command(&format!("errors {name}"))
+            command(format!("errors {name}"))
         ),
         "TooManyFailedIndexes" => format!(
-            "failedShards in {}/manifest.json says why; what is committed stays, and a job with the same \
-             input and output, and another spec.maxFailedIndexes, goes on from there",
-            output_of(job).trim_end_matches('/')
+            "failedShards in {output}/manifest.json says why; what is committed stays, and a job with \
+             the same input and output, and another spec.maxFailedIndexes, goes on from there"
         ),
         _ => return None,
     };

@@ -83,17 +83,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
         output: _,
         sample_errors: _,
     } = job.status.as_ref().unwrap_or(&nothing);
-    let metadata = &job.metadata;
-    let (name, namespace) = (metadata.name.as_deref(), metadata.namespace.as_deref());
-    let state = match succeeded(job) {
-        Some(condition) => format!("{}: {}", condition.reason, condition.message.trim()),
-        None => "no operator has looked at it yet".to_owned(),
-    };
-    let mut lines = vec![format!(
-        "batchjob/{} in {}: {state}",
-        name.unwrap_or_default(),
-        namespace.unwrap_or_default()
-    )];
+    let mut lines = vec![headline(job)];
     let mut fact = |label: &str, value: Option<String>| {
         lines.extend(value.map(|value| format!("  {label:10}{value}")));
     };
@@ -135,16 +125,29 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
         rows_per_second.map(|rate| format!("{rate:.1} rows/s")),
     );
     let left = eta.as_ref().filter(|_| !is_over);
-    let left = left.map(|it| {
-        format!(
-            "{} ({} left)",
-            it.0,
-            span(it.0.duration_since(now).as_secs())
-        )
-    });
-    fact("eta", left);
+    fact("eta", left.map(|it| eta_text(it.0, now)));
     fact("workers", workers.map(|workers| workers.to_string()));
     lines
+}
+
+/// Which job it is, and how it is.
+fn headline(job: &BatchJob) -> String {
+    let metadata = &job.metadata;
+    let (name, namespace) = (metadata.name.as_deref(), metadata.namespace.as_deref());
+    let state = match succeeded(job) {
+        Some(condition) => format!("{}: {}", condition.reason, condition.message.trim()),
+        None => "no operator has looked at it yet".to_owned(),
+    };
+    format!(
+        "batchjob/{} in {}: {state}",
+        name.unwrap_or_default(),
+        namespace.unwrap_or_default()
+    )
+}
+
+fn eta_text(eta: Timestamp, now: Timestamp) -> String {
+    let left = span(eta.duration_since(now).as_secs());
+    format!("{eta} ({left} left)")
 }
 
 fn rows_text(rows: RowCounts) -> String {

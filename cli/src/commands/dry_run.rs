@@ -246,6 +246,18 @@ async fn in_chunks(
 }
 
 fn summary(job: &CheckedJob, found: &DryRun) -> String {
+    let mut lines = vec![format!("{} (nothing was written)", job.name)];
+    lines.extend(rows_lines(job, found));
+    lines.extend(asked_lines(found));
+    lines.join("\n")
+}
+
+fn line(what: &str, text: String) -> String {
+    format!("  {what:<12} {text}")
+}
+
+/// What the input holds, and what of it cannot be asked.
+fn rows_lines(job: &CheckedJob, found: &DryRun) -> Vec<String> {
     let Preflight {
         rows,
         classes,
@@ -255,98 +267,80 @@ fn summary(job: &CheckedJob, found: &DryRun) -> String {
         input_bytes,
         row_bytes: _,
         longest_row,
-        tokens,
-        duplicates,
+        tokens: _,
+        duplicates: _,
     } = &found.preflight;
-    let mut lines = vec![format!("{} (nothing was written)", job.name)];
-    let mut line = |what: &str, text: String| lines.push(format!("  {what:<12} {text}"));
-    line(
-        "input",
-        format!("{} files, {}", found.files, DecimalBytes(*input_bytes)),
-    );
-    line(
-        "shards",
-        format!("{} (cut in {:.3} s)", found.shards, found.plan_seconds),
-    );
-    line(
-        "rows",
-        format!(
-            "{} (read in {:.1} s)",
-            HumanCount(*rows),
-            found.preflight_seconds
-        ),
-    );
+    let (files, bytes) = (found.files, DecimalBytes(*input_bytes));
+    let (shards, cut) = (found.shards, found.plan_seconds);
+    let (rows, read) = (HumanCount(*rows), found.preflight_seconds);
+    let mut lines = vec![
+        line("input", format!("{files} files, {bytes}")),
+        line("shards", format!("{shards} (cut in {cut:.3} s)")),
+        line("rows", format!("{rows} (read in {read:.1} s)")),
+    ];
     if !classes.is_empty() {
-        let classes: Vec<String> = classes
-            .iter()
-            .map(|it| HumanCount(*it).to_string())
-            .collect();
-        line(
-            "order",
-            format!("{} rows, one class after the other", classes.join(", ")),
-        );
+        let classes = classes.iter().map(|it| HumanCount(*it).to_string());
+        let classes = classes.collect::<Vec<_>>().join(", ");
+        let text = format!("{classes} rows, one class after the other");
+        lines.push(line("order", text));
     }
     if *skipped > 0 {
-        line("skipped", format!("{} rows", HumanCount(*skipped)));
+        lines.push(line("skipped", format!("{} rows", HumanCount(*skipped))));
     }
     for field in unseen_fields {
         let places = job.named_in(field).join(" and ");
-        line(
-            "warning",
-            format!("no row has the field {field:?}, which {places} names"),
-        );
+        let text = format!("no row has the field {field:?}, which {places} names");
+        lines.push(line("warning", text));
     }
     for (code, bad) in bad_rows {
-        let first = bad
-            .first
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
-        line(
-            code,
-            format!("{} rows, first at {first}", HumanCount(bad.count)),
-        );
+        let first = bad.first.iter().map(ToString::to_string);
+        let first = first.collect::<Vec<_>>().join(", ");
+        let text = format!("{} rows, first at {first}", HumanCount(bad.count));
+        lines.push(line(code, text));
     }
     if let Some(longest) = longest_row {
-        line(
-            "longest row",
-            format!("{} at {}", DecimalBytes(longest.bytes), longest.position),
-        );
+        let text = format!("{} at {}", DecimalBytes(longest.bytes), longest.position);
+        lines.push(line("longest row", text));
     }
-    if let Some(tokens) = tokens {
+    lines
+}
+
+/// What is going to be asked, and what that takes.
+fn asked_lines(found: &DryRun) -> Vec<String> {
+    let preflight = &found.preflight;
+    let mut lines = Vec::new();
+    let mut add = |what: &str, text: String| lines.push(line(what, text));
+    if let Some(tokens) = &preflight.tokens {
         let about = HumanCount(found.asked_tokens.unwrap_or(tokens.tokens));
         let sampled = HumanCount(tokens.sampled_rows);
-        line("tokens", format!("about {about} (from {sampled} rows)"));
+        add("tokens", format!("about {about} (from {sampled} rows)"));
     }
     if let Some(forecast) = &found.forecast {
-        line("guess", forecast.to_string());
+        add("guess", forecast.to_string());
         if let Some(warning) = forecast.warning() {
-            line("budget", warning);
+            add("budget", warning);
         }
     }
     if let Some(copied) = found.copied_rows {
-        line("copied", format!("{} rows", HumanCount(copied)));
+        add("copied", format!("{} rows", HumanCount(copied)));
     }
-    if let Some(duplicates) = duplicates {
+    if let Some(duplicates) = &preflight.duplicates {
         let about = if duplicates.exact { "" } else { "about " };
         let rows = HumanCount(duplicates.rows);
-        line("duplicates", format!("{about}{rows} rows"));
+        add("duplicates", format!("{about}{rows} rows"));
     }
     if let Some(difference) = &found.difference {
-        line("carried", carried_text(difference));
+        add("carried", carried_text(difference));
     }
-    if found.asked_rows < *rows {
-        line("asked", format!("{} rows", HumanCount(found.asked_rows)));
+    if found.asked_rows < preflight.rows {
+        add("asked", format!("{} rows", HumanCount(found.asked_rows)));
     }
     if let (Some(rate), Some(seconds)) = (found.rows_per_second, found.estimated_seconds) {
         let time = HumanDuration(Duration::from_secs(seconds));
-        line(
-            "time",
-            format!("about {time}, at {rate:.0} rows/s measured on a sample"),
-        );
+        let text = format!("about {time}, at {rate:.0} rows/s measured on a sample");
+        add("time", text);
     }
-    lines.join("\n")
+    lines
 }
 
 #[cfg(test)]

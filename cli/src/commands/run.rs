@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Args;
 use millrace_crds::batch_job::BatchJobSpec;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
+use millrace_protocol::manifest::Manifest;
 use millrace_protocol::plan::RunNumber;
 use millrace_telemetry::chain;
 use millrace_worker::job::CheckedJob;
@@ -25,7 +26,7 @@ use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::board::{Board, BoardArgs};
+use crate::board::{Board, BoardArgs, BoardOptions};
 use crate::display::{Display, OutputMode};
 use crate::exit;
 use crate::invocation::Invocation;
@@ -137,21 +138,7 @@ pub async fn work_off(
         return Ok(exit::BAD_MANIFEST.into());
     }
     let next = match run::find(&stores, &loaded.job).await? {
-        Found::Finished(manifest) => {
-            if let Some(changed) = run::changed_input(&stores, &loaded.job, &manifest).await {
-                eprintln!(
-                    "error: {changed} is not what it was when this job ran: write to another \
-                     output, with spec.incremental.from naming this one"
-                );
-                return Ok(ExitCode::FAILURE);
-            }
-            // A table may have been dropped or emptied since.
-            if let Some(sink) = Sink::open(&loaded.job, &Secrets::Environment).await? {
-                let output = stores.open(&loaded.job.output.uri)?;
-                sink.load(&output, &manifest.parts).await?;
-            }
-            return report::finished(&stores, &loaded, &manifest, output, End::Before).await;
-        }
+        Found::Finished(manifest) => return before(&stores, &loaded, &manifest, output).await,
         Found::Next(run) => run,
     };
     if let Some(misfit) = local_server::misfit(&loaded.service, &server) {
@@ -166,13 +153,7 @@ pub async fn work_off(
     };
     means.check(&loaded.job)?;
     let started = Instant::now();
-    let board = match board {
-        Some(options) => {
-            let stores = Stores::from_env(means.link_local);
-            Some(Board::open(options, &loaded.job, &stores).await?)
-        }
-        None => None,
-    };
+    let board = opened(board, &loaded.job, means.link_local).await?;
     let shows = Shows {
         output,
         board: board.as_ref(),
@@ -181,39 +162,75 @@ pub async fn work_off(
     if let Some(board) = board {
         board.close(&ended).await;
     }
-    let event = match &ended {
-        Ok(RunEnd::Stopped) => None,
-        Ok(RunEnd::Finished(manifest)) => Some(notify::finished(&loaded.job, manifest, None)),
-        Ok(RunEnd::GivenUp(give_up, manifest)) => {
-            let reason = Some(give_up.reason());
-            Some(notify::finished(&loaded.job, manifest, reason))
-        }
-        Err(error) => Some(notify::failed(&loaded.job, chain(error.as_ref()))),
-    };
-    if let Some(event) = event {
-        // An end that nobody hears of is an end all the same.
-        if let Some(problem) = means.tell(&loaded.job, &event).await {
-            eprintln!("warning: {problem}");
-        }
-    }
-    match ended? {
-        RunEnd::Finished(manifest) => {
-            let end = End::Finished(started.elapsed());
-            report::finished(&stores, &loaded, &manifest, output, end).await
-        }
+    tell(&means, &loaded.job, &ended).await;
+    let took = started.elapsed();
+    let (manifest, end) = match ended? {
+        RunEnd::Finished(manifest) => (manifest, End::Finished(took)),
         RunEnd::GivenUp(give_up, manifest) => {
+            let again = Invocation::new().command(again);
             let end = End::GivenUp {
                 give_up,
-                took: started.elapsed(),
-                again: Invocation::new().command(again),
+                took,
+                again,
             };
-            report::finished(&stores, &loaded, &manifest, output, end).await
+            (manifest, end)
         }
         RunEnd::Stopped => {
             report::stopped(again, output);
-            Ok(exit::INTERRUPTED.into())
+            return Ok(exit::INTERRUPTED.into());
         }
+    };
+    report::finished(&stores, &loaded, &manifest, output, end).await
+}
+
+/// Says how a job ended that was finished before, unless its input is another one now.
+async fn before(
+    stores: &Stores,
+    loaded: &Loaded,
+    manifest: &Manifest,
+    output: OutputMode,
+) -> anyhow::Result<ExitCode> {
+    if let Some(changed) = run::changed_input(stores, &loaded.job, manifest).await {
+        eprintln!(
+            "error: {changed} is not what it was when this job ran: write to another output, with \
+             spec.incremental.from naming this one"
+        );
+        return Ok(ExitCode::FAILURE);
     }
+    // A table may have been dropped or emptied since.
+    if let Some(sink) = Sink::open(&loaded.job, &Secrets::Environment).await? {
+        let output = stores.open(&loaded.job.output.uri)?;
+        sink.load(&output, &manifest.parts).await?;
+    }
+    report::finished(stores, loaded, manifest, output, End::Before).await
+}
+
+/// Tells whom the job names how it ended. An end that nobody hears of is an end all the same.
+async fn tell(means: &Means, job: &CheckedJob, ended: &anyhow::Result<RunEnd>) {
+    let event = match ended {
+        Ok(RunEnd::Stopped) => return,
+        Ok(RunEnd::Finished(manifest)) => notify::finished(job, manifest, None),
+        Ok(RunEnd::GivenUp(give_up, manifest)) => {
+            notify::finished(job, manifest, Some(give_up.reason()))
+        }
+        Err(error) => notify::failed(job, chain(error.as_ref())),
+    };
+    if let Some(problem) = means.tell(job, &event).await {
+        eprintln!("warning: {problem}");
+    }
+}
+
+/// The board of a job, if one is asked for.
+async fn opened(
+    options: Option<BoardOptions>,
+    job: &CheckedJob,
+    link_local: LinkLocal,
+) -> anyhow::Result<Option<Board>> {
+    let Some(options) = options else {
+        return Ok(None);
+    };
+    let stores = Stores::from_env(link_local);
+    Ok(Some(Board::open(options, job, &stores).await?))
 }
 
 /// Works off the run `next` and those after it that the job asks for.

@@ -177,6 +177,11 @@ async fn tell(
     seen: &Seen,
     workers: Workers,
 ) -> Result<(), VisitError> {
+    let (of_job, is_missing) = (ctx.of_job(job), seen.service.is_none());
+    // Nothing is remembered of a service that is missing, so that each time would be another connection.
+    if is_missing && of_job.was_withdrawn() {
+        return Ok(());
+    }
     let namespace = job.namespace().unwrap_or_default();
     let registry = ctx.registry(&namespace, &service_of(job))?;
     let told = match (workers, &seen.service) {
@@ -194,6 +199,75 @@ async fn tell(
         }
         (Workers::Work, None) | (Workers::Rest, _) => registry.remove(&job.name_any()).await,
     };
-    unless_away(told)?;
+    let is_told = unless_away(told)?.is_some();
+    of_job.note_withdrawn(is_missing && is_told);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use kube::runtime::reflector::store::Writer;
+    use kube::runtime::watcher::Event;
+    use kube::{Client, Config};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpSocket, TcpStream};
+
+    use super::super::decide_tests::{job, seen};
+    use super::super::observe::Step;
+    use super::*;
+    use crate::config::Options;
+    use crate::objects::Objects;
+
+    /// Answers 0 to every command of a connection to Redis, and counts the scripts among them.
+    async fn answer(mut stream: TcpStream, scripts: Arc<AtomicUsize>) {
+        let mut read = [0; 4096];
+        while let Ok(bytes @ 1..) = stream.read(&mut read).await {
+            let commands = String::from_utf8_lossy(&read[..bytes]);
+            scripts.fetch_add(commands.matches("EVALSHA").count(), Ordering::Relaxed);
+            // Each command begins with the number of its words.
+            let answers = ":0\r\n".repeat(commands.matches('*').count());
+            stream.write_all(answers.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_workers_of_a_service_that_is_missing_are_told_once() {
+        // Until it listens, whoever connects is refused.
+        let redis = TcpSocket::new_v4().unwrap();
+        redis.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("redis://{}", redis.local_addr().unwrap());
+        let options = Options::of_tests(&[&format!("--redis-url={url}")]);
+        let config = Config::new("http://127.0.0.1:1".parse().unwrap());
+        let ctx = Context::new(Client::try_from(config).unwrap(), options).unwrap();
+        let (job, mut jobs) = (job(false), Writer::default());
+        jobs.apply_watcher_event(&Event::Apply(job.clone()));
+        let objects = Objects {
+            jobs: jobs.as_reader(),
+            services: Writer::default().as_reader(),
+        };
+        ctx.objects.set(objects).unwrap();
+        let seen = Seen {
+            service: None,
+            ..seen(Step::Absent, Step::Absent, None)
+        };
+        tell(&ctx, &job, &seen, Workers::Rest).await.unwrap();
+        let is_withdrawn = ctx.of_job(&job).was_withdrawn();
+        assert!(!is_withdrawn, "Redis was away");
+
+        let listener = redis.listen(16).unwrap();
+        let scripts = Arc::new(AtomicUsize::new(0));
+        let counted = scripts.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, counted.clone()));
+            }
+        });
+        for _ in 0..2 {
+            tell(&ctx, &job, &seen, Workers::Rest).await.unwrap();
+            assert_eq!(scripts.load(Ordering::Relaxed), 1);
+        }
+    }
 }

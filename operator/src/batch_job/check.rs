@@ -24,26 +24,50 @@ pub struct Refused {
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,
+    /// Whether it may pass by itself; else only a person can mend it.
+    pub passes: bool,
 }
 
 impl Refused {
+    /// Only a person can mend it.
+    pub fn for_good(reason: &'static str, message: String) -> Self {
+        Self {
+            reason,
+            message,
+            passes: false,
+        }
+    }
+
     /// The API server will not have a child as it is.
     pub fn rejected(why: &str) -> Self {
+        Self::for_good(REJECTED, why.to_owned())
+    }
+
+    /// A service is not there yet. It may come a moment later, out of the same release or commit.
+    pub fn service_not_found(job: &BatchJob, named: &str) -> Self {
+        let field = match job.spec.routes {
+            Some(_) => "spec.routes",
+            None => "spec.serviceRef.name",
+        };
         Self {
-            reason: REJECTED,
-            message: why.to_owned(),
+            reason: "ServiceNotFound",
+            message: format!(
+                "{field}: there is no InferenceService {named:?} in this namespace; the job begins once \
+                 it is there"
+            ),
+            passes: true,
         }
     }
 }
 
 /// Checks the job against what was seen.
 pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
-    let refused = |reason, message| Err(Refused { reason, message });
+    let refused = |reason, message| Err(Refused::for_good(reason, message));
     let spec = &job.spec;
     let own = build::own_service(job);
     let Some(service) = own.as_ref().or(seen.service.as_deref()) else {
         let named = names::service_of(job);
-        return Err(not_found(job, &named));
+        return Err(Refused::service_not_found(job, &named));
     };
     let others = routes::others(job, service, &seen.others)?;
     for (index, step) in spec.steps.iter().flatten().enumerate() {
@@ -97,23 +121,4 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
         service: service.clone(),
         others,
     })
-}
-
-/// The reason of a job that waits for a service. It may come a moment later, out of the same release or
-/// commit, so it is nothing that only a person could mend.
-pub const SERVICE_NOT_FOUND: &str = "ServiceNotFound";
-
-/// A service is not there yet.
-pub fn not_found(job: &BatchJob, named: &str) -> Refused {
-    let field = match job.spec.routes {
-        Some(_) => "spec.routes",
-        None => "spec.serviceRef.name",
-    };
-    Refused {
-        reason: SERVICE_NOT_FOUND,
-        message: format!(
-            "{field}: there is no InferenceService {named:?} in this namespace; the job begins once it \
-             is there"
-        ),
-    }
 }

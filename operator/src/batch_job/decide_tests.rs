@@ -16,7 +16,7 @@ use super::decide::*;
 use super::observe::{Seen, Step};
 use super::standing::{GiveUp, standing};
 
-fn job(suspend: bool) -> BatchJob {
+pub fn job(suspend: bool) -> BatchJob {
     serde_json::from_value(json!({
         "apiVersion": "millrace.dev/v1alpha1", "kind": "BatchJob",
         "metadata": {"name": "job", "namespace": "default"},
@@ -37,7 +37,7 @@ fn service() -> millrace_crds::InferenceService {
     .unwrap()
 }
 
-fn seen(plan: Step, finish: Step, leases: Option<Snapshot>) -> Seen {
+pub fn seen(plan: Step, finish: Step, leases: Option<Snapshot>) -> Seen {
     Seen {
         standing: standing(&job(false)),
         now: Time(Timestamp::from_second(1_000).unwrap()),

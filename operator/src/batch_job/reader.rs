@@ -3,6 +3,7 @@
 //! It reads the output with the job's own credentials, in the job's namespace; the operator reads none of
 //! it. Its fate is nothing to the job.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -188,20 +189,32 @@ pub async fn keep(
     }
 }
 
-/// The objects of a reader; its pod runs as and where the job's other pods do. Pure.
+/// The objects of a reader. Pure.
 fn objects(
     job: &BatchJob,
     reader: &Reader,
     service: Option<&InferenceService>,
     options: &Options,
 ) -> Objects {
+    Objects {
+        deployment: deployment(job, reader, service, options),
+        service: kube_service(job),
+        network_policy: network_policy(job),
+    }
+}
+
+/// The Deployment of a reader, whose pod runs as and where the job's other pods do.
+fn deployment(
+    job: &BatchJob,
+    reader: &Reader,
+    service: Option<&InferenceService>,
+    options: &Options,
+) -> Deployment {
     let Reader {
         secret_ref: SecretKeyRef { name: secret, key },
     } = reader;
     let template = build::service_template(job, service);
     let key = key.as_deref().unwrap_or(TOKEN_KEY);
-    let name = child(&job.name_any(), READER);
-    let selector = labels(READER, JOB_LABEL, &job.name_any());
     let mut variables = pods::store_variables(options);
     variables.extend([
         json!({"name": "MILLRACE_JOB", "value": job.name_any()}),
@@ -234,40 +247,53 @@ fn objects(
         "securityContext": pods::container_security(),
         "volumeMounts": mounts,
     });
-    let deployment = json!({
+    object(json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(job, &name, READER),
+        "metadata": metadata(job, &name(job), READER),
         "spec": {
             "replicas": 1,
-            "selector": {"matchLabels": selector},
+            "selector": {"matchLabels": selector(job)},
             "template": build::pod_template(job, READER, &template, &container, &volumes),
         },
-    });
-    let service = json!({
+    }))
+}
+
+/// By which name the reader of a job is reached.
+fn kube_service(job: &BatchJob) -> Service {
+    object(json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(job, &name, READER),
+        "metadata": metadata(job, &name(job), READER),
         "spec": {
-            "selector": selector,
+            "selector": selector(job),
             "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
         },
-    });
-    let network_policy = json!({
+    }))
+}
+
+/// Who reaches the reader of a job: the pods of its namespace.
+fn network_policy(job: &BatchJob) -> NetworkPolicy {
+    object(json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(job, &name, READER),
+        "metadata": metadata(job, &name(job), READER),
         "spec": {
-            "podSelector": {"matchLabels": selector},
+            "podSelector": {"matchLabels": selector(job)},
             "policyTypes": ["Ingress"],
             "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": PORT}]}],
         },
-    });
-    Objects {
-        deployment: object(deployment),
-        service: object(service),
-        network_policy: object(network_policy),
-    }
+    }))
+}
+
+/// What the objects of a job's reader are called.
+fn name(job: &BatchJob) -> String {
+    child(&job.name_any(), READER)
+}
+
+/// The labels by which the pod of a job's reader is found.
+fn selector(job: &BatchJob) -> BTreeMap<String, String> {
+    labels(READER, JOB_LABEL, &job.name_any())
 }
 
 #[cfg(test)]

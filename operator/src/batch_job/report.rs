@@ -7,6 +7,7 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::events::EventType;
 use millrace_crds::batch_job::{Estimate, RouteCounts, RowCounts, SampleError, ShardCounts, Spent};
 use millrace_crds::{BatchJob, BatchJobStatus};
+use millrace_leases::Snapshot;
 use millrace_protocol::report::{ErrorSample, Report};
 use millrace_protocol::tally::{Rows, Tally};
 
@@ -14,7 +15,7 @@ use super::apply::Applied;
 use super::decide::{Decision, Finished, Phase};
 use super::meter::Pace;
 use super::observe::{Seen, Step};
-use super::standing::succeeded;
+use super::standing::{Standing, succeeded};
 use super::{said, trace};
 use crate::apply::write_status;
 use crate::conditions::{find, written};
@@ -77,18 +78,17 @@ fn of_generation(before: &BatchJobStatus, generation: Option<i64>) -> BatchJobSt
     status
 }
 
-/// The status after a visit. Pure.
-fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
-    let now = seen.now.clone();
+/// The status that a visit goes on from: without what is not true any more. Pure.
+fn before(job: &BatchJob, standing: Standing) -> BatchJobStatus {
     let mut before = job.status.clone().unwrap_or_default();
-    if seen.standing.is_new {
+    if standing.is_new {
         // Nothing of the run before is true of this one.
         before = BatchJobStatus {
             conditions: before.conditions,
             ..BatchJobStatus::default()
         };
     }
-    if seen.standing.is_resumed {
+    if standing.is_resumed {
         before.completion_time = None;
         before.sample_errors = Vec::new();
         // What the end before counted as failed was not done, and is not given up any more.
@@ -101,6 +101,13 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
         before.routes = Vec::new();
         before.start_time = None;
     }
+    before
+}
+
+/// The status after a visit. Pure.
+fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
+    let now = seen.now.clone();
+    let before = before(job, seen.standing);
     let generation = job.metadata.generation.unwrap_or_default();
     let said = said::conditions(job, phase);
     let mut status = BatchJobStatus {
@@ -140,34 +147,37 @@ fn status(job: &BatchJob, seen: &Seen, phase: &Phase) -> BatchJobStatus {
             finish(&mut status, finished, now);
         }
         (Phase::GivenUp(_, None) | Phase::Failed { .. }, _) => status.completion_time = Some(now),
-        (_, Some(leases)) if leases.known => {
-            let total = leases.open + leases.leased + leases.done + leases.dead;
-            // Shards of duplicates are planned, and queued when all others have ended.
-            let planned = status.shards.map_or(0, |shards| shards.total);
-            let shards = ShardCounts {
-                total: planned.max(total as u32),
-                committed: leases.done as u32,
-                failed: leases.dead as u32,
-                waiting: planned.saturating_sub(total as u32),
-            };
-            let is_same = status.tokens == Some(leases.tally.tokens)
-                && status.shards == Some(shards)
-                && status.failed_indexes == seen.failed_indexes;
-            if is_same {
-                // While nothing moves the rate stays as well: a status that changes by the clock
-                // alone would be written once a second for ever.
-                status.eta = before.eta;
-            } else {
-                count(&mut status, shards, leases.tally);
-                status.failed_indexes = seen.failed_indexes.clone();
-                status.rows_per_second = seen.pace.map(|pace| rounded(pace.rows));
-                status.eta = seen.pace.and_then(|pace| eta(shards, pace, &now));
-            }
-        }
+        (_, Some(leases)) if leases.known => get_on(&mut status, &before, leases, seen),
         _ => {}
     }
     status.cost = spent(&status, seen, phase).or(status.cost);
     status
+}
+
+/// Notes how far a run is that is not over, and how fast it gets on.
+fn get_on(status: &mut BatchJobStatus, before: &BatchJobStatus, leases: Snapshot, seen: &Seen) {
+    let total = leases.open + leases.leased + leases.done + leases.dead;
+    // Shards of duplicates are planned, and queued when all others have ended.
+    let planned = status.shards.map_or(0, |shards| shards.total);
+    let shards = ShardCounts {
+        total: planned.max(total as u32),
+        committed: leases.done as u32,
+        failed: leases.dead as u32,
+        waiting: planned.saturating_sub(total as u32),
+    };
+    let is_same = status.tokens == Some(leases.tally.tokens)
+        && status.shards == Some(shards)
+        && status.failed_indexes == seen.failed_indexes;
+    if is_same {
+        // While nothing moves the rate stays as well: a status that changes by the clock alone would
+        // be written once a second for ever.
+        status.eta = before.eta.clone();
+    } else {
+        count(status, shards, leases.tally);
+        status.failed_indexes = seen.failed_indexes.clone();
+        status.rows_per_second = seen.pace.map(|pace| rounded(pace.rows));
+        status.eta = seen.pace.and_then(|pace| eta(shards, pace, &seen.now));
+    }
 }
 
 /// What the job has paid, as far as anybody knows: by the account that its workers share, which knows

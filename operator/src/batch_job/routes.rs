@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use millrace_crds::{BatchJob, InferenceService, SecretRef};
 
-use super::check::{Refused, not_found};
+use super::check::Refused;
 use crate::inference_service::key_secret;
 
 /// The services of a job besides `first`, of those that were `seen`.
@@ -21,7 +21,7 @@ pub fn others(
     let named = job.spec.services().into_iter().skip(1);
     let other = |name: &str| {
         let found = seen.iter().find(|service| service.name_any() == name);
-        let other = found.ok_or_else(|| not_found(job, name))?;
+        let other = found.ok_or_else(|| Refused::service_not_found(job, name))?;
         check(first, other)?;
         Ok(other.as_ref().clone())
     };
@@ -32,29 +32,27 @@ pub fn others(
 fn check(first: &InferenceService, other: &InferenceService) -> Result<(), Refused> {
     let (workers, name) = (first.name_any(), other.name_any());
     if other.spec.remote.is_none() {
-        return Err(Refused {
-            reason: "RouteNotRemote",
-            message: format!(
-                "spec.routes: InferenceService {name:?} has a server, beside which no worker of \
-                 {workers:?} stands, the first service of the routes, whose workers work for the job. \
-                 Name {name:?} in the first route, or give it a condition there; all other services must \
-                 be ones with spec.remote"
-            ),
-        });
+        let message = format!(
+            "spec.routes: InferenceService {name:?} has a server, beside which no worker of {workers:?} \
+             stands, the first service of the routes, whose workers work for the job. Name {name:?} in \
+             the first route, or give it a condition there; all other services must be ones with \
+             spec.remote"
+        );
+        return Err(Refused::for_good("RouteNotRemote", message));
     }
     let is_mounted = |secret: &SecretRef| {
         first.spec.secrets.contains(secret) || key_secret(first).as_ref() == Some(secret)
     };
     match key_secret(other).filter(|secret| !is_mounted(secret)) {
         None => Ok(()),
-        Some(secret) => Err(Refused {
-            reason: "SecretNotShared",
-            message: format!(
+        Some(secret) => {
+            let message = format!(
                 "spec.routes: list {:?} in spec.secrets of InferenceService {workers:?}, whose workers \
                  ask {name:?} for this job, with the key in it",
                 secret.name
-            ),
-        }),
+            );
+            Err(Refused::for_good("SecretNotShared", message))
+        }
     }
 }
 

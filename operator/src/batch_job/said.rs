@@ -5,7 +5,6 @@ use millrace_crds::BatchJob;
 use millrace_crds::batch_job::RAISED_BUDGET;
 use millrace_protocol::event::COMPLETED;
 
-use super::check::{Refused, SERVICE_NOT_FOUND};
 use super::decide::{Finished, Phase};
 use super::standing::GiveUp;
 use crate::conditions::{Is, Said};
@@ -39,16 +38,15 @@ pub fn conditions(job: &BatchJob, phase: &Phase) -> Vec<Said> {
         reason,
         message,
     } = outcome(job, phase);
-    let is_refused = |refused: &Refused| refused.reason != SERVICE_NOT_FOUND;
     let is_stalled =
-        succeeded == Is::False || matches!(phase, Phase::Refused(refused) if is_refused(refused));
+        succeeded == Is::False || matches!(phase, Phase::Refused(refused) if !refused.passes);
     let is_moving = match phase {
         Phase::Planning(_)
         | Phase::Running
         | Phase::LeasesAway
         | Phase::Finishing(_)
         | Phase::GivingUp(..) => true,
-        Phase::Refused(refused) => !is_refused(refused),
+        Phase::Refused(refused) => refused.passes,
         Phase::Over
         | Phase::Expired
         | Phase::Suspended
@@ -175,6 +173,7 @@ fn warned(message: String, finished: &Finished) -> String {
 mod tests {
     use serde_json::json;
 
+    use super::super::check::Refused;
     use super::*;
 
     fn job() -> BatchJob {
@@ -211,6 +210,18 @@ mod tests {
             assert!(message.ends_with(command), "{message}");
             assert!(message.contains("raise spec.budget.maxCost"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_stalled_unless_it_passes_by_itself() {
+        let check = |refused: Refused, reconciling: Is, stalled: Is| {
+            let said = conditions(&job(), &Phase::Refused(refused));
+            let states: Vec<_> = said.iter().map(|said| said.is).collect();
+            assert_eq!(states, [Is::Unknown, Is::False, reconciling, stalled]);
+        };
+        let missing = Refused::service_not_found(&job(), "minilm");
+        check(missing, Is::True, Is::False);
+        check(Refused::rejected("a quota"), Is::False, Is::True);
     }
 
     #[test]

@@ -10,13 +10,14 @@ mod sweep;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use millrace_protocol::commit::Commit;
+use millrace_protocol::cost::Cost;
 use millrace_protocol::layout;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::{FailedShard, LivePart, Manifest, ManifestModel};
 use millrace_protocol::plan::{
     Dedup, Difference, FIRST_RUN, Plan, RunNumber, ShardIndex, ShardOfRun,
 };
-use millrace_protocol::routes;
+use millrace_protocol::routes::{self, ArmIndex};
 use millrace_protocol::tally::Tally;
 use serde::Deserialize;
 
@@ -143,6 +144,49 @@ pub async fn finish(
     if let Some(sink) = sink {
         sink.load(output, &live).await?;
     }
+    let ended = Ended {
+        live,
+        failed,
+        paid_besides,
+        difference,
+        merged,
+        table: sink.map(|sink| sink.table().to_owned()),
+        at: jiff::Timestamp::now(),
+    };
+    let manifest = manifest(job, plan, ended);
+    write(output, &manifest).await?;
+    Ok(Finish::Finished(Box::new(manifest)))
+}
+
+/// What a manifest says that neither job nor plan say.
+struct Ended {
+    /// The live parts of all runs so far.
+    live: Vec<LivePart>,
+    /// The shards that were given up.
+    failed: Vec<FailedShard>,
+    /// What was paid for rows of shards without a commit, with the arm whose call it was.
+    paid_besides: Vec<(Option<ArmIndex>, Cost)>,
+    /// How the rows compare with those of an earlier output.
+    difference: Option<Difference>,
+    /// The merged file.
+    merged: Option<String>,
+    /// The table that results were loaded into.
+    table: Option<String>,
+    /// When the run was finished.
+    at: jiff::Timestamp,
+}
+
+/// The manifest of a run. Pure.
+fn manifest(job: &CheckedJob, plan: &Plan, ended: Ended) -> Manifest {
+    let Ended {
+        live,
+        failed,
+        paid_besides,
+        difference,
+        merged,
+        table,
+        at,
+    } = ended;
     let dedup = plan.dedup.as_ref().map(|planned| Dedup {
         duplicates: live.iter().map(|part| part.commit.duplicates).sum(),
         ..planned.clone()
@@ -158,7 +202,7 @@ pub async fn finish(
             route.cost += cost;
         }
     }
-    let manifest = Manifest {
+    Manifest {
         version: Manifest::VERSION,
         run: plan.run,
         spec_sha256: plan.spec_sha256.clone(),
@@ -175,11 +219,9 @@ pub async fn finish(
         parts: live,
         failed_shards: failed,
         merged,
-        postgres: sink.map(|sink| sink.table().to_owned()),
-        finished_at: jiff::Timestamp::now().to_string(),
-    };
-    write(output, &manifest).await?;
-    Ok(Finish::Finished(Box::new(manifest)))
+        postgres: table,
+        finished_at: at.to_string(),
+    }
 }
 
 /// Those of the `missing` shards that are next: duplicates come after all others.

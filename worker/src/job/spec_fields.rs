@@ -192,9 +192,15 @@ fn short_hash(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use millrace_crds::crd::schema;
+    use millrace_crds::manifest::Kind;
     use serde_json::{Value, json};
 
-    use super::super::tests::check_service_spec;
+    use super::super::tests::{check_service_spec, manifest};
+    use super::super::{CheckedJob, check};
     use super::*;
 
     /// What is said of a job that is changed by `spec` and `service`.
@@ -257,6 +263,190 @@ mod tests {
         let rows = json!({"input": {"inline": ["a row's text"]}});
         let now = check_service_spec(rows, json!({}));
         assert!(!format!("{:?}", now.spec_fields).contains("a row's text"));
+    }
+
+    /// The specs of a job and of a service that answers in every way at once, which no schema would let
+    /// through, so that one service has all fields.
+    fn specs() -> Value {
+        json!({
+            "job": {
+                "serviceRef": {"name": "service"},
+                "input": {"uris": ["a.jsonl"]}, "output": {"uri": "out"},
+            },
+            "service": {
+                "models": [{"name": "own", "task": "Embedding", "source": {"uri": "hf://a/b"}}],
+                "runtime": {
+                    "image": "tei:1", "port": 80, "protocol": "TEI",
+                    "models": [{"name": "brought", "task": "Embedding"}],
+                },
+                "remote": {
+                    "baseUrl": "https://api.example.com/v1", "api": "Embeddings", "model": "elsewhere",
+                    "pricing": {"inputPerMillionTokens": "1"},
+                },
+            },
+        })
+    }
+
+    /// Another value than in [`specs`] for each field of a job.
+    fn other_jobs() -> Vec<(&'static str, Value)> {
+        let models = json!([{"name": "other", "task": "Embedding", "source": {"uri": "hf://a/b"}}]);
+        let secret = json!({"name": "secret"});
+        vec![
+            ("/job/serviceRef", json!({"name": "another"})),
+            ("/job/serviceTemplate", json!({"models": models})),
+            (
+                "/job/routes",
+                json!([{"name": "all", "serviceRef": {"name": "service"}}]),
+            ),
+            ("/job/steps", json!([{"name": "a", "model": "own"}])),
+            ("/job/input/uris", json!(["b.jsonl"])),
+            ("/job/input/inline", json!(["a text"])),
+            ("/job/input/format", json!("Csv")),
+            ("/job/input/compression", json!("Gzip")),
+            ("/job/input/idField", json!("id")),
+            ("/job/input/textField", json!("body")),
+            ("/job/input/normalize", json!({"lowercase": true})),
+            ("/job/input/filter", json!({"minChars": 5})),
+            ("/job/input/order", json!(["stars > 3"])),
+            ("/job/input/chunking", json!({"maxTokens": 100})),
+            ("/job/input/maxRowBytes", json!(2_048)),
+            ("/job/output/uri", json!("elsewhere")),
+            ("/job/output/compression", json!("Zstd")),
+            ("/job/output/join", json!(["title"])),
+            ("/job/output/merge", json!(true)),
+            (
+                "/job/output/postgres",
+                json!({"secretRef": secret, "table": "results"}),
+            ),
+            ("/job/sharding", json!({"targetBytes": 2_048})),
+            ("/job/retry", json!({"maxAttempts": 9})),
+            ("/job/rerunFailed", json!(1)),
+            ("/job/maxFailedRows", json!(5)),
+            ("/job/maxFailedIndexes", json!(5)),
+            ("/job/incremental", json!({"from": "earlier"})),
+            ("/job/dedup", json!({})),
+            ("/job/budget", json!({"maxCost": "5"})),
+            ("/job/suspend", json!(true)),
+            ("/job/cancel", json!(true)),
+            ("/job/activeDeadlineSeconds", json!(60)),
+            ("/job/ttlSecondsAfterFinished", json!(60)),
+            ("/job/managedBy", json!("example.com/another")),
+            ("/job/priority", json!(1)),
+            ("/job/credentials", secret.clone()),
+            ("/job/notify", json!({"url": "https://example.com"})),
+            ("/job/reader", json!({"secretRef": secret})),
+            ("/job/backoffLimitPerIndex", json!(9)),
+        ]
+    }
+
+    /// The same for each field of a service.
+    fn other_services() -> Vec<(&'static str, Value)> {
+        let models = json!([{"name": "other", "task": "Embedding", "source": {"uri": "hf://a/b"}}]);
+        let secret = json!({"name": "secret"});
+        vec![
+            ("/service/models", models),
+            ("/service/runtime/image", json!("tei:2")),
+            ("/service/runtime/command", json!(["serve"])),
+            ("/service/runtime/args", json!(["--dtype=float16"])),
+            ("/service/runtime/env", json!([{"name": "A", "value": "b"}])),
+            ("/service/runtime/port", json!(8_080)),
+            ("/service/runtime/protocol", json!("OpenAI")),
+            ("/service/runtime/readyPath", json!("/ready")),
+            ("/service/runtime/maxBatchSize", json!(8)),
+            (
+                "/service/runtime/models",
+                json!([{"name": "other", "task": "Embedding"}]),
+            ),
+            (
+                "/service/remote/baseUrl",
+                json!("https://api.example.com/v2"),
+            ),
+            ("/service/remote/api", json!("Chat")),
+            ("/service/remote/model", json!("other")),
+            ("/service/remote/apiKeySecretRef", secret.clone()),
+            ("/service/remote/rowsPerCall", json!(7)),
+            ("/service/remote/rowsPerCallMax", json!(9)),
+            ("/service/remote/limits", json!({"requestsPerMinute": 5})),
+            (
+                "/service/remote/pricing",
+                json!({"inputPerMillionTokens": "2"}),
+            ),
+            ("/service/remote/stream", json!(true)),
+            ("/service/remote/timeout", json!("5s")),
+            ("/service/batching", json!({"maxBatchSize": 8})),
+            ("/service/cache", json!({"enabled": true})),
+            ("/service/auth", json!({"secretRef": secret})),
+            ("/service/autoscaling", json!({"maxReplicas": 3})),
+            ("/service/secrets", json!([secret])),
+            ("/service/modelCache", json!({"hostPath": "/models"})),
+            ("/service/template", json!({"serviceAccountName": "a"})),
+        ]
+    }
+
+    /// The fields that a spec of this kind may have, as far apart as the `decisive` ones of them are.
+    fn fields_of(kind: Kind, of: &str, decisive: &[&str]) -> BTreeSet<String> {
+        let schema = schema(kind);
+        let names = |schema: &Value| -> Vec<String> {
+            let fields = schema["properties"].as_object().unwrap();
+            fields.keys().cloned().collect()
+        };
+        let spec = &schema["properties"]["spec"];
+        let paths = names(spec).into_iter().flat_map(|name| {
+            let below = format!("/{name}/");
+            if !decisive.iter().any(|it| it.starts_with(&below)) {
+                return vec![format!("{of}/{name}")];
+            }
+            let inner = names(&spec["properties"][&name]).into_iter();
+            inner.map(|inner| format!("{of}{below}{inner}")).collect()
+        });
+        paths.collect()
+    }
+
+    fn checked(specs: &Value) -> CheckedJob {
+        let Value::String(service) = &specs["job"]["serviceRef"]["name"] else {
+            panic!("the job names its service");
+        };
+        check(
+            &manifest("BatchJob", "job", specs["job"].clone()),
+            &manifest("InferenceService", service, specs["service"].clone()),
+            Path::new("/"),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn every_field_is_named_that_makes_another_spec_and_no_other() {
+        let values = [other_jobs(), other_services()].concat();
+        let known = values.iter().map(|(path, _)| (*path).to_owned()).collect();
+        let mut fields = fields_of(Kind::BatchJob, "/job", &OF_JOB);
+        fields.extend(fields_of(Kind::InferenceService, "/service", &OF_SERVICE));
+        assert_eq!(fields, known, "each field has another value above");
+
+        let before = checked(&specs());
+        let mut decisive = BTreeSet::new();
+        for (path, value) in values {
+            let mut specs = specs();
+            let (of, name) = path.rsplit_once('/').unwrap();
+            specs.pointer_mut(of).unwrap()[name] = value;
+            let now = checked(&specs);
+            let is_decisive = now.spec_sha256 != before.spec_sha256;
+            let named = path.replacen("/job", "spec", 1);
+            let named = named.replacen("/service", "InferenceService.spec", 1);
+            let named = named.replace('/', ".");
+            let [of_before, of_now] = [&before, &now].map(|job| {
+                let mut fields = job.spec_fields.clone();
+                fields.retain(|field| field.path.starts_with(&named));
+                fields
+            });
+            let said = difference(&of_before, &of_now);
+            assert_eq!(said.is_some(), is_decisive, "{path}: {said:?}");
+            decisive.extend(is_decisive.then_some(path));
+        }
+        let listed = OF_JOB.iter().map(|it| format!("/job{it}"));
+        let listed: BTreeSet<_> = listed
+            .chain(OF_SERVICE.iter().map(|it| format!("/service{it}")))
+            .collect();
+        assert!(decisive.iter().copied().eq(&listed), "{decisive:?}");
     }
 
     #[test]

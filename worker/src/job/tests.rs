@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 
-fn manifest<K: DeserializeOwned>(kind: &str, name: &str, spec: serde_json::Value) -> K {
+/// An object of this API.
+pub fn manifest<K: DeserializeOwned>(kind: &str, name: &str, spec: serde_json::Value) -> K {
     let manifest = serde_json::json!({
         "apiVersion": "millrace.dev/v1alpha1", "kind": kind,
         "metadata": {"name": name}, "spec": spec,

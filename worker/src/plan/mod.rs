@@ -139,6 +139,11 @@ pub async fn existing(output: &Location, job: &CheckedJob) -> Result<Option<Plan
     }
 }
 
+/// Whether there is a plan of a run, whatever spec it was made by.
+pub async fn exists(output: &Location, run: RunNumber) -> Result<bool, PlanError> {
+    Ok(store::exists(&output.store, &output.below(&layout::plan(run))).await?)
+}
+
 /// The plan of a run that is there, whatever spec it was made by.
 pub async fn read(output: &Location, run: RunNumber) -> Result<Option<Plan>, PlanError> {
     let path = output.below(&layout::plan(run));

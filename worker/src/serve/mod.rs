@@ -4,7 +4,6 @@
 //! It learns of jobs from the registry alone and holds no right to ask an API server. What the
 //! registry forgets it gives back; what it cannot reach it keeps working on.
 
-mod answers;
 mod http;
 mod jobs;
 mod open;
@@ -20,11 +19,10 @@ use millrace_telemetry::chain;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::answers::CacheTotals;
 pub use self::http::{Door, listen};
 use self::jobs::Jobs;
 use self::rate::Rate;
-use crate::metrics::Metrics;
+use crate::metrics::{CacheTotals, Metrics};
 use crate::work::client::ServerAddress;
 use crate::work::{Claimed, Held, SHARDS_IN_HAND_MAX, Worker};
 
@@ -64,7 +62,7 @@ pub async fn serve(options: &ServeOptions) {
     let mut looked: Option<Instant> = None;
     let mut busy = Instant::now();
     let mut rate = Rate::default();
-    let mut answers = CacheTotals::of(&options.server);
+    let mut cache = CacheTotals::of(&options.server);
     while !options.stop.is_cancelled() {
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
             if !in_hand.is_empty() {
@@ -79,7 +77,7 @@ pub async fn serve(options: &ServeOptions) {
                 shards_in_hand: in_hand.len() as u32,
                 idle_seconds: busy.elapsed().as_secs() as u32,
                 tokens_per_second: rate.per_second(),
-                cache: answers.look(Instant::now()).await,
+                cache: cache.look(Instant::now()).await,
             };
             match look(options, &report).await {
                 Ok(registered) => jobs.update(registered, options),

@@ -31,7 +31,7 @@ use bucket::Bucket;
 pub(crate) use guard::guarded;
 
 pub use error::StoreError;
-pub use object::{Created, create, probe_create_only, read, read_range, replace};
+pub use object::{Created, create, exists, probe_create_only, read, read_range, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
 pub use uploads::Uploads;
 

@@ -60,6 +60,18 @@ pub async fn read(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Option<By
     retried(path, get).await
 }
 
+/// Whether there is an object. Nothing of it is read.
+pub async fn exists(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<bool, StoreError> {
+    let head = || async {
+        match store.head(path).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    retried(path, head).await
+}
+
 /// Reads a range of an object, or `None` if there is none.
 pub async fn read_range(
     store: &Arc<dyn ObjectStore>,
@@ -168,6 +180,16 @@ mod tests {
             read(&location.store, &path).await.unwrap().unwrap(),
             "three"
         );
+    }
+
+    #[tokio::test]
+    async fn whether_an_object_is_there_is_seen_without_reading_it() {
+        let odd = Arc::new(Odd::new(Habits::default()));
+        let (store, path): (Arc<dyn ObjectStore>, _) = (odd.clone(), Path::from("out/plan.json"));
+        assert!(!exists(&store, &path).await.unwrap());
+        create(&store, &path, "a plan").await.unwrap();
+        assert!(exists(&store, &path).await.unwrap());
+        assert_eq!(odd.largest_get_bytes(), 0);
     }
 
     #[tokio::test]

@@ -155,6 +155,72 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// Writes the line of an answered row.
+    fn add(&mut self, file: &str, steps: &[Step], row: PendingRow) {
+        let is_answered_itself = row.is_answered_itself();
+        let PendingRow {
+            place,
+            id,
+            input,
+            content,
+            duplicate_of,
+            arm,
+            outcome,
+        } = row;
+        let (route, arm_name) = names(arm.as_deref());
+        let before = self.rows;
+        let outcome = outcome.expect("every row of a window is answered");
+        match outcome.and_then(|ending| finite(steps, ending)) {
+            Ok(ending) => {
+                let start = self.results.len();
+                let line = Line {
+                    id: id.as_deref(),
+                    position: PositionRef { file, place },
+                    result: Results {
+                        steps,
+                        ending: &ending,
+                    },
+                    route,
+                    arm: arm_name,
+                    duplicate_of: duplicate_of.as_ref(),
+                    input: input.as_deref(),
+                };
+                push(&mut self.results, &line);
+                let end = self.results.len() - 1;
+                if is_answered_itself {
+                    self.answered.push((content, start..end));
+                }
+                self.rows.succeeded += 1;
+            }
+            Err(error) => {
+                let position = Position {
+                    file: file.to_owned(),
+                    place,
+                };
+                let start = self.errors.len();
+                push(
+                    &mut self.errors,
+                    &ErrorLine {
+                        id,
+                        position,
+                        route: route.map(str::to_owned),
+                        arm: arm_name.map(str::to_owned),
+                        error,
+                        duplicate_of,
+                    },
+                );
+                let end = self.errors.len() - 1;
+                if is_answered_itself {
+                    self.refused.push((content, start..end));
+                }
+                self.rows.failed += 1;
+            }
+        }
+        if let Some(arm) = &arm {
+            self.count(arm.index, before);
+        }
+    }
+
     /// Counts for an arm how a row ended, before which the rows were `before`.
     fn count(&mut self, arm: ArmIndex, before: Rows) {
         let Rows {
@@ -192,68 +258,7 @@ pub fn lines(
     while lines.results.len() + lines.errors.len() < bytes_min
         && let Some(row) = rows.next()
     {
-        let is_answered_itself = row.is_answered_itself();
-        let PendingRow {
-            place,
-            id,
-            input,
-            content,
-            duplicate_of,
-            arm,
-            outcome,
-        } = row;
-        let (route, arm_name) = names(arm.as_deref());
-        let before = lines.rows;
-        let outcome = outcome.expect("every row of a window is answered");
-        match outcome.and_then(|ending| finite(steps, ending)) {
-            Ok(ending) => {
-                let start = lines.results.len();
-                let line = Line {
-                    id: id.as_deref(),
-                    position: PositionRef { file, place },
-                    result: Results {
-                        steps,
-                        ending: &ending,
-                    },
-                    route,
-                    arm: arm_name,
-                    duplicate_of: duplicate_of.as_ref(),
-                    input: input.as_deref(),
-                };
-                push(&mut lines.results, &line);
-                let end = lines.results.len() - 1;
-                if is_answered_itself {
-                    lines.answered.push((content, start..end));
-                }
-                lines.rows.succeeded += 1;
-            }
-            Err(error) => {
-                let position = Position {
-                    file: file.to_owned(),
-                    place,
-                };
-                let start = lines.errors.len();
-                push(
-                    &mut lines.errors,
-                    &ErrorLine {
-                        id,
-                        position,
-                        route: route.map(str::to_owned),
-                        arm: arm_name.map(str::to_owned),
-                        error,
-                        duplicate_of,
-                    },
-                );
-                let end = lines.errors.len() - 1;
-                if is_answered_itself {
-                    lines.refused.push((content, start..end));
-                }
-                lines.rows.failed += 1;
-            }
-        }
-        if let Some(arm) = &arm {
-            lines.count(arm.index, before);
-        }
+        lines.add(file, steps, row);
     }
     lines
 }

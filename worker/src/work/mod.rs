@@ -48,7 +48,7 @@ use crate::commits::{self, CommitsError};
 use crate::metrics::ShardOutcome;
 use crate::trace;
 use millrace_leases::{Acknowledgement, Claim, FailOutcome, LeaseError, LeaseStore};
-pub use shard::{Answerer, Service, ShardContext, ShardError};
+pub use shard::{Answerer, Asker, ShardContext, ShardError};
 use submit::SubmitError;
 
 /// Shards in hand at a time: while one writes its last window, the next already fills the queue.

@@ -21,7 +21,7 @@ use super::carried::EarlierRow;
 use super::lines::PendingRow;
 use super::listed::{Laid, Listed};
 use super::progress::Progress;
-use super::shard::{Service, ShardContext, ShardError};
+use super::shard::{Asker, ShardContext, ShardError};
 use super::submit::{Answered, RowOutcome, SubmitError, Submitter};
 use super::window::{Window, WindowRows, chunks};
 use super::windows::{CHUNK_LIMITS, answered_tally};
@@ -31,7 +31,7 @@ use crate::job::{Arm, CheckedJob, Routing};
 pub struct Router {
     routing: Arc<Routing>,
     /// In the order of the routing's services.
-    services: Vec<Service>,
+    askers: Vec<Asker>,
     /// Field that holds the text, where rows travel as the fields that prompts are made of.
     text_field: Option<String>,
 }
@@ -51,12 +51,12 @@ enum Decided {
 }
 
 impl Router {
-    /// Asks `services`, which are those of `routing` in their order, about rows of `job`.
-    pub fn new(job: &CheckedJob, routing: Arc<Routing>, services: Vec<Service>) -> Self {
+    /// Asks the services of `routing` about rows of `job`, by `askers` in their order.
+    pub fn new(job: &CheckedJob, routing: Arc<Routing>, askers: Vec<Asker>) -> Self {
         let fields = &job.input.fields;
         Self {
             routing,
-            services,
+            askers,
             text_field: (!fields.prompted.is_empty()).then(|| fields.text.clone()),
         }
     }
@@ -69,25 +69,7 @@ impl Router {
         window: WindowRows,
         receipts: &Receipts,
     ) -> Result<Window, ShardError> {
-        let WindowRows {
-            rows,
-            carried,
-            duplicates,
-        } = window;
-        let (mut rows, mut texts) = self.offered(rows).await;
-        let listed = Listed {
-            rows: &carried,
-            duplicates: &duplicates,
-        };
-        let lay = |row: usize, earlier: EarlierRow, duplicate_of| {
-            let route = earlier.route.as_deref().unwrap_or_default();
-            if let Some(arm) = self.routing.named(route, earlier.arm.as_deref()) {
-                rows[row].offer(arm);
-            }
-            rows[row].carry(earlier.outcome, duplicate_of);
-            texts[row] = None;
-        };
-        let laid = listed.lay(ctx, shard, lay).await?;
+        let (mut rows, texts, laid) = self.laid(ctx, shard, window).await?;
         let asked: Vec<usize> = (0..rows.len())
             .filter(|&row| texts[row].is_some())
             .collect();
@@ -116,21 +98,7 @@ impl Router {
             taken.cost += cost;
             let contents = group.iter().map(|&row| rows[row].content()).collect();
             let decided = self.decided(&arm, outcomes, contents).await;
-            let mut again = Vec::new();
-            let mut ended = Rows::default();
-            for (row, decided) in group.into_iter().zip(decided) {
-                match decided {
-                    Decided::Next(arm) => {
-                        rows[row].offer(&arm);
-                        again.push(row);
-                    }
-                    Decided::Ended(outcome) => {
-                        ended.succeeded += u64::from(outcome.is_ok());
-                        ended.failed += u64::from(outcome.is_err());
-                        rows[row].answer(outcome);
-                    }
-                }
-            }
+            let (ended, again) = give(&mut rows, group.into_iter().zip(decided));
             let Rows {
                 succeeded, failed, ..
             } = ended;
@@ -150,6 +118,36 @@ impl Router {
             copied,
             arms,
         })
+    }
+
+    /// The rows of a window and what is asked about them: nothing about those whose answers stand
+    /// somewhere.
+    async fn laid(
+        &self,
+        ctx: &ShardContext,
+        shard: ShardIndex,
+        window: WindowRows,
+    ) -> Result<(Vec<PendingRow>, Vec<Option<String>>, Laid), ShardError> {
+        let WindowRows {
+            rows,
+            carried,
+            duplicates,
+        } = window;
+        let (mut rows, mut texts) = self.offered(rows).await;
+        let listed = Listed {
+            rows: &carried,
+            duplicates: &duplicates,
+        };
+        let lay = |row: usize, earlier: EarlierRow, duplicate_of| {
+            let route = earlier.route.as_deref().unwrap_or_default();
+            if let Some(arm) = self.routing.named(route, earlier.arm.as_deref()) {
+                rows[row].offer(arm);
+            }
+            rows[row].carry(earlier.outcome, duplicate_of);
+            texts[row] = None;
+        };
+        let laid = listed.lay(ctx, shard, lay).await?;
+        Ok((rows, texts, laid))
     }
 
     /// The rows with the arm to which each comes first, and what is asked about them. Computes away
@@ -225,12 +223,12 @@ impl Router {
         let Group { arm, rows } = &group;
         let asked = rows.iter().map(|&row| texts[row].clone());
         let asked: Vec<String> = asked.map(|it| it.expect("it is asked about")).collect();
-        let answered = match &self.services[arm.service] {
-            Service::Remote(caller) => {
+        let answered = match &self.askers[arm.service] {
+            Asker::Remote(caller) => {
                 let receipts = receipts.of(Some(arm.index));
                 caller.answer(&asked, receipts, tell).await?
             }
-            Service::Server(submitter) => {
+            Asker::Server(submitter) => {
                 let texts = asked.into_iter().map(|asked| self.text_of(asked)).collect();
                 submit(submitter, texts, tell).await?
             }
@@ -283,6 +281,29 @@ async fn submit(
         .map(|outcome| outcome.expect("each row is in a chunk"))
         .collect();
     Ok(all)
+}
+
+/// Gives rows, by their indices, what became of them. Returns how those ended that did, and which are
+/// asked about again.
+fn give(
+    rows: &mut [PendingRow],
+    decided: impl Iterator<Item = (usize, Decided)>,
+) -> (Rows, Vec<usize>) {
+    let (mut ended, mut again) = (Rows::default(), Vec::new());
+    for (row, decided) in decided {
+        match decided {
+            Decided::Next(arm) => {
+                rows[row].offer(&arm);
+                again.push(row);
+            }
+            Decided::Ended(outcome) => {
+                ended.succeeded += u64::from(outcome.is_ok());
+                ended.failed += u64::from(outcome.is_err());
+                rows[row].answer(outcome);
+            }
+        }
+    }
+    (ended, again)
 }
 
 /// Those of the `rows` at these indices, by the arms to which they were given.

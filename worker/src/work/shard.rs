@@ -37,13 +37,13 @@ const SLICE_BYTES: usize = 1 << 20;
 /// Who answers rows.
 pub enum Answerer {
     /// One service.
-    One(Service),
+    One(Asker),
     /// Several services, each for the rows of its routes.
     Routed(Box<Router>),
 }
 
-/// Who answers for one service.
-pub enum Service {
+/// What asks one service about rows.
+pub enum Asker {
     /// A server beside this worker.
     Server(Box<Submitter>),
     /// An API elsewhere.
@@ -236,7 +236,7 @@ pub async fn work(ctx: &Arc<ShardContext>, lease: &Lease) -> Result<Worked, Shar
 pub async fn settle(ctx: &ShardContext, worked: Worked) -> Result<Tally, ShardError> {
     let Worked { commit: ours } = worked;
     let verdict = commit(&ctx.output, ctx.plan.run, &ours).await?;
-    if !matches!(&ctx.answerer, Answerer::One(Service::Server(_))) {
+    if !matches!(&ctx.answerer, Answerer::One(Asker::Server(_))) {
         let shard = &ctx.plan.shards[ours.shard as usize];
         receipts::discard(&ctx.output, shard.receipts(ctx.plan.run, ours.shard)).await;
     }

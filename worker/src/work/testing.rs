@@ -29,7 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::client::{Client, Own, ServerAddress};
 use super::progress::Progress;
 use super::submit::{SubmitOptions, Submitter};
-use super::{Answerer, Service, ShardContext, Worker};
+use super::{Answerer, Asker, ShardContext, Worker};
 use crate::job::{self, CheckedJob, Retry};
 use crate::plan;
 use crate::run::{self, RunEnd, WorkOptions};
@@ -298,7 +298,7 @@ impl Scene {
             plan,
             stores,
             output,
-            answerer: Answerer::One(Service::Server(Box::new(submitter))),
+            answerer: Answerer::One(Asker::Server(Box::new(submitter))),
             models: Default::default(),
             progress: Arc::new(Progress::default()),
             copies: Default::default(),

@@ -19,7 +19,7 @@ use super::lines::PendingRow;
 use super::listed::{Laid, Listed};
 use super::routed::ArmTallies;
 use super::selection::{Selected, Selection};
-use super::shard::{Answerer, Service, ShardContext, ShardError};
+use super::shard::{Answerer, Asker, ShardContext, ShardError};
 use super::submit::{Answered, SubmitError, Submitter};
 use super::window::{ChunkLimits, Window, WindowRows, chunks};
 use crate::read::{self, RowStream};
@@ -67,8 +67,8 @@ impl Windows {
         let rows = read::open_shard(&ctx.stores, input, shard, fields, row_bytes_max).await?;
         let paid_in = shard.receipts(ctx.plan.run, index);
         let receipts = match &ctx.answerer {
-            Answerer::One(Service::Server(_)) => Receipts::none(&ctx.output, paid_in),
-            Answerer::One(Service::Remote(_)) | Answerer::Routed(_) => {
+            Answerer::One(Asker::Server(_)) => Receipts::none(&ctx.output, paid_in),
+            Answerer::One(Asker::Remote(_)) | Answerer::Routed(_) => {
                 let receipts = Receipts::open(&ctx.output, paid_in).await;
                 receipts.map_err(ShardError::Receipts)?
             }
@@ -152,9 +152,9 @@ async fn answer_window(
     window: WindowRows,
     receipts: Arc<Receipts>,
 ) -> Result<Window, ShardError> {
-    let service = match &ctx.answerer {
+    let asker = match &ctx.answerer {
         Answerer::Routed(router) => return router.answer(&ctx, shard, window, &receipts).await,
-        Answerer::One(service) => service,
+        Answerer::One(asker) => asker,
     };
     let WindowRows {
         rows,
@@ -188,7 +188,7 @@ async fn answer_window(
         at: at_server,
         texts: texts.into_iter().flatten().collect(),
     };
-    let (tokens, cost) = asked.answer(&ctx, service, shard, &receipts).await?;
+    let (tokens, cost) = asked.answer(&ctx, asker, shard, &receipts).await?;
     Ok(Window {
         rows,
         tokens,
@@ -214,15 +214,14 @@ impl Asked<'_> {
     async fn answer(
         self,
         ctx: &Arc<ShardContext>,
-        service: &Service,
+        asker: &Asker,
         shard: ShardIndex,
         receipts: &Arc<Receipts>,
     ) -> Result<(u64, Cost), ShardError> {
-        match (service, &ctx.job.input.chunking) {
+        match (asker, &ctx.job.input.chunking) {
             (_, Some(chunking)) => {
                 let texts = &self.texts;
-                let chunked =
-                    chunked::answer(ctx, service, shard, chunking, texts, receipts).await?;
+                let chunked = chunked::answer(ctx, asker, shard, chunking, texts, receipts).await?;
                 let Chunked {
                     endings,
                     tokens,
@@ -233,7 +232,7 @@ impl Asked<'_> {
                 }
                 Ok((tokens, cost))
             }
-            (Service::Remote(caller), None) => {
+            (Asker::Remote(caller), None) => {
                 let tell = |tally| ctx.progress.answered(shard, tally);
                 let answered = caller.answer(&self.texts, receipts.of(None), tell).await?;
                 let Answered {
@@ -246,7 +245,7 @@ impl Asked<'_> {
                 }
                 Ok((tokens, cost))
             }
-            (Service::Server(submitter), None) => {
+            (Asker::Server(submitter), None) => {
                 let tokens = self.submit(ctx, shard, submitter).await?;
                 Ok((tokens, Cost::NOTHING))
             }

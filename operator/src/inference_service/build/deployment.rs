@@ -79,15 +79,6 @@ pub fn deployment(
         "volumes": volumes,
     });
     pods::place(&mut pod, template);
-    // Servers read their manifest once, so other models make other pods.
-    let read_once = (
-        &service.spec.models,
-        &service.spec.cache,
-        &service.spec.auth,
-    );
-    let models = Sha256::digest(serde_json::to_vec(&read_once).expect("plain data"));
-    let models = data_encoding::HEXLOWER.encode(&models[..16]);
-    let annotations = BTreeMap::from([("millrace.dev/models".to_owned(), models)]);
     let labels = labels("inference", SERVICE_LABEL, &name);
     object(json!({
         "apiVersion": "apps/v1",
@@ -98,11 +89,23 @@ pub fn deployment(
             "selector": {"matchLabels": selector(service)},
             "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
-                "metadata": pods::pod_metadata(template, labels, annotations),
+                "metadata": pods::pod_metadata(template, labels, annotations(service)),
                 "spec": pod,
             },
         },
     }))
+}
+
+/// Servers read their manifest once, so other models make other pods.
+fn annotations(service: &InferenceService) -> BTreeMap<String, String> {
+    let read_once = (
+        &service.spec.models,
+        &service.spec.cache,
+        &service.spec.auth,
+    );
+    let models = Sha256::digest(serde_json::to_vec(&read_once).expect("plain data"));
+    let models = data_encoding::HEXLOWER.encode(&models[..16]);
+    BTreeMap::from([("millrace.dev/models".to_owned(), models)])
 }
 
 /// How the pods spread, each counted with those of the same service.

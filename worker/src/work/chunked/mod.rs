@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use self::join::{Span, joined, spans};
 use super::call::receipts::Receipts;
 use super::lines::Ending;
-use super::shard::{Service, ShardContext};
+use super::shard::{Asker, ShardContext};
 use super::submit::{Answered, RowOutcome, SubmitError, Submitter};
 use super::window::chunks;
 use super::windows::CHUNK_LIMITS;
@@ -61,7 +61,7 @@ struct Piece {
 /// Rows on their way.
 struct Asking<'a> {
     ctx: &'a Arc<ShardContext>,
-    service: &'a Service,
+    asker: &'a Asker,
     shard: ShardIndex,
     chunking: &'a Chunking,
     receipts: &'a Receipts,
@@ -78,16 +78,16 @@ struct Asking<'a> {
 /// Answers rows, each of which is its text or the fields that prompts are made of.
 pub(super) async fn answer(
     ctx: &Arc<ShardContext>,
-    service: &Service,
+    asker: &Asker,
     shard: ShardIndex,
     chunking: &Chunking,
     asked: &[String],
     receipts: &Receipts,
 ) -> Result<Chunked, SubmitError> {
     let fields = &ctx.job.input.fields;
-    let cut = match service {
-        Service::Server(submitter) => submitter.cut(asked, chunking.limits).await?,
-        Service::Remote(_) => {
+    let cut = match asker {
+        Asker::Server(submitter) => submitter.cut(asked, chunking.limits).await?,
+        Asker::Remote(_) => {
             let texts = asked.iter().map(|asked| Document::new(asked, fields));
             let texts: Vec<String> = texts.map(|it| it.text().to_owned()).collect();
             guessed(&texts, chunking.limits).await
@@ -95,7 +95,7 @@ pub(super) async fn answer(
     };
     let mut asking = Asking {
         ctx,
-        service,
+        asker,
         shard,
         chunking,
         receipts,
@@ -175,8 +175,8 @@ impl Asking<'_> {
             .map(|piece| ((piece.row, piece.chunk), piece.asked))
             .unzip();
         let (ctx, shard) = (self.ctx, self.shard);
-        match self.service {
-            Service::Server(submitter) => {
+        match self.asker {
+            Asker::Server(submitter) => {
                 let mut requests = submit(submitter, asked);
                 while let Some(answered) = requests.next().await {
                     let (request, answered) = answered?;
@@ -192,7 +192,7 @@ impl Asking<'_> {
                     );
                 }
             }
-            Service::Remote(caller) => {
+            Asker::Remote(caller) => {
                 let tell = |tally: Tally| {
                     let rows = Rows::default();
                     ctx.progress.answered(shard, Tally { rows, ..tally });

@@ -75,15 +75,15 @@ mod tests {
         let info = json!({"models": [], "cache": {"hits": 3, "misses": 1}});
         let routes = Router::new().route("/info", get(|| std::future::ready(Json(info))));
         let server = tokio::spawn(axum::serve(listener, routes).into_future());
-        let mut answers = CacheTotals::of(&ServerAddress::Socket(socket));
+        let mut totals = CacheTotals::of(&ServerAddress::Socket(socket));
         let start = Instant::now();
         let expected = Some(CacheCounts { hits: 3, misses: 1 });
-        assert_eq!(answers.look(start).await, expected);
+        assert_eq!(totals.look(start).await, expected);
         server.abort();
         assert!(server.await.unwrap_err().is_cancelled());
-        assert_eq!(answers.look(start + ASK_INTERVAL / 2).await, expected);
-        assert_eq!(answers.asked, Some(start));
-        assert_eq!(answers.look(start + ASK_INTERVAL).await, expected);
-        assert_eq!(answers.asked, Some(start + ASK_INTERVAL));
+        assert_eq!(totals.look(start + ASK_INTERVAL / 2).await, expected);
+        assert_eq!(totals.asked, Some(start));
+        assert_eq!(totals.look(start + ASK_INTERVAL).await, expected);
+        assert_eq!(totals.asked, Some(start + ASK_INTERVAL));
     }
 }
