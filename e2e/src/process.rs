@@ -2,20 +2,18 @@
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::files::repository;
 
 /// Longest any process of these tests may take; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A built binary. `cargo xtask test` builds them before it runs the tests.
 pub fn binary(name: &str) -> PathBuf {
-    let beside = || {
-        // Checkouts share compiled tests, so the path is asked for when they run.
-        let manifest_dir = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
-        Path::new(&manifest_dir).join("../target/release")
-    };
+    let beside = || repository().join("target/release");
     let folder = std::env::var_os("MILLRACE_BIN_DIR").map_or_else(beside, PathBuf::from);
     let path = folder.join(name);
     assert!(

@@ -1,9 +1,9 @@
 //! Results in a table of a real Postgres: each row once, whatever is lost on the way.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use millrace_e2e::files::{copy, repository};
 use millrace_e2e::history::manifest;
 use millrace_e2e::postgres_server::PostgresServer;
 use millrace_e2e::process::{Process, binary, until};
@@ -283,11 +283,10 @@ async fn a_certificate_is_verified_by_the_authorities_that_are_trusted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_fills_a_column_for_each_step() {
     let postgres = PostgresServer::start();
-    let manifest_dir = std::env::var("CARGO_MANIFEST_DIR").unwrap();
-    let example = Path::new(&manifest_dir).join("../examples/sentiment-to-postgres");
+    let example = repository().join("examples/sentiment-to-postgres");
     let folder = tempfile::tempdir().unwrap();
     for file in ["job.yaml", "service.yaml", "texts.jsonl"] {
-        std::fs::copy(example.join(file), folder.path().join(file)).unwrap();
+        copy(&example.join(file), &folder.path().join(file));
     }
     let mut command = Command::new(binary("millrace"));
     command
