@@ -217,10 +217,10 @@ mod tests {
         let snapshot = ProgressSnapshot {
             shards_total: 10,
             shards_committed: 2,
-            shards_failed: 0,
             committed: tally(200),
             done: tally(250),
             answered: tally(250),
+            ..ProgressSnapshot::default()
         };
         // 8 shards of 100 rows are left, 50 rows of them are done: 750 rows at 50 a second.
         assert_eq!(eta_seconds(&snapshot, 50.0), Some(15));

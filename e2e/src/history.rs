@@ -6,6 +6,7 @@ use std::path::Path;
 use millrace_protocol::commit::Commit;
 use millrace_protocol::layout;
 use millrace_protocol::manifest::Manifest;
+use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::result::{ErrorLine, ResultLine};
 use millrace_protocol::row::{Place, RowErrorCode};
 
@@ -38,17 +39,23 @@ pub fn outcomes(output: &Path) -> Outcomes {
 
 /// What an output shows while its run is not finished: the lines that its commits name.
 pub fn outcomes_so_far(output: &Path) -> Outcomes {
-    let folder = output.join(layout::commits(1));
-    let entries = std::fs::read_dir(&folder).into_iter().flatten();
-    let committed = entries.map(Result::unwrap).filter(|entry| {
-        // A killed process may leave a half-written file beside the records, under another name.
-        layout::shard_of_commit(&entry.file_name().to_string_lossy()).is_some()
-    });
-    let commits = committed.map(|entry| {
-        let bytes = std::fs::read(entry.path()).unwrap();
-        serde_json::from_slice(&bytes).expect("a commit record is whole once it is there")
+    let records = commit_records(output);
+    let commits = records.values().map(|bytes| {
+        serde_json::from_slice(bytes).expect("a commit record is whole once it is there")
     });
     outcomes_of(output, &commits.collect::<Vec<_>>())
+}
+
+/// The bytes of the commit records of an output's first run, by shard.
+pub fn commit_records(output: &Path) -> BTreeMap<ShardIndex, Vec<u8>> {
+    let entries = std::fs::read_dir(output.join(layout::commits(1)));
+    let entries = entries.into_iter().flatten().map(Result::unwrap);
+    let records = entries.filter_map(|entry| {
+        // A process leaves a half-written file beside the records, under another name, until it is whole.
+        let shard = layout::shard_of_commit(&entry.file_name().to_string_lossy())?;
+        Some((shard, std::fs::read(entry.path()).unwrap()))
+    });
+    records.collect()
 }
 
 fn outcomes_of(output: &Path, commits: &[Commit]) -> Outcomes {

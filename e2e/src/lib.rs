@@ -7,6 +7,7 @@
 pub mod api_proxy;
 pub mod certificates;
 pub mod collector;
+pub mod files;
 pub mod history;
 pub mod postgres_server;
 pub mod process;

@@ -1,21 +1,18 @@
 //! Real processes: found, started, signalled, and never left behind.
 
-use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest any process of these tests may take; only a hang reaches it.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::files::repository;
+
+/// Longest any process of these tests may take, and what it brings about; only a hang reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A built binary. `cargo xtask test` builds them before it runs the tests.
 pub fn binary(name: &str) -> PathBuf {
-    let beside = || {
-        // Checkouts share compiled tests, so the path is asked for when they run.
-        let manifest_dir = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
-        Path::new(&manifest_dir).join("../target/release")
-    };
+    let beside = || repository().join("target/release");
     let folder = std::env::var_os("MILLRACE_BIN_DIR").map_or_else(beside, PathBuf::from);
     let path = folder.join(name);
     assert!(
@@ -85,12 +82,9 @@ impl Process {
 
     /// What it has printed so far.
     pub fn log(&self) -> String {
-        let mut text = String::new();
-        std::fs::File::open(&self.log)
-            .unwrap()
-            .read_to_string(&mut text)
-            .unwrap();
-        text
+        let bytes = std::fs::read(&self.log).unwrap();
+        // The last line may end within a character.
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 

@@ -4,12 +4,15 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tempfile::TempDir;
 
-use crate::starting::free_address;
+use crate::starting::{answering, on_free_port};
+
+/// How long a server may take to listen after its start, on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 const ACCESS_KEY: &str = "millrace-test";
 const SECRET_KEY: &str = "millrace-test-secret";
@@ -28,26 +31,16 @@ pub struct S3Server {
 impl S3Server {
     /// Starts a server with an empty bucket.
     pub fn start() -> Self {
-        // Another process may take the free port before the server does.
-        for _ in 0..5 {
-            if let Some(server) = Self::try_start() {
-                return server;
-            }
-        }
-        panic!("versitygw did not start; run it by hand to see why");
-    }
-
-    fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
-        let port = free_address().port();
-        let mut server = Self {
-            process: spawn(port, folder.path(), SECRET_KEY),
+        let started = on_free_port(|port| Some((port, spawn(port, folder.path(), SECRET_KEY)?)));
+        let (port, process) = started.expect("versitygw does not start; run it by hand to see why");
+        Self {
+            process,
             port,
             folder,
             secret_key: SECRET_KEY.to_owned(),
-        };
-        server.answers().then_some(server)
+        }
     }
 
     /// Starts it again on its port and folder, with another secret key than it had.
@@ -55,22 +48,8 @@ impl S3Server {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
         secret_key.clone_into(&mut self.secret_key);
-        self.process = spawn(self.port, self.folder.path(), secret_key);
-        assert!(self.answers(), "it does not start again on its port");
-    }
-
-    fn answers(&mut self) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while Instant::now() < deadline {
-            if self.process.try_wait().unwrap().is_some() {
-                return false;
-            }
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
-                return true;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        false
+        let process = spawn(self.port, self.folder.path(), secret_key);
+        self.process = process.expect("it starts again on its port");
     }
 
     /// The variables by which the AWS tools, and millrace, find this server and its keys.
@@ -100,16 +79,21 @@ impl Drop for S3Server {
     }
 }
 
-fn spawn(port: u16, folder: &Path, secret_key: &str) -> Child {
-    Command::new(binary())
-        .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
+/// A server that listens on `port`, or nothing where it ended at once, as for a port in use.
+fn spawn(port: u16, folder: &Path, secret_key: &str) -> Option<Child> {
+    let address = format!("127.0.0.1:{port}");
+    let child = Command::new(binary())
+        .args(["--port", &address, "posix"])
         .arg(folder)
         .env("ROOT_ACCESS_KEY", ACCESS_KEY)
         .env("ROOT_SECRET_KEY", secret_key)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap()
+        .unwrap();
+    answering(child, START_TIMEOUT, || {
+        TcpStream::connect(&address).is_ok()
+    })
 }
 
 fn binary() -> PathBuf {

@@ -18,6 +18,8 @@ pub struct Asked {
     pub schema: Option<Value>,
     /// Whether the answer is streamed.
     pub is_streamed: bool,
+    /// Whether the stream of a chat completion says the usage.
+    pub is_usage_streamed: bool,
     /// Whether embeddings travel as base64.
     pub is_base64: bool,
 }
@@ -82,6 +84,7 @@ pub fn embeddings(body: &Value) -> Result<Asked, &'static str> {
         rows,
         schema: None,
         is_streamed: false,
+        is_usage_streamed: false,
         is_base64: body["encoding_format"] == "base64",
     })
 }
@@ -100,6 +103,7 @@ fn asked(body: &Value, messages: &[Value], schema: Option<Value>) -> Result<Aske
         prompt_tokens: texts.iter().map(|text| 3 + tokens(text)).sum::<u64>() + format,
         schema,
         is_streamed: body["stream"] == true,
+        is_usage_streamed: body["stream_options"]["include_usage"] == true,
         is_base64: false,
     })
 }

@@ -13,7 +13,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use futures::StreamExt;
@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 
 use crate::answer::{self, Asked};
 use crate::faults::Fate;
-use crate::limits::{LetIn, Standing};
+use crate::limits::{RateLimiter, Standing};
 use crate::options::StandInOptions;
 use crate::record::{Call, Record};
 use crate::replies::{self, Said};
@@ -44,9 +44,9 @@ pub struct Served {
 
 #[derive(Default)]
 struct Shared {
-    let_in_of_key: HashMap<String, LetIn>,
+    limiter_of_key: HashMap<String, RateLimiter>,
     calls: Vec<Call>,
-    let_in: u64,
+    calls_let_in: u64,
 }
 
 impl Served {
@@ -77,6 +77,21 @@ impl Served {
         Record { calls }
     }
 
+    fn knows(&self, key: &str) -> bool {
+        match &self.options.api_key {
+            Some(expected) => expected == key,
+            None => !key.is_empty(),
+        }
+    }
+
+    /// Takes as long as a model would; what is too long for it is refused at once.
+    async fn compute(&self, asked: &Asked, fate: Fate) {
+        if fate != Fate::TooLong {
+            let rows_ms = self.options.latency_per_row_ms * asked.rows.len() as u64;
+            self.sleep_ms(self.options.latency_ms + rows_ms).await;
+        }
+    }
+
     /// Milliseconds since the start, as they pass for the API.
     fn now_ms(&self) -> u64 {
         (self.started.elapsed().as_secs_f64() * 1000.0 * self.options.time_factor) as u64
@@ -100,11 +115,11 @@ impl Served {
 }
 
 pub fn router(served: Arc<Served>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/responses", post(responses))
-        .route("/v1/embeddings", post(embeddings))
-        .route("/record", get(record))
+    let mut router = Router::new().route("/record", get(record));
+    for api in [Api::Chat, Api::Responses, Api::Embeddings] {
+        router = router.route(api.path(), endpoint(api));
+    }
+    router
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(served)
 }
@@ -151,86 +166,57 @@ enum Api {
     Embeddings,
 }
 
+impl Api {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Responses => "/v1/responses",
+            Self::Embeddings => "/v1/embeddings",
+        }
+    }
+}
+
 async fn record(State(served): State<Arc<Served>>) -> Json<Record> {
     Json(served.record())
 }
 
-async fn chat(served: State<Arc<Served>>, via: Via, headers: HeaderMap, body: Bytes) -> Response {
-    call(served, Api::Chat, via, headers, body).await
-}
-
-async fn responses(
-    served: State<Arc<Served>>,
-    via: Via,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    call(served, Api::Responses, via, headers, body).await
-}
-
-async fn embeddings(
-    served: State<Arc<Served>>,
-    via: Via,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    call(served, Api::Embeddings, via, headers, body).await
+fn endpoint(api: Api) -> MethodRouter<Arc<Served>> {
+    post(
+        move |State(served): State<Arc<Served>>, via: Via, headers: HeaderMap, body: Bytes| {
+            call(served, api, via, headers, body)
+        },
+    )
 }
 
 async fn call(
-    State(served): State<Arc<Served>>,
+    served: Arc<Served>,
     api: Api,
     via: Via,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let key = key(&headers);
-    let is_known = match &served.options.api_key {
-        Some(expected) => *expected == key,
-        None => !key.is_empty(),
-    };
-    if !is_known {
-        let said = replies::error(
-            "invalid_request_error",
-            "invalid_api_key",
-            "Incorrect API key provided.",
-        );
-        return (StatusCode::UNAUTHORIZED, Json(said)).into_response();
+    if !served.knows(&key) {
+        let message = "Incorrect API key provided.";
+        return refused(StatusCode::UNAUTHORIZED, "invalid_api_key", message);
     }
-    let asked = serde_json::from_slice::<Value>(&body)
-        .map_err(|_| "the request is no JSON")
-        .and_then(|body| Ok((asked(api, &body)?, body)));
-    let (asked, body) = match asked {
-        Ok(asked) => asked,
+    let request = match Request::read(api, &body) {
+        Ok(request) => request,
         Err(message) => return refused(StatusCode::BAD_REQUEST, "invalid_value", message),
     };
-    let content = asked.content();
-    let said_tokens = match api {
-        Api::Embeddings => 0,
-        Api::Chat | Api::Responses => answer::tokens(&content),
-    };
-    let (index, number, standing) = arrive(&served, api, key, via, &asked, said_tokens);
+    let Arrival {
+        index,
+        number,
+        standing,
+    } = arrive(&served, &request, key, via);
     let mut headers = limit_headers(&served.options, &standing);
     let Some(number) = number else {
-        let reply = refused(
-            StatusCode::TOO_MANY_REQUESTS,
-            "rate_limit_exceeded",
-            "Rate limit reached. Please try again later.",
-        );
-        return (headers, reply).into_response();
+        let message = "Rate limit reached. Please try again later.";
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        return (headers, refused(status, "rate_limit_exceeded", message)).into_response();
     };
-    let fate = served.options.faults.fate(number, &asked);
-    let rows = asked.rows.len() as u64;
-    let StandInOptions {
-        latency_ms,
-        latency_per_row_ms,
-        ..
-    } = served.options;
-    if fate != Fate::TooLong {
-        served
-            .sleep_ms(latency_ms + latency_per_row_ms * rows)
-            .await;
-    }
+    let fate = served.options.faults.fate(number, &request.asked);
+    served.compute(&request.asked, fate).await;
     if let Some((status, reply)) = failed(fate) {
         let wait_ms = served.options.faults.failed_retry_after_ms;
         if let Some(wait_ms) = wait_ms.filter(|_| fate == Fate::Failed) {
@@ -242,6 +228,47 @@ async fn call(
     if fate == Fate::Silent {
         return std::future::pending().await;
     }
+    (headers, answered(served, request, index, fate)).into_response()
+}
+
+/// What is asked of an endpoint, and what is said to it if nothing goes wrong.
+struct Request {
+    api: Api,
+    asked: Asked,
+    /// Empty for embeddings, which are no text.
+    content: String,
+    answer_tokens: u64,
+}
+
+impl Request {
+    fn read(api: Api, body: &[u8]) -> Result<Self, &'static str> {
+        let body: Value = serde_json::from_slice(body).map_err(|_| "the request is no JSON")?;
+        let asked = match api {
+            Api::Chat => answer::chat(&body),
+            Api::Responses => answer::responses(&body),
+            Api::Embeddings => answer::embeddings(&body),
+        }?;
+        let content = match api {
+            Api::Chat | Api::Responses => asked.content(),
+            Api::Embeddings => String::new(),
+        };
+        Ok(Self {
+            api,
+            asked,
+            answer_tokens: answer::tokens(&content),
+            content,
+        })
+    }
+}
+
+/// The answer to a call that is let in and does not fail, at once or piece by piece.
+fn answered(served: Arc<Served>, request: Request, index: usize, fate: Fate) -> Response {
+    let Request {
+        api,
+        asked,
+        content,
+        answer_tokens,
+    } = request;
     let said = Said {
         id: format!("{index:08}"),
         content: match fate {
@@ -250,23 +277,18 @@ async fn call(
             Fate::Short => Ok(shortened(&asked)),
             _ => Ok(content),
         },
-        tokens: said_tokens,
+        tokens: answer_tokens,
     };
-    if asked.is_streamed && api != Api::Embeddings {
-        let events = match api {
-            Api::Chat => stream::chat(
-                &asked,
-                &said,
-                body["stream_options"]["include_usage"] == true,
-            ),
-            Api::Responses | Api::Embeddings => stream::response(&asked, &said),
-        };
-        return (headers, streamed(served, index, events, fate)).into_response();
-    }
-    let reply = match api {
-        Api::Chat => replies::chat(&asked, &said),
-        Api::Responses => replies::response(&asked, &said),
-        Api::Embeddings => {
+    let reply = match (api, asked.is_streamed) {
+        (Api::Chat, true) => {
+            return streamed(served, index, stream::chat(&asked, &said), fate);
+        }
+        (Api::Responses, true) => {
+            return streamed(served, index, stream::response(&asked, &said), fate);
+        }
+        (Api::Chat, false) => replies::chat(&asked, &said),
+        (Api::Responses, false) => replies::response(&asked, &said),
+        (Api::Embeddings, _) => {
             let mut vectors = asked.vectors(served.options.dimensions);
             if fate == Fate::Short {
                 vectors.pop();
@@ -275,7 +297,7 @@ async fn call(
         }
     };
     served.ended(index, StatusCode::OK);
-    (headers, Json(reply)).into_response()
+    Json(reply).into_response()
 }
 
 fn key(headers: &HeaderMap) -> String {
@@ -286,54 +308,53 @@ fn key(headers: &HeaderMap) -> String {
     value.trim_start_matches("Bearer ").to_owned()
 }
 
-fn asked(api: Api, body: &Value) -> Result<Asked, &'static str> {
-    match api {
-        Api::Chat => answer::chat(body),
-        Api::Responses => answer::responses(body),
-        Api::Embeddings => answer::embeddings(body),
-    }
+/// A call that is noted.
+struct Arrival {
+    /// Its place in the record.
+    index: usize,
+    /// Its number among those that were let in; `None` if it is not.
+    number: Option<u64>,
+    /// What headers say.
+    standing: Standing,
 }
 
-/// Notes the call and lets it in or not. Returns its place in the record, its number among those that
-/// were let in, and what headers say.
-fn arrive(
-    served: &Served,
-    api: Api,
-    key: String,
-    via: Via,
-    asked: &Asked,
-    answer_tokens: u64,
-) -> (usize, Option<u64>, Standing) {
+/// Notes a call and lets it in or not.
+fn arrive(served: &Served, request: &Request, key: String, via: Via) -> Arrival {
+    let Request {
+        api,
+        asked,
+        content: _,
+        answer_tokens,
+    } = request;
     let tokens = asked.prompt_tokens + answer_tokens;
     let mut shared = served.lock();
     // Read under the lock, so that the record is in the order of its moments.
     let at_ms = served.now_ms();
-    let of_key = shared.let_in_of_key.entry(key.clone()).or_default();
-    let standing = of_key.ask(at_ms, tokens, &served.options.limits());
-    let path = match api {
-        Api::Chat => "/v1/chat/completions",
-        Api::Responses => "/v1/responses",
-        Api::Embeddings => "/v1/embeddings",
-    };
+    let limiter = shared.limiter_of_key.entry(key.clone()).or_default();
+    let standing = limiter.ask(at_ms, tokens, &served.options.limits());
     let is_let_in = standing.is_let_in;
     shared.calls.push(Call {
         at_ms,
         ended_ms: (!is_let_in).then_some(at_ms),
         key,
-        path: path.to_owned(),
+        path: api.path().to_owned(),
         status: (!is_let_in).then_some(429),
         tokens,
-        answer_tokens,
+        answer_tokens: *answer_tokens,
         rows: asked.rows.clone(),
         is_streamed: asked.is_streamed,
         version: format!("{:?}", via.version),
         peer_port: via.peer.0,
     });
     let number = is_let_in.then(|| {
-        shared.let_in += 1;
-        shared.let_in
+        shared.calls_let_in += 1;
+        shared.calls_let_in
     });
-    (shared.calls.len() - 1, number, standing)
+    Arrival {
+        index: shared.calls.len() - 1,
+        number,
+        standing,
+    }
 }
 
 fn failed(fate: Fate) -> Option<(StatusCode, Response)> {
@@ -386,12 +407,7 @@ fn shortened(asked: &Asked) -> String {
     .content()
 }
 
-fn streamed(
-    served: Arc<Served>,
-    index: usize,
-    events: Vec<Event>,
-    fate: Fate,
-) -> Sse<impl futures::Stream<Item = Result<Event, std::io::Error>>> {
+fn streamed(served: Arc<Served>, index: usize, events: Vec<Event>, fate: Fate) -> Response {
     let last = events.len().saturating_sub(1);
     let middle = last / 2;
     let events = futures::stream::iter(events.into_iter().enumerate());
@@ -404,7 +420,7 @@ fn streamed(
             match fate {
                 Fate::Cut if number == middle => {
                     served.ended(index, StatusCode::INTERNAL_SERVER_ERROR);
-                    return Err(std::io::ErrorKind::ConnectionAborted.into());
+                    return Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted));
                 }
                 Fate::Stalled if number == middle => return std::future::pending().await,
                 _ => {}
@@ -415,7 +431,7 @@ fn streamed(
             Ok(event)
         }
     });
-    Sse::new(paused)
+    Sse::new(paused).into_response()
 }
 
 fn limit_headers(options: &StandInOptions, standing: &Standing) -> HeaderMap {

@@ -33,15 +33,15 @@ pub struct Limits {
     pub tokens_burst: Option<u64>,
 }
 
-/// What was let in lately, however it is counted.
+/// The rate limiter of a key: what it let in lately, however that is counted.
 #[derive(Debug, Default)]
-pub struct LetIn {
+pub struct RateLimiter {
     window: Window,
     requests: Bucket,
     tokens: Bucket,
 }
 
-impl LetIn {
+impl RateLimiter {
     /// Lets a call in or not; one that is not changes nothing.
     pub fn ask(&mut self, now_ms: u64, tokens: u64, limits: &Limits) -> Standing {
         match limits.algorithm {
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_bucket_lets_a_burst_in_and_then_what_is_refilled() {
-        let mut let_in = LetIn::default();
+        let mut limiter = RateLimiter::default();
         let limits = Limits {
             algorithm: Algorithm::TokenBucket,
             requests: Some(60),
@@ -208,7 +208,7 @@ mod tests {
             tokens: Some(600),
             tokens_burst: None,
         };
-        let mut ask = |now_ms, tokens| let_in.ask(now_ms, tokens, &limits);
+        let mut ask = |now_ms, tokens| limiter.ask(now_ms, tokens, &limits);
         assert!(ask(0, 100).is_let_in);
         let second = ask(0, 300);
         assert!(second.is_let_in);

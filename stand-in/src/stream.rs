@@ -11,7 +11,7 @@ use crate::replies::{self, Said};
 const PIECE_CHARS: usize = 24;
 
 /// The events of a chat completion.
-pub fn chat(asked: &Asked, said: &Said, with_usage: bool) -> Vec<Event> {
+pub fn chat(asked: &Asked, said: &Said) -> Vec<Event> {
     let chunk = |choices: Value, usage: Value| {
         let chunk = json!({
             "id": format!("chatcmpl-{}", said.id),
@@ -37,7 +37,7 @@ pub fn chat(asked: &Asked, said: &Said, with_usage: bool) -> Vec<Event> {
         Err(refusal) => events.push(choice(json!({"refusal": refusal}), Value::Null)),
     }
     events.push(choice(json!({}), json!("stop")));
-    if with_usage {
+    if asked.is_usage_streamed {
         events.push(chunk(json!([]), replies::chat_usage(asked, said)));
     }
     events.push(Event::default().data("[DONE]"));

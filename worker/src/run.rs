@@ -8,7 +8,6 @@ use millrace_protocol::commit::Commit;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::Manifest;
 use millrace_protocol::plan::{FIRST_RUN, InputFile, Plan, RunNumber, ShardIndex};
-use millrace_protocol::tally::Tally;
 use tokio_util::sync::CancellationToken;
 
 use crate::answerer;
@@ -25,9 +24,6 @@ use crate::work::progress::{Progress, ProgressSnapshot};
 use crate::work::{Ended, GiveUp, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
 use millrace_telemetry::in_span;
-
-/// How often it is seen to how many rows and shards failed.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Dead letters that are read at a time; each is at most a kilobyte and a bit.
 const GIVEN_UP_PAGE: usize = 1_000;
@@ -229,11 +225,12 @@ pub async fn worker(
 fn too_many_failed(job: &CheckedJob, progress: &Progress) -> Option<GiveUp> {
     let ProgressSnapshot {
         shards_failed,
-        done: Tally { rows, .. },
+        done,
+        rows_begun,
         ..
     } = progress.snapshot();
     let rows_max = job.failed_rows_max;
-    if rows_max.is_some_and(|max| max.is_exceeded(rows.failed, rows.total())) {
+    if rows_max.is_some_and(|max| max.is_exceeded(done.rows.failed, rows_begun)) {
         return Some(GiveUp::TooManyFailedRows);
     }
     let shards_max = job.failed_shards_max;
@@ -241,7 +238,7 @@ fn too_many_failed(job: &CheckedJob, progress: &Progress) -> Option<GiveUp> {
     is_exceeded.then_some(GiveUp::TooManyFailedIndexes)
 }
 
-/// Waits until more failed than the job allows.
+/// Waits until more failed than the job allows. Looks at every change: each row after that is paid for.
 async fn until_too_many_failed(job: &CheckedJob, progress: &Progress) -> GiveUp {
     if job.failed_rows_max.is_none() && job.failed_shards_max.is_none() {
         return std::future::pending().await;
@@ -250,7 +247,7 @@ async fn until_too_many_failed(job: &CheckedJob, progress: &Progress) -> GiveUp 
         if let Some(give_up) = too_many_failed(job, progress) {
             return give_up;
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        progress.changed().await;
     }
 }
 

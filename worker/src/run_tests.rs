@@ -1,7 +1,8 @@
 //! Runs driven to their end over outputs that are not as the lease store believes.
 
+use futures::FutureExt;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
-use millrace_protocol::tally::Tally;
+use millrace_protocol::tally::{Rows, Tally};
 use serde_json::json;
 
 use super::*;
@@ -92,6 +93,34 @@ async fn more_shards_that_are_given_up_than_may_be_end_the_run_and_are_named() {
             other => panic!("{max}: {other:?}"),
         };
         assert_eq!(manifest.failed_indexes().as_deref(), Some("0-2"));
+    }
+}
+
+#[tokio::test]
+async fn the_row_that_is_one_too_many_ends_the_run_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    // Bad rows of a window are no greater part of it for being the first to be known.
+    for (max, fails) in [(json!(2), [2, 1]), (json!("5%"), [100, 1])] {
+        let job = testing::job(folder.path(), &["a"], json!({"maxFailedRows": max}));
+        let progress = Progress::default();
+        progress.begun(0, 2_000);
+        let mut given_up = std::pin::pin!(until_too_many_failed(&job, &progress));
+        let fail = |failed| {
+            let rows = Rows {
+                failed,
+                ..Rows::default()
+            };
+            let tally = Tally {
+                rows,
+                ..Tally::default()
+            };
+            progress.answered(0, tally);
+        };
+        fail(fails[0]);
+        assert_eq!(given_up.as_mut().now_or_never(), None, "{max}");
+        fail(fails[1]);
+        let reason = given_up.as_mut().now_or_never();
+        assert_eq!(reason, Some(GiveUp::TooManyFailedRows), "{max}");
     }
 }
 

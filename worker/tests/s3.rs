@@ -317,31 +317,37 @@ async fn begin_upload(stores: &Stores, key: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_finish_aborts_the_uploads_that_killed_workers_of_its_run_left_and_no_others() {
-    let server = S3Server::start();
-    let stores = stores(&server);
-    put(&stores, "in/a.jsonl", "").await;
-    let job = job(&["in/a.jsonl"]);
-    let prepared = prepare(&stores, &job).await.unwrap();
-    for key in [
-        "out/parts/0001-00000-aa.jsonl",
-        "out/parts/0001-00000-bb.jsonl",
-        "out/errors/0001-00000-aa.jsonl",
-        "out/results.jsonl",
-        "out/parts/0002-00000-aa.jsonl",
-        "other/parts/0001-00000-aa.jsonl",
+    // Of a job without a row, and of one that was cancelled with a shard that nobody committed.
+    for (rows, give_up) in [
+        ("", None),
+        ("{\"id\":1,\"text\":\"one\"}\n", Some("cancelled")),
     ] {
-        begin_upload(&stores, key).await;
+        let server = S3Server::start();
+        let stores = stores(&server);
+        put(&stores, "in/a.jsonl", rows).await;
+        let job = job(&["in/a.jsonl"]);
+        let prepared = prepare(&stores, &job).await.unwrap();
+        for key in [
+            "out/parts/0001-00000-aa.jsonl",
+            "out/parts/0001-00000-bb.jsonl",
+            "out/errors/0001-00000-aa.jsonl",
+            "out/results.jsonl",
+            "out/parts/0002-00000-aa.jsonl",
+            "other/parts/0001-00000-aa.jsonl",
+        ] {
+            begin_upload(&stores, key).await;
+        }
+        let leases = MemoryLeaseStore::new(LeaseOptions::default());
+        conclude(&job, &prepared, &leases, give_up, None)
+            .await
+            .unwrap();
+        let uploads = stores.open(&uri("")).unwrap().uploads.unwrap();
+        let left = async |prefix: &str| uploads.abort(&Path::from(prefix)).await.unwrap();
+        assert_eq!(left("out/parts/0001-").await, 0);
+        assert_eq!(left("out/errors").await, 0);
+        assert_eq!(left("out/results").await, 0);
+        assert_eq!(left("out").await, 1, "a later run's go on");
+        assert_eq!(left("other").await, 1, "another output's go on");
+        assert_eq!(left("").await, 0);
     }
-    let leases = MemoryLeaseStore::new(LeaseOptions::default());
-    conclude(&job, &prepared, &leases, None, None)
-        .await
-        .unwrap();
-    let uploads = stores.open(&uri("")).unwrap().uploads.unwrap();
-    let left = async |prefix: &str| uploads.abort(&Path::from(prefix)).await.unwrap();
-    assert_eq!(left("out/parts/0001-").await, 0);
-    assert_eq!(left("out/errors").await, 0);
-    assert_eq!(left("out/results").await, 0);
-    assert_eq!(left("out").await, 1, "a later run's go on");
-    assert_eq!(left("other").await, 1, "another output's go on");
-    assert_eq!(left("").await, 0);
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use millrace_e2e::files::repository;
 use millrace_e2e::process::{binary, until};
 use millrace_e2e::skips::skip;
 use millrace_e2e::sweeper::{Sweep, Sweeper};
@@ -327,7 +328,7 @@ impl Cluster {
 
     /// Installs the chart with further settings.
     pub fn upgrade(&self, settings: &[&str]) {
-        self.upgrade_to(&root().join("charts/millrace"), settings);
+        self.upgrade_to(&repository().join("charts/millrace"), settings);
     }
 
     /// Installs another version of the chart.
@@ -506,15 +507,9 @@ fn xtask(arguments: &[&str]) -> Command {
         .arg(binary("xtask"))
         .arg("cluster")
         .args(arguments)
-        .env("CARGO_MANIFEST_DIR", root().join("xtask"))
+        .env("CARGO_MANIFEST_DIR", repository().join("xtask"))
         .stdin(Stdio::null());
     command
-}
-
-/// The repository.
-pub fn root() -> PathBuf {
-    let crate_folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
-    Path::new(&crate_folder).join("..")
 }
 
 fn expect(command: &mut Command) -> String {

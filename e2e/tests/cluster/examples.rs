@@ -2,12 +2,12 @@
 //! stand-ins of the trained ones, and the API is the stand-in of a paid one.
 
 use std::path::Path;
-use std::process::Command;
 
+use millrace_e2e::files::{copy, make_models, repository};
 use millrace_e2e::postgres_server::PostgresServer;
 
 use crate::api::{Api, KEY};
-use crate::cluster::{root, turn_at_own};
+use crate::cluster::turn_at_own;
 use crate::tenant::{Tenant, copy_model, secret};
 
 /// The API that the examples ask in a cluster.
@@ -30,22 +30,16 @@ const CLASSIFIERS: [&str; 4] = [
     "sentiment-to-postgres/models/emotion",
 ];
 
-fn succeed(command: &mut Command) {
-    assert!(command.status().unwrap().success(), "{command:?}");
-}
-
 /// Copies what the examples say that the bucket must hold.
 fn fill(bucket: &Path) {
     let made = tempfile::tempdir().unwrap();
-    let mut make = Command::new("python3");
-    make.arg(root().join("e2e/make_models.py"));
-    succeed(make.arg("--to").arg(made.path()));
+    make_models(made.path());
+    let models = bucket.join("models");
     for classifier in CLASSIFIERS {
-        let mut copy = Command::new("cp");
-        copy.arg("-r").arg(made.path().join(classifier));
-        succeed(copy.arg(bucket.join("models")));
+        let from = made.path().join(classifier);
+        copy(&from, &models.join(from.file_name().unwrap()));
     }
-    copy_model(&bucket.join("models/all-MiniLM-L6-v2"));
+    copy_model(&models.join("all-MiniLM-L6-v2"));
     for (example, _) in EXAMPLES {
         let rows = match example {
             "comments" => "posts",
@@ -54,10 +48,8 @@ fn fill(bucket: &Path) {
         };
         let to = bucket.join(example);
         std::fs::create_dir(&to).unwrap();
-        let mut copy = Command::new("cp");
-        copy.arg("-r")
-            .arg(root().join("examples").join(example).join(rows));
-        succeed(copy.arg(to));
+        let from = repository().join("examples").join(example);
+        copy(&from.join(rows), &to.join(rows));
     }
 }
 
@@ -92,7 +84,7 @@ fn the_examples_of_the_five_systems_run_in_a_cluster() {
         .within(|| PostgresServer::start_at(address));
     cluster.apply(&secrets(namespace, &postgres.url()));
     for (example, _) in EXAMPLES {
-        let folder = root().join("examples").join(example);
+        let folder = repository().join("examples").join(example);
         let built = cluster.kubectl(&["kustomize", folder.to_str().unwrap()]);
         let built = built.replace(PAID_API, &format!("http://{}/v1", api.address()));
         let made = built.replace(

@@ -1,12 +1,12 @@
 //! The release of the chart itself: tested, upgraded in mid-job, taken away.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use millrace_e2e::files::{copy, repository};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, SYSTEM, root, turn, turn_alone};
+use crate::cluster::{Cluster, SYSTEM, turn, turn_alone};
 use crate::tenant::Tenant;
 
 #[test]
@@ -57,11 +57,9 @@ const NEW_FIELD: &str = "ttlSecondsAfterFinished";
 /// A copy of the chart whose CRD lacks that field.
 fn chart_before() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let chart = root().join("charts/millrace");
-    let mut copy = Command::new("cp");
-    copy.arg("-r").arg(chart).arg(folder.path());
-    assert!(copy.status().unwrap().success());
-    let file = folder.path().join("millrace/files/crds/batchjobs.yaml");
+    let chart = folder.path().join("millrace");
+    copy(&repository().join("charts/millrace"), &chart);
+    let file = chart.join("files/crds/batchjobs.yaml");
     let crd = std::fs::read_to_string(&file).unwrap();
     let indent = |line: &str| line.len() - line.trim_start().len();
     let mut within = None;

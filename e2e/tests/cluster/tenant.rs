@@ -1,13 +1,13 @@
 //! A namespace with a bucket, a service and jobs.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 
+use millrace_e2e::files::{copy, repository};
 use millrace_e2e::history::{Outcomes, assert_every_row_once, outcomes};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, OF_TESTS, root};
+use crate::cluster::{Cluster, OF_TESTS};
 use crate::store::Store;
 
 /// Selects the pods of the service.
@@ -156,7 +156,8 @@ impl<'a> Tenant<'a> {
 
     /// Writes real texts, over and over with ids of their own, and returns the file's bytes.
     pub fn rows(&self, count: usize) -> Vec<u8> {
-        let texts = std::fs::read_to_string(root().join("examples/embed/texts.jsonl")).unwrap();
+        let texts =
+            std::fs::read_to_string(repository().join("examples/embed/texts.jsonl")).unwrap();
         let texts: Vec<Value> = texts
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
@@ -297,14 +298,8 @@ pub fn secret(namespace: &str, name: &str, key: &str, value: &str) -> String {
 }
 
 /// Copies the model that `cargo xtask setup` fetched.
-pub fn copy_model(to: &std::path::Path) {
+pub fn copy_model(to: &Path) {
     let cache = std::env::var_os("MILLRACE_MODEL_CACHE").expect("cargo xtask test sets it");
     let from = PathBuf::from(cache).join("sentence-transformers/all-MiniLM-L6-v2");
-    std::fs::create_dir_all(to).unwrap();
-    let copied = Command::new("cp")
-        .arg("-r")
-        .arg(from.join("."))
-        .arg(to)
-        .status();
-    assert!(copied.unwrap().success(), "{} is missing", from.display());
+    copy(&from, to);
 }

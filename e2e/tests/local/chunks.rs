@@ -1,9 +1,6 @@
 //! Long documents, asked about in chunks: one line for each, whatever happens to a chunk or to the run.
 
-use std::time::Duration;
-
 use millrace_e2e::history::{assert_every_row_once, outcomes};
-use millrace_e2e::process::until;
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, SceneOptions, line_offsets};
@@ -85,8 +82,7 @@ fn a_long_document_has_one_line_with_its_chunks_in_order_though_the_run_was_kill
         ..SceneOptions::default()
     });
     let mut run = scene.run();
-    let commits = scene.path("out/_millrace/runs/0001/commits");
-    until(Duration::from_secs(20), || commits.exists().then_some(())).expect("a first commit");
+    scene.wait_for_commits(1);
     run.kill();
     scene.run().succeed();
     let offsets = line_offsets(&input);

@@ -2,19 +2,11 @@
 //! are stand-ins that find words, so that what must be answered is known.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use millrace_e2e::files::{copy, make_models, repository};
 use millrace_e2e::process::{Process, binary};
 use serde_json::Value;
-
-fn repository() -> PathBuf {
-    Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("..")
-}
-
-fn succeed(command: &mut Command) {
-    assert!(command.status().unwrap().success(), "{command:?}");
-}
 
 /// Runs an example, and returns the best label of each step for each id.
 fn run(example: &str) -> BTreeMap<String, Vec<String>> {
@@ -24,11 +16,9 @@ fn run(example: &str) -> BTreeMap<String, Vec<String>> {
     // Without models or output that somebody made there. What is for clusters must not be taken for a manifest.
     std::fs::create_dir(&place).unwrap();
     for file in ["job.yaml", "service.yaml", "texts.jsonl", "Kustomization"] {
-        std::fs::copy(from.join(file), place.join(file)).unwrap();
+        copy(&from.join(file), &place.join(file));
     }
-    let mut make = Command::new("python3");
-    make.arg(repository().join("e2e/make_models.py"));
-    succeed(make.arg("--to").arg(folder.path()));
+    make_models(folder.path());
     let mut command = Command::new(binary("millrace"));
     command.arg("run").arg("-f").arg(&place);
     Process::start(command, folder.path().join("run.log")).succeed();

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::scene::{Scene, SceneOptions, flush, jsonl, line_offsets};
 use millrace_e2e::history::{Outcome, Outcomes, assert_every_row_once, outcomes, outcomes_so_far};
-use millrace_e2e::process::{Process, children, send, until};
+use millrace_e2e::process::{Process, children, send};
 use millrace_e2e::redis_server::RedisServer;
 
 /// Long enough for kills to land in every phase, short enough to be run each time.
@@ -20,12 +20,16 @@ const ROWS: usize = 3_000;
 const BAD_EVERY: usize = 97;
 
 fn scene() -> Scene {
-    Scene::new(SceneOptions {
+    Scene::new(options())
+}
+
+fn options() -> SceneOptions {
+    SceneOptions {
         input: jsonl(ROWS, BAD_EVERY),
         settings: "  sharding:\n    targetBytes: 16384\n  backoffLimitPerIndex: 100\n".to_owned(),
         fake_backend: "micros-per-token=60".to_owned(),
         ..SceneOptions::default()
-    })
+    }
 }
 
 /// A random source whose seed is printed, so that a failure can be replayed.
@@ -149,16 +153,20 @@ fn two_runs_of_one_job_race_and_each_row_is_visible_once() {
 #[test]
 fn a_worker_told_to_stop_gives_its_shards_back_at_once() {
     let redis = RedisServer::start();
-    let scene = scene();
+    let scene = Scene::new(SceneOptions {
+        // Work for longer than the signal may take, and leases that nobody sees the end of.
+        fake_backend: "micros-per-token=150".to_owned(),
+        lease_ttl_ms: 3_600_000,
+        ..options()
+    });
     let _server = scene.server();
     scene.worker("plan", &redis.url(), "plan.log").succeed();
     let mut first = scene.worker("work", &redis.url(), "first.log");
-    let commits = scene.path("out/_millrace/runs/0001/commits");
-    until(Duration::from_secs(20), || commits.exists().then_some(())).expect("a first commit");
+    scene.wait_for_commits(1);
     first.signal(libc::SIGTERM);
     first.succeed();
     assert!(first.log().contains("Stopped"), "{}", first.log());
-    // Nothing is left leased, so the second worker waits for no TTL.
+    // Nothing is left leased, so the second worker waits for no lease.
     scene.worker("work", &redis.url(), "second.log").succeed();
     scene.worker("finish", &redis.url(), "finish.log").succeed();
     check(&scene);

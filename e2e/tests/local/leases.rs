@@ -1,21 +1,14 @@
 //! Leases under faults: Redis flushed, stopped and stalled, and a worker stalled past its lease.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::scene::{Scene, SceneOptions, files_below, flush, jsonl, line_offsets};
-use millrace_e2e::history::{assert_every_row_once, outcomes};
-use millrace_e2e::process::until;
+use crate::scene::{Scene, SceneOptions, flush, jsonl, line_offsets};
+use millrace_e2e::history::{assert_every_row_once, commit_records, outcomes};
 use millrace_e2e::redis_server::RedisServer;
 
 const ROWS: usize = 2_000;
 
-fn scene() -> Scene {
-    slow_scene("100")
-}
-
-fn slow_scene(micros_per_token: &str) -> Scene {
+fn scene(micros_per_token: u32) -> Scene {
     Scene::new(SceneOptions {
         input: jsonl(ROWS, 0),
         settings: "  sharding:\n    targetBytes: 16384\n".to_owned(),
@@ -33,27 +26,15 @@ fn check(scene: &Scene) {
     );
 }
 
-fn commits(scene: &Scene) -> usize {
-    let folder = scene.path("out/_millrace/runs/0001/commits");
-    std::fs::read_dir(folder).map_or(0, |entries| entries.count())
-}
-
-fn wait_for_commits(scene: &Scene, count: usize) {
-    until(Duration::from_secs(30), || {
-        (commits(scene) >= count).then_some(())
-    })
-    .unwrap_or_else(|| panic!("no {count} commits within 30 s"));
-}
-
 #[test]
 fn a_flushed_redis_is_filled_again_from_plan_and_commits() {
     let redis = RedisServer::start();
-    let scene = scene();
+    let scene = scene(100);
     let _server = scene.server();
     scene.worker("plan", &redis.url(), "plan.log").succeed();
     let mut worker = scene.worker("work", &redis.url(), "work.log");
     for commits in [1, 3] {
-        wait_for_commits(&scene, commits);
+        scene.wait_for_commits(commits);
         flush(&redis);
     }
     worker.succeed();
@@ -69,14 +50,15 @@ fn a_flushed_redis_is_filled_again_from_plan_and_commits() {
 #[test]
 fn a_stopped_redis_pauses_the_run_and_a_started_one_ends_the_pause() {
     let mut redis = RedisServer::start();
-    let scene = scene();
+    // Work for longer than the server may take to stop.
+    let scene = scene(250);
     let _server = scene.server();
     scene.worker("plan", &redis.url(), "plan.log").succeed();
     let mut workers = [
         scene.worker("work", &redis.url(), "a.log"),
         scene.worker("work", &redis.url(), "b.log"),
     ];
-    wait_for_commits(&scene, 1);
+    scene.wait_for_commits(1);
     redis.stop();
     // Longer than a lease, so that every worker must let its shards go.
     std::thread::sleep(Duration::from_millis(2_500));
@@ -95,12 +77,12 @@ fn a_stopped_redis_pauses_the_run_and_a_started_one_ends_the_pause() {
 #[test]
 fn a_stalled_workers_renewal_is_refused_and_its_commit_loses() {
     let redis = RedisServer::start();
-    let scene = slow_scene("400");
+    let scene = scene(400);
     let _server = scene.server();
     scene.worker("plan", &redis.url(), "plan.log").succeed();
     let mut stalled = scene.worker("work", &redis.url(), "stalled.log");
     // A shard takes half a second, so soon after a commit the next one is in the middle.
-    wait_for_commits(&scene, 2);
+    scene.wait_for_commits(2);
     std::thread::sleep(Duration::from_millis(150));
     stalled.signal(libc::SIGSTOP);
     // Twice its lease of two seconds.
@@ -108,7 +90,7 @@ fn a_stalled_workers_renewal_is_refused_and_its_commit_loses() {
     scene.worker("work", &redis.url(), "other.log").succeed();
     scene.worker("finish", &redis.url(), "finish.log").succeed();
     check(&scene);
-    let before = records(&scene);
+    let before = commit_records(&scene.output());
     stalled.signal(libc::SIGCONT);
     stalled.succeed();
     let log = stalled.log();
@@ -116,15 +98,7 @@ fn a_stalled_workers_renewal_is_refused_and_its_commit_loses() {
         log.contains("the lease is lost") || log.contains("ours is discarded"),
         "{log}"
     );
-    assert_eq!(records(&scene), before, "a commit that stood was changed");
+    let after = commit_records(&scene.output());
+    assert_eq!(after, before, "a commit that stood was changed");
     check(&scene);
-}
-
-/// Bytes of every commit record.
-fn records(scene: &Scene) -> BTreeMap<PathBuf, Vec<u8>> {
-    let folder = scene.path("out/_millrace/runs/0001/commits");
-    let files = files_below(&folder).into_iter();
-    files
-        .map(|file| (file.clone(), std::fs::read(folder.join(file)).unwrap()))
-        .collect()
 }

@@ -1,11 +1,10 @@
 //! A whole job whose output is on a real S3 server.
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
 use millrace_e2e::history::{assert_every_row_once, manifest, outcomes, outcomes_so_far};
-use millrace_e2e::process::until;
+use millrace_e2e::process::{PATIENCE, until};
 use millrace_e2e::s3_server::{BUCKET, S3Server};
 
 const ROWS: usize = 1_500;
@@ -27,7 +26,7 @@ fn a_killed_run_on_s3_goes_on_and_merges_every_row_once_in_input_order() {
     });
     let output = s3.bucket_folder().join("out");
     let mut run = scene.run();
-    until(Duration::from_secs(20), || {
+    until(PATIENCE, || {
         (!outcomes_so_far(&output).is_empty()).then_some(())
     })
     .unwrap_or_else(|| panic!("no commit:\n{}", run.log()));

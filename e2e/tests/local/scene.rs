@@ -1,12 +1,12 @@
 //! A job in a folder of its own: input, manifests, output, and the processes that work it off.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
-use millrace_e2e::process::{Process, binary, until};
+use millrace_e2e::history::commit_records;
+use millrace_e2e::process::{PATIENCE, Process, binary, until};
 use millrace_e2e::redis_server::RedisServer;
 
 /// A job in a folder of its own.
@@ -14,6 +14,7 @@ pub struct Scene {
     folder: TempDir,
     /// Settings of the deterministic fake backend.
     fake_backend: String,
+    lease_ttl_ms: u32,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -33,6 +34,8 @@ pub struct SceneOptions {
     pub output: &'static str,
     /// Lines of YAML below `spec.output` besides `uri`, each indented by four spaces.
     pub output_settings: &'static str,
+    /// How long a lease of `millrace-worker` holds without renewal.
+    pub lease_ttl_ms: u32,
     /// Variables of every process.
     pub variables: Vec<(&'static str, String)>,
 }
@@ -47,6 +50,7 @@ impl Default for SceneOptions {
             fake_backend: "micros-per-token=1".to_owned(),
             output: "out",
             output_settings: "",
+            lease_ttl_ms: 2_000,
             variables: Vec::new(),
         }
     }
@@ -63,6 +67,7 @@ impl Scene {
             fake_backend,
             output,
             output_settings,
+            lease_ttl_ms,
             variables,
         } = options;
         let folder = tempfile::tempdir().unwrap();
@@ -85,6 +90,7 @@ impl Scene {
         Self {
             folder,
             fake_backend,
+            lease_ttl_ms,
             variables,
         }
     }
@@ -142,16 +148,24 @@ impl Scene {
             .arg(&socket);
         command.arg("--supervise");
         let server = Process::start(command, self.path("server.log"));
-        until(Duration::from_secs(20), || socket.exists().then_some(()))
+        until(PATIENCE, || socket.exists().then_some(()))
             .unwrap_or_else(|| panic!("the server does not listen:\n{}", server.log()));
         server
     }
 
-    /// Starts one step of `millrace-worker`, with a lease TTL of two seconds.
+    /// Waits until so many shards are committed.
+    pub fn wait_for_commits(&self, count: usize) {
+        let committed = || commit_records(&self.output()).len();
+        until(PATIENCE, || (committed() >= count).then_some(()))
+            .unwrap_or_else(|| panic!("{} commits of {count}", committed()));
+    }
+
+    /// Starts one step of `millrace-worker`.
     pub fn worker(&self, step: &str, redis_url: &str, log: &str) -> Process {
         let mut command = self.command("millrace-worker");
         command.arg(step).arg("-f").arg(self.path("job.yaml"));
-        command.args(["--redis", redis_url, "--lease-ttl-ms", "2000"]);
+        let lease_ttl_ms = self.lease_ttl_ms.to_string();
+        command.args(["--redis", redis_url, "--lease-ttl-ms", &lease_ttl_ms]);
         if step == "work" {
             command.arg("--server").arg(self.path("server.sock"));
         }
@@ -197,20 +211,4 @@ pub fn line_offsets(input: &[u8]) -> Vec<u64> {
 /// Forgets everything that a Redis holds.
 pub fn flush(redis: &RedisServer) {
     redis.command::<()>(&["FLUSHALL"]);
-}
-
-/// Files below `folder`, relative, sorted.
-pub fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(next).unwrap().map(Result::unwrap) {
-            match entry.file_type().unwrap().is_dir() {
-                true => folders.push(entry.path()),
-                false => files.push(entry.path().strip_prefix(folder).unwrap().to_owned()),
-            }
-        }
-    }
-    files.sort();
-    files
 }

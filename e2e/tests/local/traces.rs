@@ -17,6 +17,8 @@ fn scene(collector: &Collector) -> Scene {
     Scene::new(SceneOptions {
         input: jsonl(ROWS, 0),
         settings: format!("  sharding:\n    targetBytes: {SHARD_BYTES}\n"),
+        // Each shard is leased once.
+        lease_ttl_ms: 3_600_000,
         variables: vec![endpoint],
         ..SceneOptions::default()
     })

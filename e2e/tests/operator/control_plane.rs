@@ -1,12 +1,13 @@
 //! One API server for all tests of this program.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use millrace_e2e::files::repository;
 use millrace_e2e::process::binary;
 use millrace_e2e::skips::skip;
 use serde_json::Value;
@@ -40,7 +41,7 @@ fn or_skipped<T>(started: Option<T>) -> Option<T> {
 /// Brings the CRDs of this build to an API server.
 pub fn apply_crds(api: &ControlPlane) {
     for plural in ["batchjobs", "inferenceservices"] {
-        let file = root().join(format!("crds/generated/{plural}.yaml"));
+        let file = repository().join(format!("crds/generated/{plural}.yaml"));
         let file = file.to_str().unwrap();
         api.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", file]);
         let crd = format!("crd/{plural}.millrace.dev");
@@ -58,7 +59,7 @@ impl ControlPlane {
     fn start_if_built() -> Option<Self> {
         let mut child = Command::new(binary("xtask"))
             .args(["cluster", "control-plane", "--if-built"])
-            .env("CARGO_MANIFEST_DIR", root().join("xtask"))
+            .env("CARGO_MANIFEST_DIR", repository().join("xtask"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -100,10 +101,4 @@ impl ControlPlane {
         assert!(output.status.success(), "kubectl {arguments:?}: {said}");
         String::from_utf8(output.stdout).unwrap()
     }
-}
-
-/// The repository.
-pub fn root() -> PathBuf {
-    let crate_folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
-    Path::new(&crate_folder).join("..")
 }

@@ -18,22 +18,6 @@ use crate::world::SHARDS;
 /// How often is looked at what gives no event.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long nothing may be written before everything counts as done.
-const QUIET: Duration = Duration::from_secs(2);
-
-/// Waits until the operator writes nothing any more.
-async fn quiet(stage: &Stage) {
-    let mut written = stage.operator.proxy.requests();
-    loop {
-        tokio::time::sleep(QUIET).await;
-        let now = stage.operator.proxy.requests();
-        if now == written {
-            return;
-        }
-        written = now;
-    }
-}
-
 /// How many visits to jobs the operator has made.
 async fn visits(stage: &Stage) -> u64 {
     let metrics = stage.operator.ask("/metrics").await;
@@ -74,7 +58,7 @@ async fn a_manifest_that_is_applied_again_changes_nothing() {
     stage.expect_completed(JOB).await;
     let asleep = stage.tenant.wait_for_readiness(SERVICE, "Asleep");
     stage.expect("the end of the work", asleep).await;
-    quiet(&stage).await;
+    stage.quiet().await;
     let painter = Painter::new(stage.tenant.client.clone(), &stage.redis.url()).await;
     let before = painter.versions(NAMESPACE).await;
     apply("gitops");

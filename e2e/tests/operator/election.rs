@@ -40,8 +40,8 @@ async fn a_leader_that_was_away_for_longer_than_its_lease_writes_nothing_more() 
             }
         }
     };
-    let mut first = start("first").await;
-    let mut second = start("second").await;
+    let first = start("first").await;
+    let second = start("second").await;
     let course = async {
         tenant.wait_for_commits(1).await;
         for operator in [&first, &second] {
@@ -50,20 +50,17 @@ async fn a_leader_that_was_away_for_longer_than_its_lease_writes_nothing_more() 
             assert!(told.contains(r#""shards":"#), "{told}\n{}", operator.log());
         }
         let (one, other) = (first.proxy.requests(), second.proxy.requests());
-        let leader = if one > 0 { &mut first } else { &mut second };
+        let (leader, next) = match one > 0 {
+            true => (&first, &second),
+            false => (&second, &first),
+        };
         assert!(one == 0 || other == 0, "both write: {one} and {other}");
         leader.signal(libc::SIGSTOP);
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let before = leader.proxy.requests();
-        let next = if one > 0 {
-            second.proxy.clone()
-        } else {
-            first.proxy.clone()
-        };
-        let takes_over = || (next.requests() > 0).then_some(());
+        let takes_over = || (next.proxy.requests() > 0).then_some(());
         let taken_over = tokio::task::block_in_place(|| until(PATIENCE, takes_over));
         assert!(taken_over.is_some(), "nobody takes over");
-        (before, one > 0)
+        // All that it sent before it stopped has come by now.
+        (leader.proxy.requests(), one > 0)
     };
     let (before, first_led) = tokio::select! {
         led = course => led,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kube::Client;
 use millrace_e2e::api_proxy::{ApiProxy, Point};
-use millrace_e2e::process::{Process, binary};
+use millrace_e2e::process::{PATIENCE, Process, binary};
 use millrace_e2e::starting::free_address;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +39,9 @@ pub struct Operator {
     program: Program,
 }
 
+/// What it says where a port is somebody else's.
+const PORT_TAKEN: &str = "cannot be listened on";
+
 /// Most further starts while its port is somebody else's.
 const STARTS_MAX: usize = 100;
 
@@ -49,15 +52,25 @@ struct Program {
 }
 
 impl Operator {
-    /// Starts it.
+    /// Starts it. Returns once it can be asked, or has ended.
     pub async fn start(client: Client, options: Options<'_>) -> Self {
-        let Options {
+        let proxy = Arc::new(ApiProxy::start(client, options.point).await);
+        for _ in 0..STARTS_MAX {
+            let mut operator = Self::start_behind(proxy.clone(), &options);
+            if operator.has_its_ports().await {
+                return operator;
+            }
+        }
+        panic!("every port is somebody else's");
+    }
+
+    fn start_behind(proxy: Arc<ApiProxy>, options: &Options<'_>) -> Self {
+        let &Options {
             namespace,
             redis_url,
             identity,
-            point,
+            point: _,
         } = options;
-        let proxy = Arc::new(ApiProxy::start(client, point).await);
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("kubeconfig"), proxy.kubeconfig()).unwrap();
         let (address, api) = (free_address(), free_address());
@@ -88,6 +101,21 @@ impl Operator {
         }
     }
 
+    /// Waits until it can be asked, or has ended. Says whether its ports were free: another process may take
+    /// them before it does.
+    async fn has_its_ports(&mut self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while self.process.ended().is_none() {
+            let both = [self.address, self.api].map(TcpStream::connect);
+            if futures::future::try_join_all(both).await.is_ok() {
+                return true;
+            }
+            assert!(Instant::now() < deadline, "it hangs:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        !self.log().contains(PORT_TAKEN)
+    }
+
     /// Starts it again each time its proxy killed it. Returns when it ends by itself, with its log.
     pub async fn keep(&mut self) -> String {
         let (mut kills, mut starts) = (0, 0);
@@ -95,7 +123,7 @@ impl Operator {
             if let Some(status) = self.process.ended() {
                 let was_killed = self.proxy.has_struck() && kills == 0;
                 // Between two starts somebody's connection may have taken the port for a while.
-                let taken = self.log().matches("cannot be listened on").count();
+                let taken = self.log().matches(PORT_TAKEN).count();
                 let is_port_taken = taken > starts && starts < STARTS_MAX;
                 match (was_killed, is_port_taken) {
                     (_, true) => starts += 1,

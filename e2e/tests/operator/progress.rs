@@ -12,7 +12,7 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::jobs::Stage;
@@ -53,8 +53,8 @@ async fn token(client: &Client, namespace: &str) -> String {
         .expect("a token")
 }
 
-/// What is answered, head and body.
-async fn ask(api: SocketAddr, path: &str, token: Option<&str>, accepted: &str) -> String {
+/// Asks for something; the answer is still to come.
+async fn send(api: SocketAddr, path: &str, token: Option<&str>, accepted: &str) -> TcpStream {
     let mut stream = TcpStream::connect(api).await.unwrap();
     let token = token.map_or(String::new(), |token| {
         format!("authorization: Bearer {token}\r\n")
@@ -63,14 +63,14 @@ async fn ask(api: SocketAddr, path: &str, token: Option<&str>, accepted: &str) -
         "GET {path} HTTP/1.1\r\nhost: api\r\nconnection: close\r\naccept: {accepted}\r\n{token}\r\n"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
+    stream
 }
 
 /// Status, and the body as JSON.
 async fn get(api: SocketAddr, path: &str, token: Option<&str>) -> (u16, Value) {
-    let answer = ask(api, path, token, "*/*").await;
+    let mut answer = String::new();
+    let mut stream = send(api, path, token, "*/*").await;
+    stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, serde_json::from_str(body).expect("JSON"))
@@ -124,10 +124,20 @@ async fn a_tenant_is_told_how_far_its_own_jobs_are_and_of_no_others() {
         assert_eq!(status, expected, "{path}: {said}\n{}", stage.operator.log());
     }
 
-    let stays = ask(api, &path, Some(&own), "text/event-stream");
-    let goes_on = async { tenant.world.go_on() };
-    let both = async { futures::join!(stays, goes_on).0 };
-    let events = stage.expect("the end of the stream", both).await;
+    let stays = async {
+        let stream = send(api, &path, Some(&own), "text/event-stream").await;
+        let mut events = String::new();
+        let mut lines = BufReader::new(stream).lines();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.starts_with("data: ") {
+                // Once it is known how far the job was, it goes on.
+                tenant.world.go_on();
+            }
+            events += &format!("{line}\n");
+        }
+        events
+    };
+    let events = stage.expect("the end of the stream", stays).await;
     let news: Vec<Value> = events
         .lines()
         .filter_map(|line| line.strip_prefix("data: "))

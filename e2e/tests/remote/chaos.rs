@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use millrace_e2e::process::{Process, until};
+use millrace_e2e::process::{PATIENCE, Process, until};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_stand_in::StandInOptions;
 use rand::rngs::StdRng;
@@ -70,7 +70,7 @@ fn rows_end_once_and_limits_hold_while_workers_redis_and_the_api_fail_at_random(
     let mut redis = RedisServer::start();
     scene.step(&redis, "plan", "plan.log").succeed();
     let mut workers = LOGS.map(|log| work(&scene, &redis, log));
-    let begun = until(Duration::from_secs(30), || {
+    let begun = until(PATIENCE, || {
         (scene.record().calls.len() >= 20).then_some(())
     });
     assert!(begun.is_some(), "{}", workers[0].log());

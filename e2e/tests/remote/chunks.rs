@@ -1,8 +1,6 @@
 //! Long texts in the prompts of an API: each chunk is asked with the other fields of its row.
 
-use std::time::Duration;
-
-use millrace_e2e::process::until;
+use millrace_e2e::process::{PATIENCE, until};
 use millrace_stand_in::{Faults, StandInOptions};
 use serde_json::{Value, json};
 
@@ -49,7 +47,7 @@ fn each_chunk_is_asked_and_paid_for_once_though_the_run_was_killed() {
     write_rows(&scene, &sentences);
     let mut run = scene.run();
     let is_asked = || (scene.record().calls.len() > 10).then_some(());
-    until(Duration::from_secs(20), is_asked).expect("calls");
+    until(PATIENCE, is_asked).expect("calls");
     run.kill();
     scene.run().succeed();
 

@@ -1,9 +1,8 @@
 //! What calls cost is counted to the last token, and a budget is kept to.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use millrace_e2e::process::{Process, until};
+use millrace_e2e::process::{PATIENCE, Process, until};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_protocol::cost::{Cost, Prices};
 use millrace_stand_in::{Call, Faults, Record, StandInOptions};
@@ -211,7 +210,7 @@ fn workers_share_a_budget_though_one_is_killed_and_redis_forgets() {
         .map(|log| step(&scene, &redis, "work", log))
         .collect();
     let calls = |calls: usize| {
-        let seen = until(Duration::from_secs(60), || {
+        let seen = until(PATIENCE, || {
             (scene.record().calls.len() >= calls).then_some(())
         });
         assert!(seen.is_some(), "{} calls", scene.record().calls.len());
@@ -252,7 +251,7 @@ fn killed_in_between(scene: &Scene) -> Value {
     let mut kills = 0;
     for calls in [15, 40, 70, 100, 140] {
         let mut run = scene.run();
-        let seen = until(Duration::from_secs(60), || {
+        let seen = until(PATIENCE, || {
             (scene.record().calls.len() >= calls).then_some(())
         });
         assert!(seen.is_some(), "{}", run.log());
@@ -315,7 +314,7 @@ fn what_was_paid_for_shards_that_were_given_up_is_not_paid_again_by_a_rerun() {
     let redis = RedisServer::start();
     step(&scene, &redis, "plan", "plan.log").succeed();
     let mut worker = step(&scene, &redis, "work", "work.log");
-    let seen = until(Duration::from_secs(60), || {
+    let seen = until(PATIENCE, || {
         (scene.record().calls.len() >= 60).then_some(())
     });
     assert!(seen.is_some(), "{}", worker.log());

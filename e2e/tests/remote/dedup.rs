@@ -1,9 +1,8 @@
 //! Rows with equal contents are paid for once, whatever happens on the way.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use millrace_e2e::process::{Process, until};
+use millrace_e2e::process::{PATIENCE, Process, until};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_stand_in::{Faults, StandInOptions};
 use serde_json::{Value, json};
@@ -116,7 +115,7 @@ fn a_kill_in_the_middle_pays_for_no_row_twice() {
     let scene = scene(json!({}), api);
     for calls in [60, 150, 240] {
         let mut run = scene.run();
-        let seen = until(Duration::from_secs(30), || {
+        let seen = until(PATIENCE, || {
             (scene.record().calls.len() >= calls).then_some(())
         });
         assert!(seen.is_some(), "{}", run.log());

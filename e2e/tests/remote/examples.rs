@@ -1,8 +1,8 @@
 //! The examples that ask the stand-in run as they are.
 
-use std::path::Path;
 use std::process::Command;
 
+use millrace_e2e::files::{copy, repository};
 use millrace_e2e::process::{Process, binary};
 use millrace_stand_in::{Record, StandIn, StandInOptions};
 use serde_json::Value;
@@ -19,16 +19,9 @@ fn run(example: &str) -> (Value, Record) {
         ..StandInOptions::default()
     };
     let stand_in = runtime.block_on(StandIn::start(options)).unwrap();
-    let manifest_dir = std::env::var("CARGO_MANIFEST_DIR").unwrap();
-    let from = Path::new(&manifest_dir).join("../examples").join(example);
     let folder = tempfile::tempdir().unwrap();
-    let copied = Command::new("cp")
-        .arg("-r")
-        .arg(from)
-        .arg(folder.path())
-        .status();
-    assert!(copied.unwrap().success());
     let place = folder.path().join(example);
+    copy(&repository().join("examples").join(example), &place);
     let service = std::fs::read_to_string(place.join("service.yaml")).unwrap();
     assert!(service.contains(ADDRESS));
     let service = service.replace(ADDRESS, &stand_in.base_url());

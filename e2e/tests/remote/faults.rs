@@ -1,8 +1,6 @@
 //! What goes wrong keeps no row from its end, and ends no other row.
 
-use std::time::Duration;
-
-use millrace_e2e::process::{Process, until};
+use millrace_e2e::process::{PATIENCE, Process, until};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_stand_in::{Faults, StandInOptions};
 use serde_json::{Value, json};
@@ -190,7 +188,7 @@ fn a_run_that_is_killed_goes_on_and_each_row_ends_once() {
     });
     for calls in [20, 40, 60] {
         let mut run = scene.run();
-        let seen = until(Duration::from_secs(30), || {
+        let seen = until(PATIENCE, || {
             (scene.record().calls.len() >= calls).then_some(())
         });
         assert!(seen.is_some(), "{}", run.log());
@@ -212,7 +210,7 @@ fn an_api_that_is_not_there_is_named_while_it_is_waited_for() {
     let elsewhere = format!(r#"{before}"baseUrl":"{nobody}"{behind}"#);
     std::fs::write(scene.path("job.yaml"), elsewhere).unwrap();
     let mut run = scene.run();
-    let said = until(Duration::from_secs(60), || {
+    let said = until(PATIENCE, || {
         let log = run.log();
         (log.contains("the API is not reached") && log.contains(nobody)).then_some(())
     });

@@ -4,9 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
-use millrace_e2e::process::{Process, binary, until};
+use millrace_e2e::process::{PATIENCE, Process, binary, until};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_protocol::cost::{Cost, Prices};
 use millrace_stand_in::{Record, StandIn, StandInOptions};
@@ -231,7 +230,7 @@ fn a_row_has_the_same_arm_after_a_kill_and_in_another_run() {
     let texts = texts(400);
     let scene = Scene::new(&texts, trial(), json!({}));
     let mut killed = scene.run();
-    let seen = until(Duration::from_secs(60), || {
+    let seen = until(PATIENCE, || {
         (scene.records()[0].calls.len() >= 60).then_some(())
     });
     assert!(seen.is_some(), "{}", killed.log());

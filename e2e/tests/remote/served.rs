@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
-use millrace_e2e::process::{Process, until};
+use millrace_e2e::process::{PATIENCE, Process, until};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_e2e::remote::KEY;
 use millrace_leases::{JobRegistry, RedisOptions};
@@ -114,6 +113,6 @@ impl Served {
 
 /// Waits for what a worker brings about.
 pub fn wait(worker: &Process, what: &str, mut is_there: impl FnMut() -> bool) {
-    let seen = until(Duration::from_secs(60), || is_there().then_some(()));
+    let seen = until(PATIENCE, || is_there().then_some(()));
     assert!(seen.is_some(), "no {what}:\n{}", worker.log());
 }

@@ -61,9 +61,9 @@ fn a_stream_that_ends_or_stops_in_its_middle_is_asked_for_again() {
 fn a_stream_may_last_longer_than_the_time_out_of_its_pieces() {
     let scene = Scene::new(SceneOptions {
         rows: 8,
-        remote: json!({"rowsPerCall": 8, "stream": true, "timeout": "2s"}),
+        remote: json!({"rowsPerCall": 8, "stream": true, "timeout": "4s"}),
         api: StandInOptions {
-            stream_pause_ms: 150,
+            stream_pause_ms: 300,
             ..StandInOptions::default()
         },
         ..SceneOptions::default()
@@ -71,6 +71,6 @@ fn a_stream_may_last_longer_than_the_time_out_of_its_pieces() {
     scene.run().succeed();
     let record = scene.record();
     assert_eq!(record.calls.len(), 1);
-    assert!(record.took_ms() > 2_000, "{}", record.took_ms());
+    assert!(record.took_ms() > 4_000, "{}", record.took_ms());
     assert_eq!(scene.lines("parts").len(), 8);
 }

@@ -131,6 +131,8 @@ pub async fn finish(
         // A worker that was thought dead may still commit a shard that was given up.
         sweep::sweep(output, job.output.uri.starts_with("file://"), plan, &live).await?;
     }
+    // One that has not uploaded all of its part yet commits nothing after this.
+    sweep::abort_uploads(output, plan.run).await;
     let difference = match &plan.carried {
         Some(carried) => Some(difference(&carried.difference, &live)),
         None => earlier.as_ref().and_then(|it| it.difference.clone()),

@@ -1,12 +1,12 @@
-//! Removes the files of attempts that never won, and what they began to upload: every shard is decided, so
-//! no later commit can name them.
+//! Removes the files of attempts that never won, once every shard is decided, so that no later commit can name
+//! them; and what attempts began to upload.
 
 use std::collections::HashSet;
 
 use futures::TryStreamExt;
 use millrace_protocol::layout;
 use millrace_protocol::manifest::LivePart;
-use millrace_protocol::plan::Plan;
+use millrace_protocol::plan::{Plan, RunNumber};
 use millrace_telemetry::chain;
 use object_store::ObjectStore;
 
@@ -65,19 +65,18 @@ pub async fn sweep(
     if dedup.is_some() {
         discard(output, &layout::copies(run)).await;
     }
-    abort_uploads(output, &of_run).await;
     Ok(())
 }
 
-/// Aborts what killed workers and finishers of the run began to upload and nobody ends. That it cannot be done
+/// Aborts what killed workers and finishers of a run began to upload and nobody ends. That it cannot be done
 /// costs money and no result, so it is a warning.
-async fn abort_uploads(output: &Location, of_run: &str) {
+pub async fn abort_uploads(output: &Location, run: RunNumber) {
     let Some(uploads) = &output.uploads else {
         return;
     };
     for begins in [
-        &*format!("parts/{of_run}"),
-        &format!("errors/{of_run}"),
+        &*format!("parts/{run:04}-"),
+        &format!("errors/{run:04}-"),
         layout::MERGED,
     ] {
         let prefix = output.below(begins);

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use millrace_protocol::commit::Commit;
 use millrace_protocol::plan::ShardIndex;
 use millrace_protocol::tally::Tally;
+use tokio::sync::Notify;
 
 use crate::metrics::Metrics;
 
@@ -13,6 +14,8 @@ use crate::metrics::Metrics;
 #[derive(Debug, Default)]
 pub struct Progress {
     counts: Mutex<Counts>,
+    /// Told of each change.
+    changed: Notify,
     /// What this process counts over all its runs.
     metrics: Metrics,
 }
@@ -26,8 +29,14 @@ struct Counts {
     shards_failed: u32,
     committed: Tally,
     /// Rows of shards in hand; they count again from zero if the shard is given up.
-    in_hand: HashMap<ShardIndex, Tally>,
+    in_hand: HashMap<ShardIndex, InHand>,
     /// Rows and tokens that this process had answered, whether or not they were committed.
+    answered: Tally,
+}
+
+#[derive(Debug, Default)]
+struct InHand {
+    rows_begun: u64,
     answered: Tally,
 }
 
@@ -44,6 +53,9 @@ pub struct ProgressSnapshot {
     pub committed: Tally,
     /// Rows and tokens of committed shards and of shards in hand.
     pub done: Tally,
+    /// Rows of committed shards, and those that were read of shards in hand. Bad rows are done before the others of
+    /// their window are asked about, so that a share of rows that failed is one of these.
+    pub rows_begun: u64,
     /// Rows and tokens that this process had answered so far: what rates are computed from.
     pub answered: Tally,
 }
@@ -53,6 +65,7 @@ impl Progress {
     pub fn counted_in(metrics: Metrics) -> Self {
         Self {
             counts: Mutex::default(),
+            changed: Notify::new(),
             metrics,
         }
     }
@@ -70,12 +83,18 @@ impl Progress {
         counts.committed = committed.iter().map(Commit::tally).sum();
     }
 
+    /// Rows of a shard in hand were read, and are asked about unless they are bad.
+    pub fn begun(&self, shard: ShardIndex, rows: u64) {
+        self.lock().in_hand.entry(shard).or_default().rows_begun += rows;
+    }
+
     /// Rows of a shard in hand were answered.
     pub fn answered(&self, shard: ShardIndex, tally: Tally) {
         self.metrics.note_answered(tally);
         let mut counts = self.lock();
         counts.answered += tally;
-        *counts.in_hand.entry(shard).or_default() += tally;
+        counts.in_hand.entry(shard).or_default().answered += tally;
+        self.changed.notify_one();
     }
 
     /// A shard in hand was let go without a commit of ours.
@@ -90,6 +109,7 @@ impl Progress {
         if counts.shards_committed.insert(shard) {
             counts.committed += tally;
         }
+        self.changed.notify_one();
     }
 
     /// A shard was given up.
@@ -97,18 +117,28 @@ impl Progress {
         let mut counts = self.lock();
         counts.in_hand.remove(&shard);
         counts.shards_failed += 1;
+        self.changed.notify_one();
+    }
+
+    /// Waits for rows that were answered, or a shard that was committed or given up, since the last wait. Of two
+    /// who wait one is told.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// The counts now.
     pub fn snapshot(&self) -> ProgressSnapshot {
         let counts = self.lock();
-        let in_hand: Tally = counts.in_hand.values().copied().sum();
+        let in_hand = counts.in_hand.values();
+        let rows_begun: u64 = in_hand.clone().map(|shard| shard.rows_begun).sum();
+        let in_hand: Tally = in_hand.map(|shard| shard.answered).sum();
         ProgressSnapshot {
             shards_total: counts.shards_total,
             shards_committed: counts.shards_committed.len() as u32,
             shards_failed: counts.shards_failed,
             committed: counts.committed,
             done: counts.committed + in_hand,
+            rows_begun: counts.committed.rows.total() + rows_begun,
             answered: counts.answered,
         }
     }

@@ -121,6 +121,7 @@ impl Windows {
         if rows.is_empty() {
             return Ok(());
         }
+        self.ctx.progress.begun(self.shard, rows.len() as u64);
         let listed = match &mut self.carried {
             Some(carried) => carried.among(&rows).await.map_err(CarriedError::from)?,
             None => Vec::new(),

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use millrace_crds::inference_service::ModelSpec;
 use millrace_crds::manifest::{Kind, Manifest, documents_of_str, read_path, read_str};
+use millrace_e2e::files::copy;
 use serde_json::Value;
 
 use crate::files;
@@ -159,12 +160,7 @@ fn flux_and_argo_cd_learn_the_health_of_both_kinds_from_their_folders() {
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: argocd-cm}, data: {url: https://argo}}",
     )
     .unwrap();
-    let copied = Command::new("cp")
-        .arg("-r")
-        .arg(files::path("gitops/argocd"))
-        .arg(folder.join("health"))
-        .status();
-    assert!(copied.expect("cp runs").success());
+    copy(&files::path("gitops/argocd"), &folder.join("health"));
     std::fs::write(
         folder.join("kustomization.yaml"),
         "{resources: [argocd-cm.yaml], components: [health]}",

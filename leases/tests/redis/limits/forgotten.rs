@@ -1,0 +1,50 @@
+//! A server that lost what it was told.
+
+use std::time::{Duration, Instant};
+
+use millrace_e2e::redis_server::RedisServer;
+
+use super::{MINUTE, NONE, ask, granted, limiter, waits};
+
+#[tokio::test]
+async fn a_server_that_forgot_everything_lets_nothing_in_for_a_minute() {
+    let redis = RedisServer::start();
+    let one = limiter(&redis);
+    granted(&one, &ask(NONE, 0)).await;
+    redis.command::<()>(&["FLUSHALL"]);
+    waits(&one, &ask(NONE, 0)).await;
+    tokio::time::sleep(MINUTE + Duration::from_millis(20)).await;
+    granted(&one, &ask(NONE, 0)).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_asks_first_and_knows_nothing_hides_no_loss_from_those_who_know() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    granted(&one, &ask(NONE, 0)).await;
+    redis.command::<()>(&["FLUSHALL"]);
+    let began = Instant::now();
+    granted(&other, &ask(NONE, 0)).await;
+    waits(&one, &ask(NONE, 0)).await;
+    waits(&other, &ask(NONE, 0)).await;
+    tokio::time::sleep((MINUTE + Duration::from_millis(20)).saturating_sub(began.elapsed())).await;
+    granted(&other, &ask(NONE, 0)).await;
+    // What it knew of counts no more.
+    granted(&one, &ask(NONE, 0)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_the_last_calls_alone_lets_nothing_in_for_a_minute() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    granted(&one, &ask(NONE, 0)).await;
+    granted(&other, &ask(NONE, 0)).await;
+    // As after a crash that lost the end of what was written.
+    redis.command::<()>(&["HSET", "millrace:{tenant/api}:limits:state", "count", "1"]);
+    let began = Instant::now();
+    for limiter in [&other, &one, &other] {
+        waits(limiter, &ask(NONE, 0)).await;
+    }
+    tokio::time::sleep((MINUTE + Duration::from_millis(30)).saturating_sub(began.elapsed())).await;
+    granted(&one, &ask(NONE, 0)).await;
+}
