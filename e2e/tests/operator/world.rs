@@ -17,6 +17,7 @@ use millrace_leases::{
     Claim, JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey,
 };
 use millrace_protocol::cost::Cost;
+use millrace_protocol::forecast::Forecast;
 use millrace_protocol::indexes::Indexes;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::report::Report;
@@ -157,6 +158,23 @@ fn commits_key(run: &RunKey) -> String {
 fn gives_up(spec: &PodSpec) -> bool {
     let mut variables = spec.containers[0].env.iter().flatten();
     variables.any(|variable| variable.name == "MILLRACE_GIVE_UP")
+}
+
+/// Whether the manifests of a step have a service that asks an API.
+fn asks_api(manifests: &str) -> bool {
+    manifests.contains("\"remote\":{")
+}
+
+/// What a plan says that the calls of a job will take.
+pub fn forecast() -> Forecast {
+    Forecast {
+        rows: 300,
+        sampled_rows: 30,
+        tokens: (2_000, 4_000),
+        cost: Some((Cost::of_parts(1), Cost::of_parts(2))),
+        currency: Some("EUR".to_owned()),
+        max_cost: None,
+    }
 }
 
 /// The tally that each shard's commit carries.
@@ -327,7 +345,8 @@ impl Players {
         let manifests = manifests.ok_or("the step mounts no manifests")?;
         let manifests = self.api::<ConfigMap>().get(&manifests).await?;
         let manifests = manifests.data.unwrap_or_default();
-        let run = run_of(manifests.get("manifests.yaml").ok_or("no manifests")?)?;
+        let manifests = manifests.get("manifests.yaml").ok_or("no manifests")?;
+        let run = run_of(manifests)?;
         let commits = lock(&self.store).commits.get(&commits_key(&run)).cloned();
         let commits = commits.unwrap_or_default();
         let leases = self.leases(&run)?;
@@ -343,7 +362,7 @@ impl Players {
                 Ok(Report::Planned {
                     shards: SHARDS,
                     committed: commits.len() as u32,
-                    forecast: None,
+                    forecast: asks_api(manifests).then(forecast),
                 })
             }
             Some("finish") if open.is_empty() || gives_up(spec) => {
