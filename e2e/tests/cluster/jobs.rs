@@ -311,6 +311,11 @@ fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so()
             .filter(|pod| pod["spec"]["nodeName"].is_string());
         most = most.max(placed.map(|pod| gpus_of(pod, "requests")).sum());
         assert!(most <= 8, "{most} GPUs of 8 are given away");
+        let live = pods
+            .iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        let live = live.count();
+        assert!(live <= 5, "{live} pods, and no more than 5 are asked for");
         let (_, reason) = tenant.condition("embed", "Succeeded")?;
         (reason == "Completed").then_some(())
     });
