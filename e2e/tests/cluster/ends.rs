@@ -126,6 +126,15 @@ fn a_job_past_its_deadline_ends_with_what_is_done() {
     cluster.apply(&tenant.job_manifest("embed", &settings));
     tenant.wait_for_reason("embed", "DeadlineExceeded", 90);
     assert!(tenant.job("embed")["status"]["completionTime"].is_string());
+    let named = manifest(&tenant, "embed");
+    assert_eq!(named["complete"], false);
+    let given_up = named["failedShards"].as_array().unwrap();
+    let done = named["parts"].as_array().unwrap().len();
+    assert_eq!(done + given_up.len(), tenant.shards_planned("embed"));
+    for shard in given_up {
+        let error = shard["error"].as_str().unwrap_or_default();
+        assert!(error.starts_with("spec.activeDeadlineSeconds"), "{shard}");
+    }
 }
 
 #[test]

@@ -63,6 +63,8 @@ struct Store {
     manifests: usize,
     /// Commits after which the workers pause.
     commits_max: Option<usize>,
+    /// Whether it cannot be reached, so that no step ends.
+    is_away: bool,
     /// What went wrong last.
     trouble: Option<String>,
 }
@@ -122,6 +124,11 @@ impl World {
     /// Lets the workers go on.
     pub fn go_on(&self) {
         lock(&self.store).commits_max = None;
+    }
+
+    /// Takes the output store away, or brings it back: steps try for as long as it is away.
+    pub fn take_store_away(&self, is_away: bool) {
+        lock(&self.store).is_away = is_away;
     }
 
     /// How many shards are committed, over all jobs.
@@ -267,6 +274,9 @@ impl Players {
             return self.set_container(pod, "Pending", state).await;
         }
         let uid = job.uid().unwrap_or_default();
+        if lock(&self.store).is_away {
+            return Ok(());
+        }
         if !self.reports.contains_key(&uid) {
             let report = self.step(&spec).await?;
             self.reports.insert(uid.clone(), report);
