@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use k8s_openapi::Resource as _;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::FieldsV1;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -11,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::names::FIELD_MANAGER;
+use crate::names::{FIELD_MANAGER, REPLICAS_MANAGER};
 use crate::objects::Namespaced;
 use crate::visit::note_change;
 
@@ -83,16 +86,47 @@ impl Children {
     }
 }
 
+/// A digest of what is ours of an object.
+fn ours<K: Resource>(object: &K) -> Result<String, kube::Error> {
+    digest(&our_fields(object))
+}
+
 /// What the API server notes as ours of an object: whoever changes or takes away a field of it takes
 /// the field off this list.
-fn ours<K: Resource>(object: &K) -> Result<String, kube::Error> {
+fn our_fields<K: Resource>(object: &K) -> Option<&FieldsV1> {
     let entries = object.meta().managed_fields.iter().flatten();
     let mut ours = entries.filter(|entry| {
         entry.manager.as_deref() == Some(FIELD_MANAGER)
             && entry.operation.as_deref() == Some("Apply")
             && entry.subresource.is_none()
     });
-    digest(&ours.next().and_then(|entry| entry.fields_v1.as_ref()))
+    ours.next()?.fields_v1.as_ref()
+}
+
+/// Gives up the number of pods of a Deployment, if it is ours, and leaves it as it is: a field that nobody
+/// applies any more would fall back to its default, so another name applies it until somebody changes it.
+pub async fn leave_replicas(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<(), kube::Error> {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let there = api.get_opt(name).await?;
+    let is_ours = |there: &Deployment| {
+        our_fields(there).is_some_and(|fields| fields.0.pointer("/f:spec/f:replicas").is_some())
+    };
+    let Some(there) = there.filter(is_ours) else {
+        return Ok(());
+    };
+    let replicas = there.spec.replicas;
+    let left = json!({
+        "apiVersion": Deployment::API_VERSION, "kind": Deployment::KIND,
+        "metadata": {"name": name}, "spec": {"replicas": replicas},
+    });
+    // Not by force: who has changed the number since has it already.
+    let params = PatchParams::apply(REPLICAS_MANAGER);
+    api.patch(name, &params, &Patch::Apply(left)).await?;
+    Ok(())
 }
 
 /// A digest of what a value is as JSON.
@@ -168,8 +202,6 @@ pub async fn delete<K: Namespaced>(
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::Deployment;
-
     use super::*;
 
     #[test]

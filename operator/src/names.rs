@@ -8,6 +8,9 @@ use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 /// Who applies, in server-side apply.
 pub const FIELD_MANAGER: &str = "millrace-operator";
 
+/// Who applies the number of pods that a service had when another autoscaler was to decide.
+pub const REPLICAS_MANAGER: &str = "millrace-operator-replicas";
+
 /// The Secret from which pods of a service, and of its jobs, learn where the leases are.
 pub fn leases_secret(service: &str) -> String {
     child(service, "leases")

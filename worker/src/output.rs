@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use millrace_protocol::commit::Commit;
 use millrace_protocol::manifest::LivePart;
 use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex};
+use millrace_protocol::report::ErrorSample;
 use millrace_protocol::result::ErrorLine;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio_util::io::StreamReader;
@@ -19,6 +20,9 @@ use crate::store::{Location, StoreError, StoredObject};
 
 /// Bytes read ahead of the lines handed out.
 const READ_AHEAD_BYTES: usize = 256 << 10;
+
+/// Row errors in a report.
+const SAMPLE_ERRORS_MAX: usize = 20;
 
 /// Why an output could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +160,18 @@ pub fn errors<'a>(
     })
 }
 
+/// The first row errors of `parts`, as a report names them.
+pub async fn samples(
+    output: &Location,
+    parts: &[LivePart],
+) -> Result<Vec<ErrorSample>, OutputError> {
+    let first = errors(output, parts).take(SAMPLE_ERRORS_MAX);
+    first
+        .map_ok(|line| ErrorSample::of(&line))
+        .try_collect()
+        .await
+}
+
 /// The error lines of one shard, one by one.
 pub struct ErrorLines {
     reader: OutputReader,
@@ -270,4 +286,43 @@ pub(crate) async fn open(
         READ_AHEAD_BYTES,
         decoder,
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::{StoreOptions, Stores};
+
+    #[tokio::test]
+    async fn a_report_names_the_first_rows_that_failed_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = |shard: usize, failed: std::ops::Range<u64>| -> LivePart {
+            let path = format!("{shard}.jsonl");
+            let line = |offset| {
+                let position = json!({"file": "rows.jsonl", "offset": offset});
+                let error = json!({"code": "invalid_json", "message": "no JSON"});
+                json!({"id": null, "position": position, "error": error}).to_string() + "\n"
+            };
+            let rows = json!({"succeeded": 0, "failed": failed.end - failed.start, "skipped": 0});
+            let lines: String = failed.map(line).collect();
+            std::fs::write(folder.path().join(&path), lines).unwrap();
+            let commit = json!({
+                "shard": shard, "epoch": 1, "attempt": "a", "part": null, "errors": path,
+                "ledger": null, "rows": rows, "tokens": 0, "sha256": null,
+            });
+            let range = json!({"input": 0, "kind": "bytes", "start": 0, "end": 100});
+            serde_json::from_value(json!({"run": 1, "range": range, "commit": commit})).unwrap()
+        };
+        let stores = Stores::new(StoreOptions::default());
+        let output = stores.open(folder.path().to_str().unwrap()).unwrap();
+        let few = samples(&output, &[part(0, 0..2)]).await.unwrap();
+        let positions: Vec<&str> = few.iter().map(|it| it.position.as_str()).collect();
+        assert_eq!(positions, ["rows.jsonl@0", "rows.jsonl@1"]);
+        let many = [part(0, 0..2), part(1, 2..25)];
+        let many = samples(&output, &many).await.unwrap();
+        assert_eq!(many.len(), 20);
+        assert_eq!(many[19].position, "rows.jsonl@19");
+    }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::TryStreamExt;
 use millrace_crds::SecretKeyRef;
 use millrace_crds::manifest::{self, Manifest};
 use millrace_edge::Token;
@@ -14,8 +13,7 @@ use millrace_leases::{
     JobRegistry, LeaseError, LeaseOptions, LeaseStore, RedisConnection, RedisLeaseStore,
     RedisOptions,
 };
-use millrace_protocol::manifest::LivePart;
-use millrace_protocol::report::{ErrorSample, Report};
+use millrace_protocol::report::Report;
 use millrace_telemetry::{chain, on_signal};
 use millrace_worker::commits;
 use millrace_worker::finish::Finish;
@@ -36,9 +34,6 @@ use millrace_worker::work::progress::Progress;
 use millrace_worker::{manifests, models, notify, output};
 
 use crate::{Cache, Job, Leases, Models, Notify, Read, Serve, Server};
-
-/// Row errors in a report.
-const SAMPLE_ERRORS_MAX: usize = 20;
 
 /// What the steps of one run start with.
 struct Opened {
@@ -264,7 +259,7 @@ pub async fn finish(
                 failed_indexes: manifest.failed_indexes(),
                 tally: manifest.totals,
                 routes: manifest.routes.clone(),
-                sample_errors: samples(&stores, &job, &manifest.parts).await?,
+                sample_errors: output::samples(&prepared.output, &manifest.parts).await?,
                 warning: None,
             };
             let event = notify::finished(&job, &manifest, give_up_reason.as_deref());
@@ -301,23 +296,6 @@ pub async fn notify(notify: Notify) -> anyhow::Result<()> {
     };
     let secret = secret.map(|name| SecretKeyRef { name, key });
     Ok(means.deliver(&url, secret.as_ref(), &event).await?)
-}
-
-async fn samples(
-    stores: &Stores,
-    job: &CheckedJob,
-    parts: &[LivePart],
-) -> anyhow::Result<Vec<ErrorSample>> {
-    let output = stores.open(&job.output.uri)?;
-    let lines = output::errors(&output, parts);
-    let mut lines = std::pin::pin!(lines);
-    let mut samples = Vec::new();
-    while samples.len() < SAMPLE_ERRORS_MAX
-        && let Some(line) = lines.try_next().await?
-    {
-        samples.push(ErrorSample::of(&line));
-    }
-    Ok(samples)
 }
 
 /// Attends to the jobs of a service until the pod is drained or told to stop.

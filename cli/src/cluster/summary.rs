@@ -401,6 +401,26 @@ next:
     }
 
     #[test]
+    fn what_calls_cost_is_told_and_what_they_will_cost_until_the_end() {
+        let text = |status: &str, reason: &str| {
+            let mut job = serde_json::to_value(job(status, reason)).unwrap();
+            job["status"]["cost"] = json!({"total": "1.75", "perRow": "0.0015", "currency": "EUR"});
+            job["status"]["estimate"] = json!({
+                "rows": 4_000, "tokensLeast": 100_000, "tokensMost": 200_000,
+                "costLeast": "4", "costMost": "6.5", "currency": "EUR",
+            });
+            let job = serde_json::from_value(job).unwrap();
+            short(&job, &Invocation::new(), now()).join("\n")
+        };
+        let cost = "  tokens    54,321\n  cost      1.75 EUR (0.0015 a row)\n";
+        let estimate = "  estimate  100,000 to 200,000 tokens, 4 to 6.5 EUR for 4,000 rows\n";
+        let running = text("Unknown", "Running");
+        assert!(running.contains(&format!("{cost}{estimate}")), "{running}");
+        let over = text("True", "Completed");
+        assert!(over.contains(cost) && !over.contains("estimate"), "{over}");
+    }
+
+    #[test]
     fn what_this_account_may_not_read_is_said_and_hides_nothing_else() {
         let mut seen = seen("Unknown", "Running");
         seen.pods = Err("no right to list pods".to_owned());

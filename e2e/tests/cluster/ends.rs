@@ -12,6 +12,9 @@ use crate::tenant::Tenant;
 /// Lines of a job's spec that cut it into shards of about a second.
 const SMALL_SHARDS: &str = "  sharding: {targetBytes: 16384}\n";
 
+/// Rows of a job that are no JSON: more than its status names.
+const BAD_ROWS: usize = 25;
+
 fn manifest(tenant: &Tenant, output: &str) -> Value {
     let file = tenant.bucket().join(output).join("manifest.json");
     serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
@@ -49,12 +52,18 @@ fn rows_that_failed_are_run_again_in_a_run_of_their_own() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "reruns");
     let mut rows = tenant.rows(200);
-    rows.extend(b"{\"id\": \"bad\", \"text\": \"\"}\n");
+    for row in 0..BAD_ROWS {
+        rows.extend(format!("{{\"id\": \"bad-{row}\", \"text\": \"hush\n").as_bytes());
+    }
     std::fs::write(tenant.bucket().join("rows.jsonl"), &rows).unwrap();
     tenant.service("");
     let job = tenant.job_manifest("embed", "");
     cluster.apply(&job);
     tenant.wait_for_reason("embed", "Completed", 120);
+    check_samples(&tenant.job("embed")["status"]["sampleErrors"]);
+    let columns = tenant.columns("batchjob/embed");
+    let failed = columns.iter().find(|(name, _)| name == "FAILED").unwrap();
+    assert_eq!(failed.1, BAD_ROWS.to_string());
     cluster.apply(&(job + "  rerunFailed: 1\n"));
     cluster.wait(tenant.namespace(), 120, "the second run is over", || {
         let status = tenant.job("embed")["status"].clone();
@@ -62,13 +71,26 @@ fn rows_that_failed_are_run_again_in_a_run_of_their_own() {
         (status["run"] == 2 && reason == "Completed").then_some(())
     });
     let status = tenant.job("embed")["status"].clone();
-    // The row is as bad as before: it fails once more, and is counted once.
+    // The rows are as bad as before: they fail once more, and are counted once.
     assert_eq!(status["rows"]["succeeded"], 200);
-    assert_eq!(status["rows"]["failed"], 1);
+    assert_eq!(status["rows"]["failed"], BAD_ROWS);
     assert_eq!(status["shards"]["total"], 1);
     assert_eq!(manifest(&tenant, "embed")["run"], 2);
     let plan = "embed/_millrace/runs/0002/plan.json";
     assert!(tenant.bucket().join(plan).exists());
+}
+
+/// Checks that a status names some of the bad rows, and nothing of what stands in them.
+fn check_samples(samples: &Value) {
+    let samples = samples.as_array().expect("rows that failed");
+    // As many as a termination message has room for.
+    assert!((5..=20).contains(&samples.len()), "{samples:#?}");
+    for sample in samples {
+        let position = sample["position"].as_str().unwrap();
+        assert!(position.starts_with("s3://bucket/rows.jsonl@"), "{sample}");
+        assert_eq!(sample["code"], "invalid_json", "{sample}");
+        assert!(!sample.to_string().contains("hush"), "{sample}");
+    }
 }
 
 #[test]
@@ -104,6 +126,15 @@ fn a_job_past_its_deadline_ends_with_what_is_done() {
     cluster.apply(&tenant.job_manifest("embed", &settings));
     tenant.wait_for_reason("embed", "DeadlineExceeded", 90);
     assert!(tenant.job("embed")["status"]["completionTime"].is_string());
+    let named = manifest(&tenant, "embed");
+    assert_eq!(named["complete"], false);
+    let given_up = named["failedShards"].as_array().unwrap();
+    let done = named["parts"].as_array().unwrap().len();
+    assert_eq!(done + given_up.len(), tenant.shards_planned("embed"));
+    for shard in given_up {
+        let error = shard["error"].as_str().unwrap_or_default();
+        assert!(error.starts_with("spec.activeDeadlineSeconds"), "{shard}");
+    }
 }
 
 #[test]

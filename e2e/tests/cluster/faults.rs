@@ -1,8 +1,10 @@
 //! Jobs whose pods, operator and Redis are taken away in the middle: every row exactly once.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use crate::cluster::{SYSTEM, turn, turn_alone, turn_alone_at_own};
+use crate::cluster::{Cluster, SYSTEM, turn, turn_alone, turn_alone_at_own};
 use crate::tenant::{SELECTOR, Tenant};
 
 #[test]
@@ -46,12 +48,72 @@ fn a_rolling_update_in_mid_job_loses_no_row() {
         names.map(|name| name.unwrap().to_owned()).collect()
     };
     let before = names();
+    let worker = Forwarded::start(&cluster, namespace, &before[0]);
     tenant.service("  template: {podAnnotations: {rolled: 'yes'}}\n");
-    cluster.wait(namespace, 120, "other pods took over", || {
+    cluster.wait(namespace, 120, "the pod gives its shards back", || {
+        let metrics = worker.ask("/metrics");
+        let released = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(RELEASED))?;
+        (released.trim().parse::<u32>().unwrap() > 0).then_some(())
+    });
+    cluster.wait(namespace, 30, "the pod is gone", || {
         let now = names();
         (!now.is_empty() && now.iter().all(|name| !before.contains(name))).then_some(())
     });
     tenant.check_succeeded("embed", &rows, 300);
+}
+
+/// The metric of the shards that a worker gave back.
+const RELEASED: &str = "millrace_worker_shards_total{outcome=\"released\"} ";
+
+/// Port of a pod's worker.
+const WORKER_PORT: &str = "8081";
+
+/// A way to the worker of a pod; closed when dropped.
+struct Forwarded<'a> {
+    cluster: &'a Cluster,
+    kubectl: Child,
+    address: String,
+}
+
+impl<'a> Forwarded<'a> {
+    /// Opens it at a free port of the network in which the cluster is reached.
+    fn start(cluster: &'a Cluster, namespace: &str, pod: &str) -> Self {
+        let mut kubectl = cluster.tied("kubectl");
+        kubectl.args(["-n", namespace, "port-forward", &format!("pod/{pod}")]);
+        kubectl
+            .arg(format!(":{WORKER_PORT}"))
+            .stdout(Stdio::piped());
+        let mut kubectl = kubectl.spawn().expect("kubectl starts");
+        let mut line = String::new();
+        let stdout = kubectl.stdout.as_mut().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["Forwarding", "from", address, ..] = words[..] else {
+            panic!("{line:?} names no port");
+        };
+        Self {
+            address: address.to_owned(),
+            cluster,
+            kubectl,
+        }
+    }
+
+    /// What the worker answers; nothing once it is gone.
+    fn ask(&self, path: &str) -> String {
+        let asked = self
+            .cluster
+            .ask(&format!("http://{}{path}", self.address), "");
+        String::from_utf8_lossy(&asked.stdout).into_owned()
+    }
+}
+
+impl Drop for Forwarded<'_> {
+    fn drop(&mut self) {
+        self.kubectl.kill().ok();
+        self.kubectl.wait().ok();
+    }
 }
 
 #[test]

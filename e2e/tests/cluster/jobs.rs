@@ -6,7 +6,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::cluster::{Cluster, turn, turn_at_own};
-use crate::tenant::{SELECTOR, Tenant};
+use crate::tenant::{SELECTOR, Tenant, secret};
 
 /// Rows of the main job: the size that people try first.
 const ROWS: usize = 20_000;
@@ -162,7 +162,27 @@ fn a_job_that_names_no_service_waits_with_the_reason_and_begins_once_it_is_there
 }
 
 #[test]
-fn a_suspended_job_keeps_what_is_done_and_goes_on_later() {
+fn a_job_whose_service_lists_a_missing_secret_says_so_and_begins_once_it_is_there() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "secretless");
+    let namespace = tenant.namespace();
+    let rows = tenant.rows(200);
+    let service = tenant.service_manifest("");
+    cluster.apply(&service.replace("[{name: bucket}]", "[{name: bucket}, {name: later}]"));
+    cluster.apply(&tenant.job_manifest("embed", ""));
+    cluster.wait(namespace, 120, "what its pods wait for is said", || {
+        let service = cluster.get(namespace, "inferenceservice/minilm")?;
+        let conditions = service["status"]["conditions"].as_array()?.clone();
+        let ready = conditions.into_iter().find(|it| it["type"] == "Ready")?;
+        let message = ready["message"].as_str()?;
+        message.contains("secret \"later\" not found").then_some(())
+    });
+    cluster.apply(&secret(namespace, "later", "KEY", "value"));
+    tenant.check_succeeded("embed", &rows, 180);
+}
+
+#[test]
+fn a_job_that_is_suspended_a_hundred_times_keeps_what_is_done_and_goes_on_later() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "suspends");
     let rows = tenant.rows(4_000);
@@ -174,6 +194,8 @@ fn a_suspended_job_keeps_what_is_done_and_goes_on_later() {
     );
     cluster.apply(&running);
     tenant.wait_until_at_work("embed", 120);
+    // One call that patches the job by each of its documents.
+    cluster.apply(&format!("{resting}---\n{running}---\n").repeat(50));
     cluster.apply(&resting);
     tenant.wait_for_reason("embed", "Suspended", 30);
     cluster.wait(tenant.namespace(), 90, "its pods are gone", || {
@@ -311,6 +333,11 @@ fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so()
             .filter(|pod| pod["spec"]["nodeName"].is_string());
         most = most.max(placed.map(|pod| gpus_of(pod, "requests")).sum());
         assert!(most <= 8, "{most} GPUs of 8 are given away");
+        let live = pods
+            .iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        let live = live.count();
+        assert!(live <= 5, "{live} pods, and no more than 5 are asked for");
         let (_, reason) = tenant.condition("embed", "Succeeded")?;
         (reason == "Completed").then_some(())
     });

@@ -150,6 +150,9 @@ fn check_fetched_once<'a>(
 /// How long one call takes: longer than two pods take to be released on a busy machine.
 const LONG_CALL_MS: u64 = 90_000;
 
+/// By what a ReplicaSet chooses the pods that go: those with the least first.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
 /// A service whose pods wait for an API, and a job of one row.
 const WAITING: &str = "
 apiVersion: v1
@@ -191,16 +194,21 @@ fn in_the_tail_pods_are_released_one_by_one_and_the_one_at_work_stays() {
     cluster.wait(namespace, 60, "a pod holds the shard", || {
         (!api.record().calls.is_empty()).then_some(())
     });
-    cluster.apply(&waiting.replace("MIN", "0"));
-
-    let names = || -> BTreeSet<String> {
+    let names = |is_meant: &dyn Fn(&Value) -> bool| -> BTreeSet<String> {
         let pods = cluster.list(namespace, "pods", SELECTOR);
-        let names = pods.iter().map(|pod| pod["metadata"]["name"].as_str());
+        let meant = pods.iter().filter(|pod| is_meant(&pod["metadata"]));
+        let names = meant.map(|pod| pod["metadata"]["name"].as_str());
         names.map(|name| name.unwrap().to_owned()).collect()
     };
-    let last = cluster.wait(namespace, 60, "one pod is left", || {
-        Some(names()).filter(|names| names.len() == 1)
+    let at_work = cluster.wait(namespace, 60, "the pod at work is to go last", || {
+        let names = names(&|metadata| metadata["annotations"][DELETION_COST] == "1");
+        Some(names).filter(|names| names.len() == 1)
     });
+    cluster.apply(&waiting.replace("MIN", "0"));
+    let last = cluster.wait(namespace, 60, "one pod is left", || {
+        Some(names(&|_| true)).filter(|names| names.len() == 1)
+    });
+    assert_eq!(last, at_work);
     let (_, reason) = tenant.condition("ask", "Succeeded").unwrap();
     assert_eq!(reason, "Running", "the pods went while there was work");
     let said = "jsonpath={range .items[*]}{.message}{'\\n'}{end}";
@@ -210,7 +218,7 @@ fn in_the_tail_pods_are_released_one_by_one_and_the_one_at_work_stays() {
         let is_said = said.lines().any(|line| line.ends_with(step));
         assert!(is_said, "{step}: {said}");
     }
-    assert_eq!(names(), last);
+    assert_eq!(names(&|_| true), last);
     tenant.check_succeeded("ask", &rows, 180);
     assert_eq!(api.record().calls.len(), 1, "nobody had to ask again");
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millrace_crds::batch_job::Estimate;
 use millrace_leases::RedisOptions;
 use millrace_leases::limits::{
     Algorithm, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Verdict,
@@ -12,6 +13,7 @@ use serde_json::json;
 
 use crate::jobs::Stage;
 use crate::tenant::{JOB, SERVICE};
+use crate::world::forecast;
 
 fn cost(text: &str) -> Cost {
     text.parse().unwrap()
@@ -82,6 +84,7 @@ async fn a_job_whose_budget_is_spent_ends_and_goes_on_when_it_is_raised() {
         (cost("2.25"), "EUR")
     );
     assert_eq!(status.shards.unwrap().committed, 1);
+    assert_eq!(status.estimate, Some(Estimate::from(&forecast())));
 
     tenant.world.go_on();
     let more = json!({"budget": {"maxCost": "5"}});

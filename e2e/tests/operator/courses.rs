@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -17,6 +18,9 @@ use crate::world::SHARDS;
 
 /// How often is looked at what gives no event.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The operator's name in server-side apply.
+const OPERATOR: &str = "millrace-operator";
 
 /// How many visits to jobs the operator has made.
 async fn visits(stage: &Stage) -> u64 {
@@ -270,4 +274,49 @@ async fn pods_that_somebody_else_counts_stay_as_many() {
     stage.expect("the other pods", moved).await;
     let deployment = deployments.get(&name).await.unwrap();
     assert_eq!(deployment.spec.replicas, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_stay_as_many_when_somebody_else_is_to_count_them() {
+    let Some(stage) = Stage::new("handed-over").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    let counted_by = |mode: &str| {
+        let autoscaling = json!({"mode": mode, "minReplicas": 3, "maxReplicas": 5});
+        json!({"autoscaling": autoscaling})
+    };
+    tenant.create_service(SERVICE, counted_by("Backlog")).await;
+    let (deployments, name) = (tenant.deployments(), deployment_of(SERVICE));
+    let counted = async |is_ours: bool, replicas: i32| {
+        let is_so = move |deployment: Option<&Deployment>| {
+            deployment.is_some_and(|it| is_ours == counts_pods(it, OPERATOR))
+        };
+        let told = await_condition(deployments.clone(), &name, is_so);
+        let deployment = stage.expect("who counts the pods", told).await.unwrap();
+        let spec = deployment.expect("the Deployment").spec;
+        assert_eq!(spec.replicas, Some(replicas), "{is_ours}");
+    };
+    counted(true, 3).await;
+    tenant.change_service(SERVICE, counted_by("External")).await;
+    counted(false, 3).await;
+    let scaled: Patch<Value> = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    let autoscaler = PatchParams::default();
+    let patched = deployments.patch_scale(&name, &autoscaler, &scaled).await;
+    patched.unwrap();
+    let moved = tenant.move_pods(SERVICE, "fast");
+    stage.expect("the other pods", moved).await;
+    counted(false, 2).await;
+    tenant.change_service(SERVICE, counted_by("Backlog")).await;
+    counted(true, 3).await;
+}
+
+/// Whether this manager applies the number of pods.
+fn counts_pods(deployment: &Deployment, manager: &str) -> bool {
+    let mut entries = deployment.metadata.managed_fields.iter().flatten();
+    entries.any(|entry| {
+        let fields = entry.fields_v1.as_ref();
+        let replicas = fields.and_then(|fields| fields.0.pointer("/f:spec/f:replicas"));
+        entry.manager.as_deref() == Some(manager) && replicas.is_some()
+    })
 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::{JobRegistry, RedisOptions};
 use millrace_protocol::tally::Tally;
@@ -217,6 +218,28 @@ async fn a_job_is_gone_at_once_while_redis_is_away_and_its_workers_hear_of_it_la
         }
     };
     stage.expect("the workers' news", told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_gone_at_once_while_its_store_is_away_and_its_steps_go_with_it() {
+    let Some(stage) = Stage::new("store-away").await else {
+        return;
+    };
+    let tenant = &stage.tenant;
+    tenant.world.take_store_away(true);
+    tenant.create_service(SERVICE, json!({})).await;
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    let jobs: Api<Job> = Api::namespaced(tenant.client.clone(), &tenant.namespace);
+    let step = format!("{JOB}-plan");
+    let begun = await_condition(jobs.clone(), &step, |it: Option<&Job>| it.is_some());
+    stage.expect("the step that plans", begun).await.unwrap();
+    tenant.delete_job(JOB).await;
+    assert!(tenant.jobs().get_opt(JOB).await.unwrap().is_none());
+    let ended = await_condition(jobs, &step, |it: Option<&Job>| it.is_none());
+    stage.expect("the end of the step", ended).await.unwrap();
+    tenant.world.take_store_away(false);
+    tenant.create_job(JOB, SERVICE, json!({})).await;
+    stage.expect_completed(JOB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ use millrace_leases::{
     Claim, JobRegistry, LeaseOptions, LeaseStore, RedisLeaseStore, RedisOptions, RunKey,
 };
 use millrace_protocol::cost::Cost;
+use millrace_protocol::forecast::Forecast;
 use millrace_protocol::indexes::Indexes;
 use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_protocol::report::Report;
@@ -62,6 +63,8 @@ struct Store {
     manifests: usize,
     /// Commits after which the workers pause.
     commits_max: Option<usize>,
+    /// Whether it cannot be reached, so that no step ends.
+    is_away: bool,
     /// What went wrong last.
     trouble: Option<String>,
 }
@@ -123,6 +126,11 @@ impl World {
         lock(&self.store).commits_max = None;
     }
 
+    /// Takes the output store away, or brings it back: steps try for as long as it is away.
+    pub fn take_store_away(&self, is_away: bool) {
+        lock(&self.store).is_away = is_away;
+    }
+
     /// How many shards are committed, over all jobs.
     pub fn commits(&self) -> usize {
         lock(&self.store).count()
@@ -157,6 +165,23 @@ fn commits_key(run: &RunKey) -> String {
 fn gives_up(spec: &PodSpec) -> bool {
     let mut variables = spec.containers[0].env.iter().flatten();
     variables.any(|variable| variable.name == "MILLRACE_GIVE_UP")
+}
+
+/// Whether the manifests of a step have a service that asks an API.
+fn asks_api(manifests: &str) -> bool {
+    manifests.contains("\"remote\":{")
+}
+
+/// What a plan says that the calls of a job will take.
+pub fn forecast() -> Forecast {
+    Forecast {
+        rows: 300,
+        sampled_rows: 30,
+        tokens: (2_000, 4_000),
+        cost: Some((Cost::of_parts(1), Cost::of_parts(2))),
+        currency: Some("EUR".to_owned()),
+        max_cost: None,
+    }
 }
 
 /// The tally that each shard's commit carries.
@@ -249,6 +274,9 @@ impl Players {
             return self.set_container(pod, "Pending", state).await;
         }
         let uid = job.uid().unwrap_or_default();
+        if lock(&self.store).is_away {
+            return Ok(());
+        }
         if !self.reports.contains_key(&uid) {
             let report = self.step(&spec).await?;
             self.reports.insert(uid.clone(), report);
@@ -327,7 +355,8 @@ impl Players {
         let manifests = manifests.ok_or("the step mounts no manifests")?;
         let manifests = self.api::<ConfigMap>().get(&manifests).await?;
         let manifests = manifests.data.unwrap_or_default();
-        let run = run_of(manifests.get("manifests.yaml").ok_or("no manifests")?)?;
+        let manifests = manifests.get("manifests.yaml").ok_or("no manifests")?;
+        let run = run_of(manifests)?;
         let commits = lock(&self.store).commits.get(&commits_key(&run)).cloned();
         let commits = commits.unwrap_or_default();
         let leases = self.leases(&run)?;
@@ -343,7 +372,7 @@ impl Players {
                 Ok(Report::Planned {
                     shards: SHARDS,
                     committed: commits.len() as u32,
-                    forecast: None,
+                    forecast: asks_api(manifests).then(forecast),
                 })
             }
             Some("finish") if open.is_empty() || gives_up(spec) => {

@@ -9,7 +9,7 @@ use millrace_leases::Snapshot;
 use millrace_leases::limits::Account;
 use millrace_protocol::cost::Cost;
 use millrace_protocol::report::Report;
-use millrace_protocol::tally::Tally;
+use millrace_protocol::tally::{Rows, Tally};
 use serde_json::json;
 
 use super::decide::*;
@@ -136,6 +136,33 @@ fn a_job_without_its_service_waits_for_it() {
     assert!(decision.make.is_none());
 }
 
+#[test]
+fn a_job_that_does_not_fit_its_service_is_refused_with_the_field_and_what_to_do() {
+    let check = |patch: serde_json::Value, reason: &str, message: &str| {
+        let job = begun(patch);
+        let decision = decided(&job, &seen(Step::Absent, Step::Absent, counters(0, 0)));
+        let Phase::Refused(refused) = decision.phase else {
+            panic!("{:?}", decision.phase);
+        };
+        assert_eq!(
+            (refused.reason, refused.message.as_str()),
+            (reason, message)
+        );
+        assert!(decision.make.is_none(), "{reason}");
+    };
+    check(
+        json!({"credentials": {"name": "bucket"}}),
+        "SecretNotShared",
+        "spec.credentials: list \"bucket\" in spec.secrets of InferenceService \"service\", whose \
+         workers read and write for this job",
+    );
+    check(
+        json!({"steps": [{"name": "a", "model": "m"}, {"name": "b", "model": "other"}]}),
+        "UnknownModel",
+        "spec.steps[1].model: the service has no model \"other\"; it has m",
+    );
+}
+
 /// A job that began at 900 s, with these changes to its spec.
 fn begun(patch: serde_json::Value) -> BatchJob {
     let mut job = serde_json::to_value(job(false)).unwrap();
@@ -215,6 +242,48 @@ fn more_shards_that_are_given_up_than_may_be_end_the_job() {
     // Its end was cut off between forgetting the leases and being written.
     assert_eq!(phase(2, Some(Snapshot::default())), stopping);
     assert_eq!(phase(1, None), Phase::LeasesAway);
+}
+
+#[test]
+fn more_failed_rows_than_may_be_end_the_job_by_count_or_by_percentage() {
+    let rows = |succeeded, failed| Rows {
+        succeeded,
+        failed,
+        skipped: 0,
+    };
+    let phase = |max: serde_json::Value, rows: Rows| {
+        let tally = Tally {
+            rows,
+            ..Tally::default()
+        };
+        let leases = counters(1, 1).map(|leases| Snapshot { tally, ..leases });
+        let job = begun(json!({"maxFailedRows": max}));
+        decided(&job, &seen(planned(), Step::Absent, leases)).phase
+    };
+    let stopping = Phase::GivingUp(GiveUp::TooManyFailedRows, None);
+    assert_eq!(phase(json!(3), rows(10, 3)), Phase::Running);
+    assert_eq!(phase(json!(3), rows(10, 4)), stopping);
+    assert_eq!(phase(json!("5%"), rows(190, 10)), Phase::Running);
+    assert_eq!(phase(json!("5%"), rows(189, 11)), stopping);
+}
+
+#[test]
+fn an_end_for_failed_rows_that_was_cut_off_ends_for_the_same_reason() {
+    let mut job = begun(json!({"maxFailedRows": 3}));
+    let counted = json!({"succeeded": 10, "failed": 4, "skipped": 0});
+    job.status.as_mut().unwrap().rows = serde_json::from_value(counted).unwrap();
+    // The leases are forgotten, and the end is not written yet.
+    let phase = |finish| decided(&job, &seen(planned(), finish, Some(Snapshot::default()))).phase;
+    let reason = GiveUp::TooManyFailedRows;
+    assert_eq!(phase(Step::Absent), Phase::GivingUp(reason, None));
+    let ended = phase(finished(false));
+    assert!(
+        matches!(ended, Phase::GivenUp(it, Some(_)) if it == reason),
+        "{ended:?}"
+    );
+    let said = super::said::conditions(&job, &ended);
+    let succeeded = said.iter().find(|it| it.kind == "Succeeded").unwrap();
+    assert_eq!(succeeded.reason, "TooManyFailedRows");
 }
 
 #[test]

@@ -12,8 +12,9 @@ use super::build;
 use super::check::{Checked, Refused};
 use super::observe::Seen;
 use super::scale::Scale;
+use crate::apply::leave_replicas;
 use crate::context::{Context, unless_away};
-use crate::names::FIELD_MANAGER;
+use crate::names::{FIELD_MANAGER, inference};
 use crate::visit::{REJECTED, VisitError};
 
 /// What a ReplicaSet goes by when it has to choose which pods go: the cheapest first.
@@ -78,7 +79,10 @@ pub async fn apply(
         children.apply(client, &namespace, policy).await?;
         let replicas = match scale.mode {
             AutoscalingMode::Backlog => Some(scale.replicas),
-            AutoscalingMode::External => None,
+            AutoscalingMode::External => {
+                leave_replicas(client, &namespace, &inference(&name)).await?;
+                None
+            }
         };
         price(ctx, &seen.pods, &scale.in_hand).await?;
         let deployment = build::deployment(service, replicas, &ctx.options);

@@ -15,21 +15,48 @@ fn there_is_a_cache_only_where_it_is_asked_for() {
     assert!(variable(&without, "MILLRACE_CACHE_REDIS_URL").is_none());
     let with = render(&helm, &["cache.enabled=true", "cache.redis.maxmemory=1gb"]);
     let cache = named(&with, "Deployment", "millrace-cache").expect("a cache");
-    let args = &cache["spec"]["template"]["spec"]["containers"][0]["args"];
-    let args: Vec<&str> = args
-        .as_array()
-        .expect("arguments")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    for pair in [
-        ["--maxmemory", "1gb"],
-        ["--maxmemory-policy", "allkeys-lru"],
-    ] {
-        assert!(args.windows(2).any(|it| it == pair), "{args:?}");
-    }
+    assert_told(
+        cache,
+        &[
+            ["--maxmemory", "1gb"],
+            ["--maxmemory-policy", "allkeys-lru"],
+        ],
+    );
     let external = render(&helm, EXTERNAL);
     assert!(named(&external, "Deployment", "millrace-cache").is_none());
+}
+
+/// Checks that the Redis of an object is started with these options.
+fn assert_told(object: &Value, options: &[[&str; 2]]) {
+    let args = &object["spec"]["template"]["spec"]["containers"][0]["args"];
+    let args = args.as_array().expect("arguments").iter();
+    let args: Vec<&str> = args.filter_map(Value::as_str).collect();
+    for option in options {
+        assert!(args.windows(2).any(|it| it == option), "{args:?}");
+    }
+}
+
+#[test]
+fn the_redis_of_the_leases_refuses_to_write_before_it_forgets_or_is_killed() {
+    let Some(helm) = of_kubernetes("helm") else {
+        return;
+    };
+    let told = |sets: &[&str], maxmemory: &str| {
+        let objects = render(&helm, sets);
+        let leases = named(&objects, "StatefulSet", "millrace-leases").expect("leases");
+        assert_told(
+            leases,
+            &[
+                ["--maxmemory", maxmemory],
+                ["--maxmemory-policy", "noeviction"],
+                ["--appendonly", "yes"],
+            ],
+        );
+        let limits = &leases["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"];
+        assert_eq!(limits["memory"], "512Mi");
+    };
+    told(&[], "384mb");
+    told(&["leases.redis.maxmemory=100mb"], "100mb");
 }
 
 #[test]

@@ -151,6 +151,29 @@ fn the_container_that_computes_gets_what_the_template_says() {
 }
 
 #[test]
+fn pods_get_the_slice_of_a_gpu_that_they_ask_for_on_the_nodes_that_have_it() {
+    let model = json!({"name": "m", "task": "Embedding", "source": {"uri": "s3://bucket/m"}});
+    let mut given = json!(service(("models", json!([model]))));
+    let slice = json!({"limits": {"nvidia.com/mig-1g.10gb": "1"}});
+    let pool = json!({"nvidia.com/mig.config": "all-1g.10gb"});
+    given["spec"]["template"] = json!({
+        "resources": slice, "nodeSelector": pool,
+        "tolerations": [
+            {"key": "nvidia.com/gpu", "effect": "NoSchedule"}, {"key": "pool", "value": "batch"},
+        ],
+    });
+    let made = deployed(&serde_json::from_value(given).unwrap());
+    let pod = &made["spec"]["template"]["spec"];
+    assert_eq!(pod["containers"][0]["resources"], slice);
+    assert_eq!(pod["nodeSelector"], pool);
+    let tolerations = json!([
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "pool", "operator": "Equal", "value": "batch"},
+    ]);
+    assert_eq!(pod["tolerations"], tolerations);
+}
+
+#[test]
 fn a_model_is_read_with_its_own_credentials_and_stays_in_the_cache() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let source = json!({

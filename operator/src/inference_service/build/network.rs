@@ -59,20 +59,33 @@ pub fn network_policy(service: &InferenceService, options: &Options) -> NetworkP
 mod tests {
     use super::*;
 
-    #[test]
-    fn requests_come_from_the_namespace_and_from_whom_an_administrator_lets_in() {
+    fn service() -> InferenceService {
         let service = serde_json::from_value(json!({
             "apiVersion": "millrace.dev/v1alpha1", "kind": "InferenceService",
             "metadata": {"name": "service", "namespace": "tenant", "uid": "u"},
             "spec": {"models": []},
         }));
+        service.unwrap()
+    }
+
+    #[test]
+    fn one_pod_of_a_service_is_taken_away_at_a_time() {
+        let budget = json!(disruption_budget(&service()));
+        assert_eq!(budget["metadata"]["name"], "service-inference");
+        let of_service = json!({"matchLabels": {"millrace.dev/inference-service": "service"}});
+        let expected = json!({"maxUnavailable": 1, "selector": of_service});
+        assert_eq!(budget["spec"], expected);
+    }
+
+    #[test]
+    fn requests_come_from_the_namespace_and_from_whom_an_administrator_lets_in() {
         let monitoring = json!({"namespaceSelector": {"matchLabels": {"team": "monitoring"}}});
         let options = Options::of_tests(&[
             "--redis-url=redis://redis",
             "--pod-ingress-from",
             &json!([monitoring]).to_string(),
         ]);
-        let spec = &json!(network_policy(&service.unwrap(), &options))["spec"];
+        let spec = &json!(network_policy(&service(), &options))["spec"];
         let ingress = spec["ingress"].as_array().unwrap();
         assert_eq!(ingress.len(), 1);
         assert_eq!(ingress[0]["from"], json!([{"podSelector": {}}, monitoring]));
