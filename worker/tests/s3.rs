@@ -268,6 +268,12 @@ async fn refused_credentials_are_a_permanent_error() {
         matches!(&error, StoreError::Denied { .. }) && error.is_permanent(),
         "{error:?}"
     );
+    let said = millrace_telemetry::chain(&error);
+    assert!(said.contains("403 Forbidden"), "{said}");
+    assert!(
+        !said.contains("<Error>") && !said.contains("RequestId"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

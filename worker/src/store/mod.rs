@@ -30,7 +30,7 @@ use crate::job::Input;
 use bucket::Bucket;
 pub(crate) use guard::guarded;
 
-pub use error::StoreError;
+pub use error::{StoreError, StoreFailure};
 pub use object::{Created, create, probe_create_only, read, read_range, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
 pub use uploads::Uploads;
