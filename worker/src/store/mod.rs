@@ -28,7 +28,7 @@ use object_store::{
 
 use crate::job::Input;
 use bucket::Bucket;
-pub(crate) use guard::guarded;
+pub(crate) use guard::{Rules, guarded};
 
 pub use error::{StoreError, StoreFailure};
 pub use object::{Created, create, probe_create_only, read, read_range, replace};
