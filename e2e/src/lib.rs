@@ -13,6 +13,7 @@ pub mod postgres_server;
 pub mod process;
 pub mod redis_server;
 pub mod remote;
+pub mod s3_proxy;
 pub mod s3_server;
 pub mod skips;
 pub mod starting;

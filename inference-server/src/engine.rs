@@ -16,7 +16,6 @@ use millrace_models::{
     backend::{BackendError, Head, HeadOutput, PackedBatch},
     model::Model,
 };
-use millrace_protocol::panic;
 use millrace_protocol::row::{RowError, RowErrorCode};
 use tokio::sync::oneshot;
 
@@ -134,8 +133,9 @@ fn end_process(model: &Model, error: &BackendError) -> ! {
 enum ForwardFailure {
     #[error(transparent)]
     Backend(#[from] BackendError),
-    #[error("the model panicked: {0}")]
-    Panicked(String),
+    // What the panic said may quote the text.
+    #[error("the model panicked; the server's log names the place")]
+    Panicked,
     #[error("the model returned {values} numbers, expected {rows} rows of {width}")]
     WrongShape {
         values: usize,
@@ -156,7 +156,7 @@ impl ForwardFailure {
             ForwardFailure::Backend(
                 BackendError::NoSuchHead(_) | BackendError::Failed(_) | BackendError::DeviceLost(_),
             )
-            | ForwardFailure::Panicked(_)
+            | ForwardFailure::Panicked
             | ForwardFailure::WrongShape { .. } => RowErrorCode::ModelFailed,
         };
         RowError::new(code, self.to_string())
@@ -171,7 +171,7 @@ fn forward(model: &Model, works: &[Work]) -> Result<Packed, ForwardFailure> {
     let outputs = catch_unwind(AssertUnwindSafe(|| {
         model.backend().forward(&batch, &[head])
     }));
-    let outputs = outputs.map_err(|payload| panicked(&*payload))??;
+    let outputs = outputs.map_err(|_| ForwardFailure::Panicked)??;
     let rows = match head {
         Head::Pooled | Head::SequenceLogits => batch.sequences(),
         Head::TokenLogits => batch.tokens(),
@@ -224,7 +224,7 @@ fn answer(model: &Model, works: Vec<Work>, packed: &Packed, metrics: &Metrics) {
         let rows = packed.rows(index);
         let predict = || model.predict(work.text(), &work.encoding, rows);
         let result = catch_unwind(AssertUnwindSafe(predict))
-            .unwrap_or_else(|payload| Err(panicked(&*payload).row_error()));
+            .unwrap_or_else(|_| Err(ForwardFailure::Panicked.row_error()));
         match result {
             Ok(prediction) => {
                 let tokens = work.encoding.token_ids.len();
@@ -240,8 +240,4 @@ fn fail(work: Work, error: RowError, metrics: &Metrics) {
     metrics.note_row_error(error.code);
     let tokens = work.encoding.token_ids.len();
     work.reply.send(tokens, Err(error));
-}
-
-fn panicked(payload: &(dyn std::any::Any + Send)) -> ForwardFailure {
-    ForwardFailure::Panicked(panic::text(payload).to_owned())
 }

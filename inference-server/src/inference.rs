@@ -6,7 +6,12 @@
 //! others are still being encoded. Models whose tokens are the same share them: a text is encoded once
 //! for all of them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
 
 use futures::StreamExt;
 use millrace_answers::{Cache, Keys, Lead, Role};
@@ -245,7 +250,7 @@ impl Inference {
         });
         let recalled = recalling.await;
         recalled
-            .inspect_err(|error| tracing::error!(%error, "hashing texts panicked"))
+            .inspect_err(|_| tracing::error!("hashing texts panicked"))
             .ok()
     }
 
@@ -283,8 +288,8 @@ impl Inference {
                 queue.add_blocking(chunk.encode(tokenizer, &metrics));
                 drop(permit);
             };
-            if let Err(error) = tokio::task::spawn_blocking(encode).await {
-                tracing::error!(%error, "a tokeniser panicked");
+            if tokio::task::spawn_blocking(encode).await.is_err() {
+                tracing::error!("queueing texts panicked");
             }
         }
     }
@@ -409,8 +414,13 @@ impl Chunk {
     }
 }
 
+/// Tokenises a text; one that its tokeniser panics on costs no other.
 fn encode(model: &Model, text: &str, truncate: bool) -> Result<Encoding, RowError> {
-    let encoding = model.encode(text)?;
+    let encoded = catch_unwind(AssertUnwindSafe(|| model.encode(text)));
+    let encoding = encoded.unwrap_or_else(|_| {
+        let message = "the tokenizer failed on the text";
+        Err(RowError::new(RowErrorCode::TokenizeFailed, message))
+    })?;
     if encoding.truncated && !truncate {
         let max = model.max_length();
         let message = format!("the text has more than {max} tokens; shorten it or set `truncate`");

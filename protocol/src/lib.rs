@@ -7,7 +7,7 @@
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
 //! [`routes`] tells which of several services answered, [`cost`] counts money and [`forecast`] guesses it,
 //! [`progress`] is what whoever asks is told of a job, and [`event`] what others are told when it is over.
-//! [`indexes`] names shards in short, [`priority`] says whose question goes first, and [`panic`] quotes what was caught.
+//! [`indexes`] names shards in short, [`priority`] says whose question goes first, and [`panic`] reads what was caught.
 
 pub mod chunk;
 pub mod commit;

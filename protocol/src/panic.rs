@@ -1,4 +1,5 @@
-//! What a panic said, for the errors that quote it.
+//! What a panic said, for those who judge by it what it means. It is never passed on: the panics of the
+//! standard library quote the text at hand, and rows' texts belong in no log, status or Event.
 
 use std::any::Any;
 
@@ -14,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_quoted_whether_its_words_are_fixed_or_made() {
+    fn the_words_are_found_whether_its_words_are_fixed_or_made() {
         let caught = |panic: fn()| std::panic::catch_unwind(panic).unwrap_err();
         assert_eq!(text(&*caught(|| panic!("fixed"))), "fixed");
         let made = caught(|| std::panic::panic_any(format!("made {}", 1)));

@@ -4,6 +4,7 @@
 //! variables name a collector; where they name none, no span is ever made.
 
 mod export;
+mod panics;
 mod past;
 mod run_trace;
 mod signal;
@@ -54,8 +55,8 @@ pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
 }
 
-/// Begins to log to the standard error stream, and to trace if the environment asks for it. Once
-/// per process.
+/// Begins to log to the standard error stream, panics by their place alone, and to trace if the environment
+/// asks for it. Once per process.
 pub fn start(options: TelemetryOptions) -> Telemetry {
     let TelemetryOptions {
         service,
@@ -80,6 +81,7 @@ pub fn start(options: TelemetryOptions) -> Telemetry {
         spans::layer(tracer).with_filter(filter_fn(spans::is_traced))
     });
     tracing_subscriber::registry().with(logs).with(spans).init();
+    panics::log_places();
     if let Some(refused) = refused {
         let error: &dyn std::error::Error = &refused;
         tracing::warn!(error, "nothing is traced");

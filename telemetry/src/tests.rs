@@ -1,5 +1,7 @@
 //! What a collector would be sent, looked at in memory.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
@@ -7,10 +9,10 @@ use opentelemetry::trace::{SpanId, Status, TraceId, TracerProvider};
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{Layer, Registry};
+use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::export::begin;
-use crate::{PastSpan, RunTrace, SPANS, TRACER, in_span, inject, join_remote, spans};
+use crate::{PastSpan, RunTrace, SPANS, TRACER, in_span, inject, join_remote, panics, spans};
 
 fn past(name: &'static str) -> PastSpan {
     PastSpan {
@@ -83,4 +85,40 @@ async fn the_spans_of_a_run_join_without_talking_and_those_of_a_request_by_its_h
         );
     }
     assert_eq!(shard.status, Status::error("no such bucket"));
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_is_logged_by_its_place_and_the_text_that_it_quotes_is_not() {
+    let log = Log::default();
+    let writer = log.clone();
+    let logs = fmt::layer().with_ansi(false);
+    let logs = logs.with_writer(move || writer.clone());
+    let usual = std::panic::take_hook();
+    panics::log_places();
+    let row = "the text of a row";
+    let panicked = tracing::subscriber::with_default(Registry::default().with(logs), || {
+        std::panic::catch_unwind(|| row[..row.len() + 1].len())
+    });
+    std::panic::set_hook(usual);
+    let payload = panicked.unwrap_err();
+    let words = payload.downcast_ref::<String>().expect("made words");
+    assert!(words.contains(row), "the panic quotes it: {words}");
+    let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(said.contains("this program panicked"), "{said}");
+    assert!(said.contains("telemetry/src/tests.rs:"), "{said}");
+    assert!(!said.contains("of a row"), "{said}");
 }

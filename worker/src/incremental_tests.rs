@@ -1,8 +1,10 @@
 //! Runs that carry over what an earlier output answered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::TryStreamExt;
+use millrace_protocol::manifest::LivePart;
 use millrace_protocol::plan::Difference;
 use serde_json::{Value, json};
 
@@ -277,4 +279,47 @@ async fn answers_that_are_gone_are_never_asked_for_again_in_silence() {
     let why = &manifest.failed_shards[0].error;
     assert!(why.contains("is gone"), "{why}");
     assert_eq!(scene.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn other_weights_at_the_same_place_have_every_row_asked_anew() {
+    let scene = Scene::new();
+    scene.write(rows(0..20));
+    let next = |from: &str| json!({"incremental": {"from": from}});
+    scene.server.load("sha256:one");
+    scene.drive(&scene.job("a", json!({}))).await;
+    scene.drive(&scene.job("b", next("a"))).await;
+    assert_eq!(scene.asked().len(), 20, "the weights are the same");
+    scene.server.load("sha256:two");
+    let manifest = scene.drive(&scene.job("c", next("b"))).await;
+    assert_eq!(scene.asked().len(), 40);
+    let is_of_two = |part: &LivePart| part.commit.models["embed"] == "sha256:two";
+    assert!(manifest.parts.iter().all(is_of_two), "{manifest:?}");
+    scene.drive(&scene.job("d", next("c"))).await;
+    assert_eq!(scene.asked().len(), 40, "the new weights' answers are kept");
+}
+
+#[tokio::test]
+async fn of_an_output_by_several_weights_only_what_the_last_ones_said_is_carried_over() {
+    let is_well = Arc::new(AtomicBool::new(false));
+    let scene = Scene {
+        server: FakeServer::unwell_until(is_well.clone()),
+        ..Scene::new()
+    };
+    scene.write(rows(0..9).chain([("odd".to_owned(), "bad at first".to_owned())]));
+    let of_run = |run: u32| {
+        let spec = json!({"retry": {"maxAttempts": 1}, "rerunFailed": run});
+        scene.job("a", spec)
+    };
+    scene.server.load("sha256:one");
+    scene.drive(&of_run(0)).await;
+    is_well.store(true, Ordering::Relaxed);
+    scene.server.load("sha256:two");
+    scene.drive(&of_run(1)).await;
+    let before = scene.asked().len();
+    let b = scene.job("b", json!({"incremental": {"from": "a"}}));
+    scene.drive(&b).await;
+    let asked: BTreeSet<String> = scene.asked().split_off(before).into_iter().collect();
+    assert_eq!(asked, (0..9).map(text).collect());
+    assert_eq!(scene.results(&b).await.len(), 10);
 }

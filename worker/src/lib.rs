@@ -6,6 +6,7 @@
 mod answerer;
 pub mod commits;
 mod content;
+pub mod endpoints;
 mod expression;
 pub mod filter;
 pub mod finish;

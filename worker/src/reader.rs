@@ -41,6 +41,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Requests under way at a time: each holds some hundred kilobytes of a part.
 const REQUESTS_MAX: usize = 32;
 
+/// When whoever is one too many may come again.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
 /// Bytes of lines that are gathered before they are sent.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -361,7 +364,12 @@ impl IntoResponse for Refusal {
             }
         };
         let error = json!({"error": {"message": self.to_string()}});
-        (status, Json(error)).into_response()
+        let mut response = (status, Json(error)).into_response();
+        if matches!(self, Refusal::Busy) {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+        }
+        response
     }
 }
 

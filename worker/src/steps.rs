@@ -16,6 +16,7 @@ use millrace_leases::{
 use millrace_protocol::report::Report;
 use millrace_telemetry::{chain, on_signal};
 use millrace_worker::commits;
+use millrace_worker::endpoints;
 use millrace_worker::finish::Finish;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::metrics::Metrics;
@@ -88,7 +89,8 @@ fn redis(url: String) -> RedisOptions {
     }
 }
 
-/// Plans the run and queues its open shards. A table that results cannot be loaded into is found now.
+/// Plans the run and queues its open shards. A table that results cannot be loaded into and an endpoint that may
+/// not be reached are found now.
 pub async fn plan(job: Job) -> anyhow::Result<Report> {
     let Opened {
         stores,
@@ -97,6 +99,7 @@ pub async fn plan(job: Job) -> anyhow::Result<Report> {
         leases,
         lease_ttl: _,
     } = open(job)?;
+    endpoints::check(&job, LinkLocal::from_env())?;
     Sink::open(&job, &secrets).await?;
     let prepared = run::prepare(&stores, &job).await?;
     commits::fill_anew(leases.as_ref(), &prepared.plan, &prepared.committed).await?;

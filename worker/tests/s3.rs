@@ -4,14 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use bytes::Bytes;
+use millrace_crds::inference_service::{ModelSpec, Task};
 use millrace_e2e::s3_server::{BUCKET, S3Server};
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
+use millrace_model_files::source::{self, SourceError};
 use millrace_protocol::{
     plan::{FIRST_RUN, Plan, ShardRange},
     row::{Place, ReadRow},
 };
 use millrace_worker::{
     job::{CheckedJob, Fields, Input, Output, Retry, Step},
+    models::{FetchError, fetch},
     plan::{PlanError, plan, preflight},
     read::{ReadError, open_shard},
     run::{conclude, prepare},
@@ -268,6 +271,65 @@ async fn refused_credentials_are_a_permanent_error() {
         matches!(&error, StoreError::Denied { .. }) && error.is_permanent(),
         "{error:?}"
     );
+    let said = millrace_telemetry::chain(&error);
+    assert!(said.contains("403 Forbidden"), "{said}");
+    assert!(
+        !said.contains("<Error>") && !said.contains("RequestId"),
+        "{said}"
+    );
+}
+
+/// Puts a model at the key `model`, and returns it with the digest of its files.
+async fn model(stores: &Stores, weights: &str) -> ModelSpec {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in [
+        ("config.json", "{}"),
+        ("tokenizer.json", "{}"),
+        ("model.safetensors", weights),
+    ] {
+        put(stores, &format!("model/{name}"), content).await;
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+    let files = source::open(folder.path(), Task::Embedding, None).unwrap();
+    let source = serde_json::json!({"uri": uri("model"), "digest": files.digest});
+    let spec = serde_json::json!({"name": "embed", "task": "Embedding", "source": source});
+    serde_json::from_value(spec).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_whose_files_are_not_those_of_its_digest_is_not_there() {
+    let server = S3Server::start();
+    let stores = stores(&server);
+    let asked = model(&stores, "the weights that were asked for").await;
+    model(&stores, "other weights").await;
+    let cache = tempfile::tempdir().unwrap();
+    let error = fetch(&stores, 0, &asked, cache.path()).await.unwrap_err();
+    let FetchError::Files { index: 0, source } = &error else {
+        panic!("{error:?}");
+    };
+    assert!(matches!(source, SourceError::Digest { .. }), "{source}");
+    assert!(!cache.path().join(asked.folder()).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_model_is_fetched_anew_and_what_a_killed_fetch_left_is_gone() {
+    let server = S3Server::start();
+    let stores = stores(&server);
+    let spec = model(&stores, "weights").await;
+    let cache = tempfile::tempdir().unwrap();
+    // What a process that was killed in the middle had fetched.
+    let half = cache.path().join(format!(".{}.fetching", spec.folder()));
+    std::fs::create_dir(&half).unwrap();
+    std::fs::write(half.join("sentence_bert_config.json"), "of another time").unwrap();
+    let place = fetch(&stores, 0, &spec, cache.path()).await.unwrap();
+    assert!(!half.exists() && !place.join("sentence_bert_config.json").exists());
+    let weights = place.join("model.safetensors");
+    std::fs::write(&weights, "damaged").unwrap();
+    fetch(&stores, 0, &spec, cache.path()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&weights).unwrap(), "weights");
+    // What is whole is left alone: nothing is asked of the store.
+    let none = stores_without_access(&server);
+    assert_eq!(fetch(&none, 0, &spec, cache.path()).await.unwrap(), place);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -165,7 +165,41 @@ fn numbers_out_of_range_are_refused_with_the_bound() {
 }
 
 #[test]
+fn a_reference_into_another_namespace_cannot_be_expressed() {
+    let mut service = service();
+    let spec = service["spec"].as_object_mut().unwrap();
+    spec.insert("secrets".to_owned(), json!([{"name": "s3"}]));
+    let source = json!({"uri": "s3://bucket/minilm", "credentials": {"name": "s3"}});
+    let service = with(service, "/spec/models/0/source", source);
+    assert_eq!(problems(&service), Vec::<String>::new());
+    for (object, reference) in [
+        (&job(), "/spec/serviceRef"),
+        (&service, "/spec/secrets/0"),
+        (&service, "/spec/models/0/source/credentials"),
+    ] {
+        assert_stays_within(object, reference);
+    }
+}
+
+/// Makes sure that the reference at a JSON pointer takes no namespace.
+fn assert_stays_within(object: &Value, pointer: &str) {
+    let namespace = format!("{pointer}/namespace");
+    let text = problems(&with(object.clone(), &namespace, json!("other"))).join("\n");
+    assert!(
+        text.contains("namespace: unknown field"),
+        "{pointer}: {text}"
+    );
+}
+
+/// How rows are compared by the vectors of an output.
+fn near(from: &str) -> Value {
+    json!({"method": "Embedding", "from": from, "step": "embed"})
+}
+
+#[test]
 fn credentials_in_a_uri_are_refused_and_never_repeated() {
+    let fine = with(job(), "/spec/dedup", json!({"near": near("s3://bucket/x")}));
+    assert_eq!(problems(&fine), Vec::<String>::new());
     for uri in [
         "s3://AKIAKEY:hunter2@bucket/x",
         "https://user:hunter2@host/x",
@@ -175,6 +209,8 @@ fn credentials_in_a_uri_are_refused_and_never_repeated() {
         let manifests = [
             with(job(), "/spec/input/uris/0", json!(uri)),
             with(job(), "/spec/output/uri", json!(uri)),
+            with(job(), "/spec/incremental", json!({"from": uri})),
+            with(job(), "/spec/dedup", json!({"near": near(uri)})),
             with(service(), "/spec/models/0/source/uri", json!(uri)),
         ];
         for object in manifests {

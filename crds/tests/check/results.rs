@@ -35,5 +35,7 @@ fn a_receiver_is_a_url_without_credentials() {
         "https://example.com/#a",
     ] {
         refused(&to(url), "spec.notify: ");
+        let text = problems(&to(url)).join("\n");
+        assert!(!text.contains("secret"), "{text}");
     }
 }

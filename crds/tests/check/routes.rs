@@ -4,7 +4,7 @@ use millrace_crds::check::check_update;
 use millrace_crds::manifest::Kind;
 use serde_json::{Value, json};
 
-use super::{job, problems, refused, with};
+use super::{assert_stays_within, job, problems, refused, with};
 
 /// A job with these routes and one step.
 fn routed(routes: Value) -> Value {
@@ -48,6 +48,14 @@ fn routes_stand_in_the_place_of_a_service() {
     refused(&without_steps, "spec: routes needs steps");
     let without_model = with(job(), "/spec/steps", json!([{"name": "mood"}]));
     refused(&without_model, "spec: each step needs model");
+}
+
+#[test]
+fn a_route_leads_to_no_other_namespace() {
+    let job = routed(routes());
+    for service in ["/spec/routes/0/arms/0", "/spec/routes/1"] {
+        assert_stays_within(&job, &format!("{service}/serviceRef"));
+    }
 }
 
 #[test]

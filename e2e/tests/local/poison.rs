@@ -6,7 +6,7 @@ use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
 use millrace_e2e::history::{assert_every_row_once, outcomes};
 
 /// Runs a job in which the rows at `indices` hold `word`; returns the code each of them ended with
-/// after checking that all other rows succeeded.
+/// after checking that all other rows succeeded, and that neither the log nor any error quotes them.
 fn codes_of(word: &str, fake_backend: &str, indices: &[usize]) -> Vec<RowErrorCode> {
     let clean = String::from_utf8(jsonl(600, 0)).unwrap();
     let poisoned = clean
@@ -24,7 +24,14 @@ fn codes_of(word: &str, fake_backend: &str, indices: &[usize]) -> Vec<RowErrorCo
         settings: "  retry:\n    initialBackoff: 10ms\n".to_owned(),
         ..SceneOptions::default()
     });
-    scene.run().wait();
+    let mut run = scene.run();
+    run.wait();
+    let log = run.log();
+    assert!(!log.contains(word), "a row is quoted: {log}");
+    for file in std::fs::read_dir(scene.path("out/errors")).unwrap() {
+        let errors = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(!errors.contains(word), "a row is quoted: {errors}");
+    }
     let seen = outcomes(&scene.output());
     let uri = scene.uri("rows.jsonl");
     assert_every_row_once(&seen, &uri, &offsets);
@@ -46,6 +53,12 @@ fn codes_of(word: &str, fake_backend: &str, indices: &[usize]) -> Vec<RowErrorCo
 fn a_row_that_kills_the_server_is_found_and_quarantined() {
     let codes = codes_of("hemlock", "crash-on=hemlock", &[17, 431]);
     assert_eq!(codes, [RowErrorCode::ServerCrashed; 2]);
+}
+
+#[test]
+fn a_row_that_a_panic_quotes_fails_alone() {
+    let codes = codes_of("hemlock", "slice-on=hemlock", &[3, 400]);
+    assert_eq!(codes, [RowErrorCode::TokenizeFailed; 2]);
 }
 
 #[test]

@@ -123,6 +123,34 @@ async fn connections_that_are_killed_while_rows_are_loaded_cost_no_row_and_doubl
     assert_every_row_once(&client).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_small_files_share_transactions_of_some_hundred() {
+    const CONNECTIONS: usize = 4;
+    const ROWS_DUE: i64 = 500;
+    let postgres = PostgresServer::start();
+    let scene = Scene::new(SceneOptions {
+        input: jsonl(ROWS, BAD_EVERY),
+        output_settings: "    join: [text, note]\n    postgres:\n      secretRef: {name: db}\n      table: texts\n",
+        // Some sixty rows each.
+        settings: "  sharding:\n    targetBytes: 4096\n".to_owned(),
+        variables: vec![("MILLRACE_POSTGRES_URL", postgres.url())],
+        ..SceneOptions::default()
+    });
+    scene.run().succeed();
+    let client = postgres.connect().await;
+    assert_every_row_once(&client).await;
+    let files = number(&client, "select count(*) from millrace_loads where whole").await;
+    assert!(files > 100, "{files} files are not small");
+    for table in ["texts", "millrace_loads"] {
+        let transactions = format!("select xmin::text, count(*) from {table} group by 1");
+        let transactions = client.query(&transactions, &[]).await.unwrap();
+        assert!(transactions.len() <= ROWS / ROWS_DUE as usize + CONNECTIONS);
+        let rows = transactions.iter().map(|row| row.get::<_, i64>(1));
+        let small = rows.filter(|rows| *rows < ROWS_DUE).count();
+        assert!(table != "texts" || small <= CONNECTIONS, "{transactions:?}");
+    }
+}
+
 /// A trigger that fails the first inserts of the job with each of these codes.
 fn failing(codes: &[(&str, u32)]) -> String {
     let cases = codes.iter().enumerate().map(|(index, (code, times))| {

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::scene::{Scene, SceneOptions, jsonl, line_offsets};
 use millrace_e2e::history::{assert_every_row_once, manifest, outcomes, outcomes_so_far};
 use millrace_e2e::process::{PATIENCE, until};
+use millrace_e2e::s3_proxy::{Fault, S3Proxy};
 use millrace_e2e::s3_server::{BUCKET, S3Server};
 
 const ROWS: usize = 1_500;
@@ -45,6 +46,36 @@ fn a_killed_run_on_s3_goes_on_and_merges_every_row_once_in_input_order() {
         "a committed row changed"
     );
     assert_merged(&output);
+}
+
+#[test]
+fn writes_that_fail_before_or_after_they_land_cost_no_row_and_double_none() {
+    let s3 = S3Server::start();
+    let proxy = S3Proxy::start(&s3);
+    let input = jsonl(ROWS, BAD_EVERY);
+    std::fs::write(s3.bucket_folder().join("rows.jsonl"), &input).unwrap();
+    let scene = Scene::new(SceneOptions {
+        input_name: "s3://bucket/rows.jsonl",
+        output: "s3://bucket/out",
+        output_settings: "    merge: true\n",
+        settings: "  sharding:\n    targetBytes: 8192\n".to_owned(),
+        variables: proxy.variables(&s3),
+        ..SceneOptions::default()
+    });
+    scene.run().succeed();
+    let output = s3.bucket_folder().join("out");
+    let file = format!("s3://{BUCKET}/rows.jsonl");
+    assert_every_row_once(&outcomes(&output), &file, &line_offsets(&input));
+    assert_merged(&output);
+    for folder in ["/out/parts", "/out/errors", "/runs/0001/commits"] {
+        let struck = proxy.struck(folder);
+        let all = [Fault::LostReply, Fault::FailedAfter, Fault::FailedBefore];
+        assert_eq!(struck, all, "{folder}");
+    }
+    // An attempt knows its own commit again: what it wrote is neither discarded nor written twice.
+    let manifest = manifest(&output);
+    let files = std::fs::read_dir(output.join("parts")).unwrap().count();
+    assert_eq!(files, manifest.parts.len());
 }
 
 /// The merged file holds the visible results, end to end in input order.

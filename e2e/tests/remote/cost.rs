@@ -8,7 +8,7 @@ use millrace_protocol::cost::{Cost, Prices};
 use millrace_stand_in::{Call, Faults, Record, StandInOptions};
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, SceneOptions};
+use crate::scene::{KEY, Scene, SceneOptions, WORD};
 
 /// So cheap that a token costs a part of a millionth.
 const INPUT: &str = "0.15";
@@ -75,6 +75,9 @@ fn run(scene: &Scene) -> (Value, Option<i32>) {
     command.arg("run").arg("-f").arg(scene.path("job.yaml"));
     let ended = command.args(["-o", "json"]).output().unwrap();
     let text = String::from_utf8(ended.stdout).unwrap();
+    for told in [KEY, WORD] {
+        assert!(!text.contains(told), "{told:?} is told: {text}");
+    }
     let last = text.lines().last().unwrap_or_default();
     let job = serde_json::from_str(last);
     let said = String::from_utf8_lossy(&ended.stderr);

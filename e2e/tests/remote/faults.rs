@@ -217,3 +217,21 @@ fn an_api_that_is_not_there_is_named_while_it_is_waited_for() {
     assert!(said.is_some(), "{}", run.log());
     run.kill();
 }
+
+#[test]
+fn an_api_that_may_not_be_reached_is_refused_by_the_plan() {
+    let scene = Scene::new(SceneOptions::default());
+    let mut plan = scene.command("millrace-worker");
+    plan.env("MILLRACE_ALLOW_LOOPBACK", "false");
+    plan.arg("plan").arg("-f").arg(scene.path("job.yaml"));
+    // It is refused before any Redis is asked.
+    plan.args(["--redis", "redis://127.0.0.1:1"]);
+    plan.arg("--report").arg(scene.path("report.json"));
+    let mut plan = Process::start(plan, scene.path("plan.log"));
+    assert_eq!(plan.wait().code(), Some(1), "{}", plan.log());
+    let report = std::fs::read_to_string(scene.path("report.json")).unwrap();
+    for word in ["spec.remote.baseUrl", "MILLRACE_ALLOW_LOOPBACK"] {
+        assert!(report.contains(word), "{report}");
+    }
+    assert!(!scene.path("out").exists(), "something was planned");
+}

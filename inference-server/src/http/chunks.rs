@@ -16,7 +16,6 @@ use http::header::CONTENT_TYPE;
 use millrace_models::chunks::{Ruler, cut};
 use millrace_protocol::{
     chunk::{Chunk, ChunkLimits},
-    panic,
     row::{RowError, RowErrorCode},
     wire::{ChunksOfText, ChunksReply, ChunksRequest, ROWS_CONTENT_TYPE},
 };
@@ -86,11 +85,7 @@ fn guarded(
     rulers: &[&dyn Ruler],
 ) -> Result<Vec<Chunk>, RowError> {
     let cutting = catch_unwind(AssertUnwindSafe(|| cut(text, limits, rulers)));
-    cutting.unwrap_or_else(|payload| {
-        let words = panic::text(&*payload);
-        tracing::error!(words, "a tokeniser panicked");
-        Err(failed("the tokenizer failed on the text"))
-    })
+    cutting.unwrap_or_else(|_| Err(failed("the tokenizer failed on the text")))
 }
 
 /// The server is busy, and no text is to blame.

@@ -96,7 +96,7 @@ impl ApiKeys {
             match tokio::task::spawn_blocking(move || read(&folder)).await {
                 Ok(Ok(digests)) => self.replace(digests),
                 Ok(Err(error)) => tracing::warn!(%error, "the API keys stay what they were"),
-                Err(error) => tracing::error!(%error, "reading the API keys panicked"),
+                Err(_) => tracing::error!("reading the API keys panicked"),
             }
         }
     }

@@ -58,6 +58,9 @@ pub fn keep_freed_memory() {
     ONCE.call_once(|| {});
 }
 
+/// What is said of a panic.
+const PANICKED: &str = "the model panicked; the server's log names the place";
+
 /// Runs `compute` on the calling thread as libtorch should be run: without gradients, with
 /// `threads` threads, and with panics and libtorch's exceptions turned into errors.
 pub fn guarded<T>(
@@ -75,7 +78,11 @@ pub fn guarded<T>(
     let message = match std::panic::catch_unwind(compute) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
-        Err(payload) => panic::text(&*payload).to_owned(),
+        // A panic of tch holds what libtorch said; any other may quote the text.
+        Err(payload) => match panic::text(&*payload) {
+            words if is_out_of_memory(words) || is_device_lost(words) => words.to_owned(),
+            _ => PANICKED.to_owned(),
+        },
     };
     if is_out_of_memory(&message) {
         return Err(BackendError::OutOfMemory {
@@ -126,7 +133,7 @@ mod tests {
         let batch = PackedBatch::pack([[1_u32, 2].as_slice()]);
         let threads = Threads::share(1);
         let panicked = guarded(threads, &batch, || -> Result<(), _> { panic!("shape") });
-        assert!(matches!(panicked, Err(BackendError::Failed(text)) if text == "shape"));
+        assert!(matches!(panicked, Err(BackendError::Failed(text)) if text == PANICKED));
         let starved = guarded(threads, &batch, || -> Result<(), _> {
             Err(tch::TchError::Torch(
                 "CUDA out of memory. Tried to …".into(),

@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use self::connect::{Database, passes};
-use self::lane::{Lane, LoadedFile, Road, pauses};
+use self::lane::{Lane, LoadedFile, ROWS_DUE, Road, pauses};
 use self::table::{COLUMNS, Found, KEY_IS_UNIQUE, Table};
 use crate::job::CheckedJob;
 use crate::secrets::{AUTHORITIES, Purpose, SecretError, Secrets};
@@ -149,7 +149,10 @@ impl Sink {
         let started = Instant::now();
         let noted = self.prepare().await?;
         let files = missing(parts, &noted);
-        let lanes = LANES.min(files.len());
+        // Each has rows enough for a transaction that is worth its cost.
+        let rows = parts.iter().map(|part| part.commit.rows);
+        let rows: u64 = rows.map(|rows| rows.succeeded + rows.failed).sum();
+        let lanes = (rows as usize / ROWS_DUE).clamp(1, LANES);
         let files = Arc::new(Mutex::new(files.into_iter()));
         let road = Arc::new(Road {
             database: self.database.clone(),
@@ -160,16 +163,8 @@ impl Sink {
         let mut working = JoinSet::new();
         for _ in 0..lanes {
             let (files, mut lane) = (Arc::clone(&files), Lane::new(Arc::clone(&road)));
-            working.spawn(async move {
-                let mut rows = 0;
-                loop {
-                    let file = files.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some(file) = file else {
-                        return Ok::<u64, PostgresError>(rows);
-                    };
-                    rows += lane.load(&file).await?;
-                }
-            });
+            let next = move || files.lock().unwrap_or_else(PoisonError::into_inner).next();
+            working.spawn(async move { lane.load(next).await });
         }
         let mut rows = 0;
         // The first failure ends all: the others are dropped with the set.

@@ -182,29 +182,33 @@ impl Table {
         )
     }
 
-    /// Begins the note of a file. Takes the table's name, the output and the file.
+    /// Begins the notes of files. Takes the table's name, the output and the files. Here and in
+    /// [`Table::note_held`] the order keeps two that load the same files from waiting for each other.
     pub fn note_begun(&self) -> String {
         format!(
-            "insert into {} (table_name, output, file) values ($1, $2, $3) on conflict do nothing",
+            "insert into {} (table_name, output, file) \
+             select $1::text, $2::text, file from unnest($3::text[]) as file order by file on conflict do nothing",
             self.ledger
         )
     }
 
-    /// How many rows of a file are loaded, which nobody else changes until the transaction ends. Takes
-    /// the same.
+    /// The files, and how many rows of each are loaded, which nobody else changes until the transaction
+    /// ends. Takes the same.
     pub fn note_held(&self) -> String {
         format!(
-            "select rows from {} where table_name = $1 and output = $2 and file = $3 for update",
+            "select file, rows from {} where table_name = $1 and output = $2 \
+             and file = any($3::text[]) order by file for update",
             self.ledger
         )
     }
 
-    /// Notes how many rows of a file are loaded and whether that is all of it. Takes the same, and these
-    /// two.
+    /// Notes how many rows of each file are loaded and whether that is all of it. Takes the same, and
+    /// these two in the files' order.
     pub fn note(&self) -> String {
         format!(
-            "update {} set rows = $4, whole = whole or $5, loaded_at = now() \
-             where table_name = $1 and output = $2 and file = $3",
+            "update {} as held set rows = noted.rows, whole = held.whole or noted.whole, loaded_at = now() \
+             from unnest($3::text[], $4::bigint[], $5::boolean[]) as noted (file, rows, whole) \
+             where held.table_name = $1 and held.output = $2 and held.file = noted.file",
             self.ledger
         )
     }

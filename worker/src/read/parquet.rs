@@ -99,14 +99,8 @@ impl ParquetRows {
         let Some(decoder) = self.decoder.take() else {
             return Ok(());
         };
-        decoder.await.unwrap_or_else(|error| {
-            let reason = format!("the decoder stopped: {error}");
-            Err(ReadError::Decode {
-                uri: self.uri.clone(),
-                encoding: "Parquet",
-                reason,
-            })
-        })
+        let decoded = decoder.await;
+        decoded.unwrap_or_else(|_| Err(panicked(self.uri.clone())))
     }
 }
 
@@ -142,14 +136,16 @@ pub(crate) async fn row_groups(
         });
         Ok(groups.collect())
     });
-    read.await.unwrap_or_else(|error| {
-        let reason = format!("the decoder stopped: {error}");
-        Err(ReadError::Decode {
-            uri,
-            encoding: "Parquet",
-            reason,
-        })
-    })
+    read.await.unwrap_or_else(|_| Err(panicked(uri)))
+}
+
+/// The decoder panicked on a file. What it said may quote that.
+fn panicked(uri: String) -> ReadError {
+    ReadError::Decode {
+        uri,
+        encoding: "Parquet",
+        reason: "the decoder panicked; the log names the place".to_owned(),
+    }
 }
 
 /// The types that Parquet itself has: what a writer noted about its own types is not needed.

@@ -153,6 +153,21 @@ async fn whoever_follows_is_let_go_when_the_reader_is_to_stop() {
     assert_eq!(stream.read(&mut [0; 512]).await.unwrap(), 0);
 }
 
+#[tokio::test]
+async fn whoever_is_one_too_many_is_told_when_to_come_again() {
+    let scene = Scene::new().await;
+    let mut following = Vec::new();
+    for _ in 0..REQUESTS_MAX {
+        let mut stream = scene.ask("embed", "follow=true", "s3cret").await;
+        assert!(stream.read(&mut [0; 512]).await.unwrap() > 0);
+        following.push(stream);
+    }
+    let (head, _) = scene.get("embed", "", "s3cret").await;
+    assert!(head.contains("429 Too Many Requests"), "{head}");
+    assert!(head.contains("retry-after: 1"), "{head}");
+    drop(following);
+}
+
 fn check(query: &str, expected: Result<(u64, Option<u64>, bool), &str>) {
     let asked = Asked::parse(query).map_err(|refusal| refusal.to_string());
     let asked = asked.map(|asked| (asked.offset, asked.limit, asked.follow));

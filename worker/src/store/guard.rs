@@ -98,17 +98,7 @@ pub fn guarded(
     url: &str,
     link_local: LinkLocal,
 ) -> Result<reqwest::ClientBuilder, String> {
-    let rules = Rules {
-        link_local,
-        loopback: Loopback::from_env(),
-    };
-    if rules.allow_all() {
-        return Ok(client);
-    }
-    let url = Url::parse(url).map_err(|error| error.to_string())?;
-    let permitted = rules.literal(&url);
-    permitted.map_err(|forbidden| forbidden.to_string())?;
-    Ok(client.dns_resolver(Arc::new(GuardedNames(rules))))
+    Rules::from_env(link_local).guard(client, url)
 }
 
 /// Looks at the addresses that URLs name themselves, which no resolver sees.
@@ -149,6 +139,34 @@ impl Resolve for GuardedNames {
 }
 
 impl Rules {
+    /// Those of this process.
+    pub fn from_env(link_local: LinkLocal) -> Self {
+        Self {
+            link_local,
+            loopback: Loopback::from_env(),
+        }
+    }
+
+    /// Refuses a URL whose host is an address that may not be reached. What is wrong is said in words.
+    pub fn check(self, url: &str) -> Result<(), String> {
+        let url = Url::parse(url).map_err(|error| error.to_string())?;
+        let permitted = self.literal(&url);
+        permitted.map_err(|forbidden| forbidden.to_string())
+    }
+
+    /// A client for `url` that reaches nothing else either, whatever names lead to.
+    fn guard(
+        self,
+        client: reqwest::ClientBuilder,
+        url: &str,
+    ) -> Result<reqwest::ClientBuilder, String> {
+        if self.allow_all() {
+            return Ok(client);
+        }
+        self.check(url)?;
+        Ok(client.dns_resolver(Arc::new(GuardedNames(self))))
+    }
+
     /// Whether there is nothing to guard against.
     pub fn allow_all(self) -> bool {
         self.link_local == LinkLocal::Allowed && self.loopback == Loopback::Allowed
@@ -327,6 +345,45 @@ mod tests {
             message.starts_with("rebound.example leads to 169.254.169.254"),
             "{message}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_into_the_pod_is_not_asked() {
+        let app = axum::Router::new().fallback(|| async { "what is for the pod's own programs" });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let url = format!("http://localhost:{port}/v1");
+        let asked = async |loopback| {
+            let link_local = LinkLocal::Blocked;
+            let rules = Rules {
+                link_local,
+                loopback,
+            };
+            let client = rules.guard(reqwest::Client::builder(), &url).unwrap();
+            let client = client.no_proxy().build().unwrap();
+            let api = client.get(&url).send().await.map(drop);
+            let guard = Guard {
+                rules,
+                connect_timeout: Duration::from_secs(5),
+                timeout: Duration::from_secs(5),
+            };
+            let client = guard.connect(&ClientOptions::new().with_allow_http(true));
+            let request = http::Request::get(&url).body(HttpRequestBody::empty());
+            let store = client.unwrap().execute(request.unwrap()).await.map(drop);
+            let said = |error: &dyn std::error::Error| millrace_telemetry::chain(error);
+            [
+                api.map_err(|error| said(&error)),
+                store.map_err(|error| said(&error)),
+            ]
+        };
+        for answer in asked(Loopback::Allowed).await {
+            assert_eq!(answer, Ok(()));
+        }
+        for answer in asked(Loopback::Blocked).await {
+            let refused = answer.unwrap_err();
+            assert!(refused.contains("MILLRACE_ALLOW_LOOPBACK"), "{refused}");
+        }
     }
 
     #[tokio::test]

@@ -28,9 +28,9 @@ use object_store::{
 
 use crate::job::Input;
 use bucket::Bucket;
-pub(crate) use guard::guarded;
+pub(crate) use guard::{Rules, guarded};
 
-pub use error::StoreError;
+pub use error::{StoreError, StoreFailure};
 pub use object::{Created, create, exists, probe_create_only, read, read_range, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
 pub use uploads::Uploads;

@@ -36,7 +36,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use millrace_protocol::lease::{BUDGET_SPENT, Lease, TOO_MANY_FAILED, TOO_MANY_FAILED_INDEXES};
-use millrace_protocol::panic;
 use millrace_protocol::tally::Tally;
 use millrace_telemetry::chain;
 use tokio::task::JoinSet;
@@ -291,10 +290,9 @@ impl Worker {
         let _in_hand = self.ctx.progress.metrics().take_in_hand();
         // A panic unwinds out of this shard's attempt alone, which is dropped whole.
         let settled = AssertUnwindSafe(self.work_and_settle(&held, &stop)).catch_unwind();
-        let outcome = settled.await.unwrap_or_else(|payload| {
-            let words = panic::text(&*payload).to_owned();
-            Outcome::Failed(ShardError::Panicked(words))
-        });
+        let outcome = settled
+            .await
+            .unwrap_or(Outcome::Failed(ShardError::Panicked));
         self.note(&outcome);
         match outcome {
             Outcome::Settled => Ok(()),

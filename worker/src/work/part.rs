@@ -100,7 +100,8 @@ impl Drop for PartWriter {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = upload.abort().await {
-                    tracing::debug!(%path, %error, "an abandoned upload could not be aborted");
+                    let error: &dyn std::error::Error = &StoreError::at(&path, error);
+                    tracing::debug!(error, "an abandoned upload could not be aborted");
                 }
             });
         }
@@ -122,7 +123,8 @@ pub async fn discard(output: &Location, relative_path: &str) {
 /// Removes a file that nobody needs any more; one that stays does no harm.
 pub async fn remove(output: &Location, path: &Path) {
     if let Err(error) = output.store.delete(path).await {
-        tracing::debug!(%path, %error, "a file that nobody needs could not be removed");
+        let error: &dyn std::error::Error = &StoreError::at(path, error);
+        tracing::debug!(error, "a file that nobody needs could not be removed");
     }
 }
 

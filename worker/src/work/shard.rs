@@ -103,9 +103,9 @@ pub enum ShardError {
     /// Its commit could not be decided.
     #[error("the shard could not be committed")]
     Commit(#[from] CommitError),
-    /// Working on it hit a fault of this program.
-    #[error("the worker panicked on the shard: {0}")]
-    Panicked(String),
+    /// Working on it hit a fault of this program. What the panic said may quote a row.
+    #[error("the worker panicked on the shard; the worker's log names the place")]
+    Panicked,
 }
 
 impl ShardError {
@@ -122,7 +122,7 @@ impl ShardError {
             | ShardError::Receipts(_)
             | ShardError::Write(_)
             | ShardError::Commit(_)
-            | ShardError::Panicked(_) => false,
+            | ShardError::Panicked => false,
         }
     }
 
@@ -151,7 +151,7 @@ impl ShardError {
             | ShardError::Carried(CarriedError::Gone(_) | CarriedError::Unreadable { .. })
             | ShardError::Duplicates(CarriedError::Gone(_) | CarriedError::Unreadable { .. })
             | ShardError::Commit(CommitError::Unreadable { .. })
-            | ShardError::Panicked(_) => false,
+            | ShardError::Panicked => false,
         }
     }
 }

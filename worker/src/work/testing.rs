@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use millrace_leases::{LeaseOptions, LeaseStore, MemoryLeaseStore};
 use millrace_protocol::chunk::Chunk;
 use millrace_protocol::manifest::Manifest;
@@ -54,6 +54,8 @@ type Script = dyn Fn(&RowsRequest, usize) -> Say + Send + Sync;
 struct Served {
     script: Arc<Script>,
     asked: Arc<Mutex<Vec<RowsRequest>>>,
+    /// Of its only model, once it is known.
+    digest: Arc<Mutex<Option<String>>>,
 }
 
 /// A server on a Unix socket.
@@ -73,12 +75,13 @@ impl FakeServer {
         let served = Served {
             script: Arc::new(script),
             asked: Arc::default(),
+            digest: Arc::default(),
         };
         let router = Router::new()
             .route(ROWS_PATH, post(rows))
             .route(CHUNKS_PATH, post(chunks))
             .route("/ready", get(ready))
-            .route("/info", get(|| async { r#"{"models": []}"# }))
+            .route("/info", get(info))
             .with_state(served.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, router).await });
         Self {
@@ -107,6 +110,11 @@ impl FakeServer {
         })
     }
 
+    /// Loads files with this digest for the model of [`job`].
+    pub(crate) fn load(&self, digest: &str) {
+        *self.served.digest.lock().unwrap() = Some(digest.to_owned());
+    }
+
     pub(crate) fn client(&self) -> Client {
         Client::Own(Own::new(self.folder.path().join("socket")))
     }
@@ -131,6 +139,12 @@ async fn ready(State(served): State<Served>) -> StatusCode {
         Say::Status(503) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     }
+}
+
+async fn info(State(served): State<Served>) -> Json<Value> {
+    let digest = served.digest.lock().unwrap().clone();
+    let model = digest.map(|digest| json!({"name": "embed", "digest": digest}));
+    Json(json!({"models": model.into_iter().collect::<Vec<_>>()}))
 }
 
 async fn rows(State(served): State<Served>, body: Bytes) -> Response {

@@ -97,15 +97,17 @@ async fn an_error_of_one_shard_gives_the_others_in_hand_back() {
 async fn a_panic_costs_its_shard_alone() {
     let server = FakeServer::start(|_, _| Say::Vectors);
     let mut scene = Scene::plan(&["a", "b", "c"], &server, None).await;
-    // No input has this index.
-    scene.context.plan.shards[1].input = 9;
+    // No input has this index, and the panic names it.
+    scene.context.plan.shards[1].input = 987_654;
     let (ended, leases, _folder) = run(scene).await;
     assert_eq!(ended.unwrap(), Ended::Drained);
     assert_eq!(leases.snapshot().await.unwrap().done, 2);
     let letters = dead(&leases).await;
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].shard, 1);
-    assert!(letters[0].error.contains("panicked"), "{letters:?}");
+    let said = &letters[0].error;
+    assert!(said.contains("panicked"), "{letters:?}");
+    assert!(!said.contains("987654"), "the panic is quoted: {letters:?}");
 }
 
 #[tokio::test]
