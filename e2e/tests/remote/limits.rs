@@ -4,6 +4,7 @@ use millrace_stand_in::{Algorithm, StandInOptions};
 use serde_json::json;
 
 use crate::scene::{Scene, SceneOptions, comments};
+use crate::served::{Given, Served, wait};
 
 /// How much faster time passes.
 const TIME_FACTOR: f64 = 30.0;
@@ -91,4 +92,39 @@ fn an_api_that_allows_less_than_the_service_says_is_believed() {
     println!("{refused} calls were put off");
     // Those of the first burst: from the first answer on its limit is known, and none is beyond it.
     assert!(refused <= 20, "{refused}");
+}
+
+#[test]
+fn what_one_worker_heard_of_the_limits_holds_for_the_next_worker_and_the_next_job() {
+    let served = Served::new(Scene::new(SceneOptions {
+        remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 10}}),
+        api: StandInOptions {
+            requests_per_minute: Some(5),
+            // Its minute is longer than a worker takes to start.
+            time_factor: 6.0,
+            ..StandInOptions::default()
+        },
+        ..SceneOptions::default()
+    }));
+    let scene = &served.scene;
+    // The first leaves room for one call, so that the API says of none that it is the last.
+    for (job, rows) in [("first", 0..4), ("second", 4..9)] {
+        let count = rows.len();
+        scene.write_rows(rows);
+        let file = scene.path(&format!("{job}.jsonl"));
+        std::fs::rename(scene.path("rows.jsonl"), &file).unwrap();
+        served.give(Given {
+            name: job,
+            rows: file.display().to_string(),
+            output: scene.path(job).display().to_string(),
+            template: "{{ title }}: {{ text }}",
+            credentials: None,
+        });
+        let mut worker = served.start(&format!("{job}.worker.log"));
+        wait(&worker, "results", || {
+            scene.lines_of(job, "parts").len() == count
+        });
+        worker.kill();
+    }
+    assert_eq!(scene.record().with_status(429).count(), 0);
 }

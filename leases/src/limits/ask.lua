@@ -8,15 +8,28 @@ local requests_max, tokens_max = tonumber(ARGV[3]), tonumber(ARGV[4])
 local requests_day_max, tokens_day_max = tonumber(ARGV[5]), tonumber(ARGV[6])
 local concurrency, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
 local timeout_ms, piece_ms, pieces = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
--- Whether a minute is a bucket; then what each of the two holds, and what each millisecond refills.
+-- Whether a minute is a bucket; then what each of the two lets in at once when it is full, and by which part of
+-- a minute and of itself it is smaller than the API's.
 local is_bucket = ARGV[12] == 'bucket'
-local requests_capacity, requests_per_ms = tonumber(ARGV[13]), tonumber(ARGV[14])
-local tokens_capacity, tokens_per_ms = tonumber(ARGV[15]), tonumber(ARGV[16])
+local requests_burst, tokens_burst = tonumber(ARGV[13]), tonumber(ARGV[14])
+local margin, margin_max = tonumber(ARGV[15]), tonumber(ARGV[16])
 -- What the asker was told with the last of its calls that may still count: the generation, or nothing, and
 -- the number.
 local known, known_count = ARGV[17], tonumber(ARGV[18])
 -- Who pays, if anybody; then the price, the most that the job may pay, and what it paid at least, or -1.
 local job, price, paid_max, paid_min = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
+
+-- What the API said of itself counts where it is less.
+local function within(most, burst, allowed)
+  if not allowed then
+    return most, burst
+  elseif most == 0 then
+    return allowed, allowed
+  end
+  return math.min(most, allowed), burst
+end
+requests_max, requests_burst = within(requests_max, requests_burst, number('requests_allowed'))
+tokens_max, tokens_burst = within(tokens_max, tokens_burst, number('tokens_allowed'))
 
 hear(worker_of(id))
 local generation = redis.call('HGET', state, 'generation')
@@ -114,7 +127,9 @@ end
 
 -- Lets time pass for a bucket, and waits until it has room. What is more than all of it is let in when it
 -- is full.
-local function refilled(name, amount, capacity, per_ms)
+local function refilled(name, amount, most, burst)
+  burst = math.min(burst, most)
+  local capacity, per_ms = burst - math.min(most * margin, burst * margin_max), most / window_ms
   local it = bucket(name)
   come_back(it, math.min(math.max(now_ms - it.at_ms, 0) * per_ms, it.missing))
   it.at_ms = now_ms
@@ -126,9 +141,9 @@ local function refilled(name, amount, capacity, per_ms)
 end
 
 local request_bucket = is_bucket and requests_max > 0
-  and refilled('requests', 1, requests_capacity, requests_per_ms)
+  and refilled('requests', 1, requests_max, requests_burst)
 local token_bucket = is_bucket and tokens_max > 0
-  and refilled('tokens', wanted, tokens_capacity, tokens_per_ms)
+  and refilled('tokens', wanted, tokens_max, tokens_burst)
 
 -- Waits until the days that `counts` keeps have room. What is more than a day allows is let in when there is
 -- nothing else.
