@@ -35,7 +35,12 @@ hear(worker_of(id))
 local generation = redis.call('HGET', state, 'generation')
 if not generation then
   generation = id
-  redis.call('HSET', state, 'generation', id, 'began_at', now_ms)
+  -- What else is kept may still be there.
+  local sum = 0
+  for _, some in ipairs(redis.call('HVALS', tokens)) do
+    sum = sum + some
+  end
+  redis.call('HSET', state, 'generation', id, 'began_at', now_ms, 'tokens', sum)
   touch()
 end
 -- The server forgot what may still count: all that it let in before this generation, which others than the
@@ -57,6 +62,17 @@ for _, old in ipairs(gone) do
   redis.call('HINCRBY', state, 'tokens', 0 - (redis.call('HGET', tokens, old) or 0))
   redis.call('HDEL', tokens, old)
   redis.call('ZREM', calls, old)
+end
+-- The server gave up one of the two keys of the minute, as when it is short of memory: what it held may count
+-- until the last call that was let in has left.
+local last_at = number('last_at') or 0
+local counted = redis.call('ZCARD', calls)
+local is_lost = counted == 0 and last_at + window_ms > now_ms
+if is_lost or counted ~= redis.call('HLEN', tokens) then
+  redis.call('DEL', calls, tokens)
+  counted = 0
+  redis.call('HSET', state, 'tokens', 0,
+    'paused_until', math.max(number('paused_until') or 0, last_at + window_ms))
 end
 -- Nobody told how these ended: they are paid as was guessed.
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', in_flight, '-inf', now_ms)) do
@@ -102,7 +118,6 @@ if being_made() >= math.max(calls_max, 1) then
 end
 
 local wait_ms = 0
-local counted = redis.call('ZCARD', calls)
 if not is_bucket and requests_max > 0 and counted >= requests_max then
   local first = redis.call('ZRANGE', calls, counted - requests_max, counted - requests_max, 'WITHSCORES')
   wait_ms = math.max(wait_ms, first[2] + window_ms - now_ms)
@@ -183,6 +198,7 @@ end
 redis.call('ZADD', calls, now_ms, id)
 redis.call('HSET', tokens, id, wanted)
 redis.call('HINCRBY', state, 'tokens', wanted)
+redis.call('HSET', state, 'last_at', now_ms)
 redis.call('ZADD', in_flight, now_ms + timeout_ms, id)
 redis.call('HINCRBY', held, worker_of(id), 1)
 if job ~= '' then

@@ -349,6 +349,31 @@ async fn a_server_that_forgot_the_last_calls_alone_lets_nothing_in_for_a_minute(
     granted(&one, &ask(NONE, 0)).await;
 }
 
+#[tokio::test]
+async fn a_server_that_gave_up_one_key_lets_nothing_in_for_a_minute_and_counts_right_after_it() {
+    let redis = RedisServer::start();
+    let (one, other) = (limiter(&redis), limiter(&redis));
+    let limits = Limits {
+        requests_per_minute: Some(PerMinute::of(2)),
+        tokens_per_minute: Some(PerMinute::of(100)),
+        ..NONE
+    };
+    for key in ["calls", "tokens", "state"] {
+        let began = Instant::now();
+        granted(&one, &ask(limits, 60)).await;
+        let key = format!("millrace:{{tenant/api}}:limits:{key}");
+        assert_eq!(redis.command::<u64>(&["DEL", &key]), 1);
+        waits(&one, &ask(limits, 30)).await;
+        waits(&other, &ask(limits, 30)).await;
+        assert!(began.elapsed() < MINUTE, "the minute was over before");
+        tokio::time::sleep(MINUTE + Duration::from_millis(20)).await;
+        granted(&one, &ask(limits, 60)).await;
+        waits(&other, &ask(limits, 60)).await;
+        // A minute in which nobody asks holds nobody up.
+        tokio::time::sleep(MINUTE + Duration::from_millis(20)).await;
+    }
+}
+
 /// A limiter that reaches the server through a network of its own.
 fn behind(proxy: &Proxy) -> RedisLimiter {
     let options = RedisOptions {
