@@ -151,6 +151,16 @@ enum Api {
     Embeddings,
 }
 
+impl Api {
+    fn path(self) -> &'static str {
+        match self {
+            Api::Chat => "/v1/chat/completions",
+            Api::Responses => "/v1/responses",
+            Api::Embeddings => "/v1/embeddings",
+        }
+    }
+}
+
 async fn record(State(served): State<Arc<Served>>) -> Json<Record> {
     Json(served.record())
 }
@@ -195,6 +205,7 @@ async fn call(
             "invalid_api_key",
             "Incorrect API key provided.",
         );
+        turn_away(&served, api, key, via, StatusCode::UNAUTHORIZED);
         return (StatusCode::UNAUTHORIZED, Json(said)).into_response();
     }
     let asked = serde_json::from_slice::<Value>(&body)
@@ -202,7 +213,10 @@ async fn call(
         .and_then(|body| Ok((asked(api, &body)?, body)));
     let (asked, body) = match asked {
         Ok(asked) => asked,
-        Err(message) => return refused(StatusCode::BAD_REQUEST, "invalid_value", message),
+        Err(message) => {
+            turn_away(&served, api, key, via, StatusCode::BAD_REQUEST);
+            return refused(StatusCode::BAD_REQUEST, "invalid_value", message);
+        }
     };
     let content = asked.content();
     let said_tokens = match api {
@@ -232,8 +246,7 @@ async fn call(
             .await;
     }
     if let Some((status, reply)) = failed(fate) {
-        let wait_ms = served.options.faults.failed_retry_after_ms;
-        if let Some(wait_ms) = wait_ms.filter(|_| fate == Fate::Failed) {
+        if let Some(wait_ms) = served.options.faults.retry_after_ms(fate) {
             headers.insert("retry-after-ms", HeaderValue::from(wait_ms));
         }
         served.ended(index, status);
@@ -310,17 +323,12 @@ fn arrive(
     let at_ms = served.now_ms();
     let of_key = shared.let_in_of_key.entry(key.clone()).or_default();
     let standing = of_key.ask(at_ms, tokens, &served.options.limits());
-    let path = match api {
-        Api::Chat => "/v1/chat/completions",
-        Api::Responses => "/v1/responses",
-        Api::Embeddings => "/v1/embeddings",
-    };
     let is_let_in = standing.is_let_in;
     shared.calls.push(Call {
         at_ms,
         ended_ms: (!is_let_in).then_some(at_ms),
         key,
-        path: path.to_owned(),
+        path: api.path().to_owned(),
         status: (!is_let_in).then_some(429),
         tokens,
         answer_tokens,
@@ -334,6 +342,25 @@ fn arrive(
         shared.let_in
     });
     (shared.calls.len() - 1, number, standing)
+}
+
+/// Notes a call that carries no good key or cannot be read.
+fn turn_away(served: &Served, api: Api, key: String, via: Via, status: StatusCode) {
+    let mut shared = served.lock();
+    let at_ms = served.now_ms();
+    shared.calls.push(Call {
+        at_ms,
+        ended_ms: Some(at_ms),
+        key,
+        path: api.path().to_owned(),
+        status: Some(status.as_u16()),
+        tokens: 0,
+        answer_tokens: 0,
+        rows: Vec::new(),
+        is_streamed: false,
+        version: format!("{:?}", via.version),
+        peer_port: via.peer.0,
+    });
 }
 
 fn failed(fate: Fate) -> Option<(StatusCode, Response)> {
