@@ -60,7 +60,7 @@ pub enum Algorithm {
 pub struct PerMinute {
     /// Most in any minute; of a bucket, what a minute refills.
     pub most: u64,
-    /// What a full bucket lets in at once, at most as much. A window knows none.
+    /// What a full bucket lets in at once; more than `most` counts as that. A window knows none.
     pub burst: u64,
 }
 
@@ -68,6 +68,34 @@ impl PerMinute {
     /// So much in any minute, and at once.
     pub fn of(most: u64) -> Self {
         Self { most, burst: most }
+    }
+}
+
+/// What an API itself said of what it lets in in a minute, as far as it said anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Most requests.
+    pub requests: Option<u64>,
+    /// Most tokens.
+    pub tokens: Option<u64>,
+}
+
+impl Limits {
+    /// The same, where the API allows less.
+    pub(crate) fn within(self, allowed: Allowed) -> Self {
+        let lower = |limit: Option<PerMinute>, allowed: Option<u64>| match (limit, allowed) {
+            (Some(PerMinute { most, burst }), Some(allowed)) => Some(PerMinute {
+                most: most.min(allowed),
+                burst,
+            }),
+            (limit, allowed) => limit.or(allowed.map(PerMinute::of)),
+        };
+        let Allowed { requests, tokens } = allowed;
+        Self {
+            requests_per_minute: lower(self.requests_per_minute, requests),
+            tokens_per_minute: lower(self.tokens_per_minute, tokens),
+            ..self
+        }
     }
 }
 
@@ -172,6 +200,8 @@ pub struct Settlement {
     pub verdict: Verdict,
     /// How long no call may be made from now on, as the API said.
     pub pause: Option<Duration>,
+    /// What the API said that it lets in: all calls from now on keep to what is lower than their limits.
+    pub allowed: Allowed,
     /// Most calls at one time that the service allows.
     pub concurrency: u64,
 }

@@ -33,6 +33,7 @@ impl Faults {
     pub fn fate(&self, number: u64, asked: &Asked) -> Fate {
         let Self {
             overloaded_every,
+            overloaded_retry_after_ms: _,
             failed_every,
             failed_retry_after_ms: _,
             malformed_every,
@@ -40,6 +41,7 @@ impl Faults {
             silent_every,
             cut_every,
             stalled_every,
+            failed_text,
             refused_text,
             context_tokens_max,
         } = self;
@@ -49,6 +51,9 @@ impl Faults {
         let holds = |text: &String| asked.rows.iter().any(|row| row.contains(text.as_str()));
         if refused_text.as_ref().is_some_and(holds) {
             return Fate::Refused;
+        }
+        if failed_text.as_ref().is_some_and(holds) {
+            return Fate::Failed;
         }
         let is_due = |every: &Option<u64>| every.is_some_and(|n| n > 0 && number.is_multiple_of(n));
         let faults = [
@@ -64,5 +69,14 @@ impl Faults {
         faults
             .find(|(every, _)| is_due(every))
             .map_or(Fate::Answered, |(_, fate)| fate)
+    }
+
+    /// Real milliseconds that the answer of such a call asks to wait.
+    pub fn retry_after_ms(&self, fate: Fate) -> Option<u64> {
+        match fate {
+            Fate::Overloaded => self.overloaded_retry_after_ms,
+            Fate::Failed => self.failed_retry_after_ms,
+            _ => None,
+        }
     }
 }

@@ -197,12 +197,16 @@ async fn call(
 ) -> Response {
     let key = key(&headers);
     if !served.knows(&key) {
+        turn_away(&served, api, key, via, StatusCode::UNAUTHORIZED);
         let message = "Incorrect API key provided.";
         return refused(StatusCode::UNAUTHORIZED, "invalid_api_key", message);
     }
     let request = match Request::read(api, &body) {
         Ok(request) => request,
-        Err(message) => return refused(StatusCode::BAD_REQUEST, "invalid_value", message),
+        Err(message) => {
+            turn_away(&served, api, key, via, StatusCode::BAD_REQUEST);
+            return refused(StatusCode::BAD_REQUEST, "invalid_value", message);
+        }
     };
     let Arrival {
         index,
@@ -218,8 +222,7 @@ async fn call(
     let fate = served.options.faults.fate(number, &request.asked);
     served.compute(&request.asked, fate).await;
     if let Some((status, reply)) = failed(fate) {
-        let wait_ms = served.options.faults.failed_retry_after_ms;
-        if let Some(wait_ms) = wait_ms.filter(|_| fate == Fate::Failed) {
+        if let Some(wait_ms) = served.options.faults.retry_after_ms(fate) {
             headers.insert("retry-after-ms", HeaderValue::from(wait_ms));
         }
         served.ended(index, status);
@@ -355,6 +358,25 @@ fn arrive(served: &Served, request: &Request, key: String, via: Via) -> Arrival 
         number,
         standing,
     }
+}
+
+/// Notes a call that carries no good key or cannot be read.
+fn turn_away(served: &Served, api: Api, key: String, via: Via, status: StatusCode) {
+    let mut shared = served.lock();
+    let at_ms = served.now_ms();
+    shared.calls.push(Call {
+        at_ms,
+        ended_ms: Some(at_ms),
+        key,
+        path: api.path().to_owned(),
+        status: Some(status.as_u16()),
+        tokens: 0,
+        answer_tokens: 0,
+        rows: Vec::new(),
+        is_streamed: false,
+        version: format!("{:?}", via.version),
+        peer_port: via.peer.0,
+    });
 }
 
 fn failed(fate: Fate) -> Option<(StatusCode, Response)> {

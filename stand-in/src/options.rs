@@ -89,6 +89,9 @@ pub struct Faults {
     /// Every how many calls the answer is 503.
     #[arg(long)]
     pub overloaded_every: Option<u64>,
+    /// Real milliseconds that such an answer asks to wait before another call.
+    #[arg(long)]
+    pub overloaded_retry_after_ms: Option<u64>,
     /// Every how many calls the answer is 500.
     #[arg(long)]
     pub failed_every: Option<u64>,
@@ -110,6 +113,9 @@ pub struct Faults {
     /// Every how many calls a stream stops in its middle, and never ends.
     #[arg(long)]
     pub stalled_every: Option<u64>,
+    /// Calls with a row that holds this text are answered 500, all of them.
+    #[arg(long)]
+    pub failed_text: Option<String>,
     /// Rows that hold this text are refused, whoever travels with them.
     #[arg(long)]
     pub refused_text: Option<String>,

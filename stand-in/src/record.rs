@@ -21,7 +21,8 @@ pub struct Call {
     pub tokens: u64,
     /// Those of them that are the answer's.
     pub answer_tokens: u64,
-    /// The texts of its rows: a prompt, or the inputs of an embedding.
+    /// The texts of its rows: a prompt, or the inputs of an embedding; none where the key was wrong or
+    /// the call cannot be read.
     pub rows: Vec<String>,
     /// Whether its answer was to come piece by piece.
     #[serde(default)]
@@ -37,7 +38,8 @@ pub struct Call {
 impl Call {
     /// Whether it counts against limits and costs money: it was let in.
     pub fn is_let_in(&self) -> bool {
-        self.status != Some(429) && self.status != Some(401)
+        let is_unread = self.status == Some(400) && self.rows.is_empty();
+        !is_unread && self.status != Some(429) && self.status != Some(401)
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use millrace_crds::batch_job::Estimate;
 use millrace_leases::RedisOptions;
 use millrace_leases::limits::{
-    Algorithm, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Verdict,
-    account,
+    Algorithm, Allowed, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement,
+    Verdict, account,
 };
 use millrace_protocol::cost::Cost;
 use serde_json::json;
@@ -48,6 +48,7 @@ async fn pay(limiter: &RedisLimiter, uid: &str, price: &str) {
         cost: Some(cost(price)),
         verdict: Verdict::Fine,
         pause: None,
+        allowed: Allowed::default(),
         concurrency: 5,
     };
     limiter.settle(&ticket, &settlement).await.unwrap();

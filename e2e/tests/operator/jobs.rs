@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
+use millrace_crds::batch_job::RouteCounts;
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::{JobRegistry, RedisOptions};
 use millrace_protocol::tally::Tally;
@@ -18,7 +19,7 @@ use crate::operator::{Operator, Options};
 use crate::picture::Painter;
 use crate::scenario::Scenario;
 use crate::tenant::{JOB, SERVICE, Tenant};
-use crate::world::{SHARDS, tally_of};
+use crate::world::{SHARDS, route_of, tally_of};
 
 /// Longest a test may take.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -85,6 +86,7 @@ impl Stage {
         let status = job.status.unwrap();
         assert_eq!(json!(status.rows), json!(total.rows));
         assert_eq!(status.tokens, Some(total.tokens));
+        assert_eq!(status.routes, [RouteCounts::from(&route_of(total))]);
         assert_eq!(self.tenant.world.manifests(), 1);
     }
 }

@@ -1,14 +1,19 @@
 //! What calls cost is counted to the last token, and a budget is kept to.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
 use millrace_e2e::process::{PATIENCE, Process, until};
 use millrace_e2e::redis_server::RedisServer;
+use millrace_e2e::starting::on_free_port;
 use millrace_protocol::cost::{Cost, Prices};
 use millrace_stand_in::{Call, Faults, Record, StandInOptions};
 use serde_json::{Value, json};
 
 use crate::scene::{KEY, Scene, SceneOptions, WORD};
+use crate::served::{Given, Served, wait};
 
 /// So cheap that a token costs a part of a millionth.
 const INPUT: &str = "0.15";
@@ -131,6 +136,61 @@ fn the_cost_of_a_job_is_that_of_every_answer_it_got() {
     let left = std::fs::read_dir(receipts).into_iter().flatten();
     let left = left.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
     assert_eq!(left.count(), 0, "receipts of committed shards are gone");
+}
+
+#[test]
+fn a_worker_counts_what_its_calls_cost() {
+    let served = Served::new(scene(60, json!({}), Faults::default()));
+    let scene = &served.scene;
+    served.give(Given {
+        name: "job",
+        rows: scene.path("rows.jsonl").display().to_string(),
+        output: scene.path("out").display().to_string(),
+        template: "{{ title }}: {{ text }}",
+        credentials: None,
+        priority: 0,
+    });
+    let started = on_free_port(|port| {
+        let address = format!("127.0.0.1:{port}");
+        let mut worker = served.start_at(&address, "worker.log");
+        let listens = until(Duration::from_secs(60), || match worker.ended() {
+            Some(_) => Some(false),
+            None => TcpStream::connect(&address).is_ok().then_some(true),
+        });
+        (listens == Some(true)).then_some((worker, address))
+    });
+    let (worker, address) = started.expect("it listens");
+    wait(&worker, "results", || scene.lines("parts").len() == 60);
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    let mut lines = metrics.lines();
+    let counted = lines.find_map(|line| line.strip_prefix("millrace_worker_cost_total "));
+    let counted: f64 = counted.expect("it is there").parse().unwrap();
+    let billed = billed(&scene.record()).as_f64();
+    assert!(billed > 0.0 && (counted - billed).abs() < 1e-9, "{metrics}");
+}
+
+#[test]
+fn what_a_run_will_cost_is_said_before_the_first_call() {
+    let mut scene = scene(30, json!({}), Faults::default());
+    scene.stop_api();
+    let mut run = scene.run();
+    let said = until(Duration::from_secs(60), || {
+        let log = run.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("the whole job takes"))?;
+        Some(line.to_owned())
+    });
+    let said = said.unwrap_or_else(|| panic!("{}", run.log()));
+    assert!(scene.record().calls.is_empty());
+    assert!(said.contains("EUR"), "{said}");
+    scene.start_api_again();
+    run.succeed();
+    assert_eq!(scene.lines("parts").len(), 30);
 }
 
 #[test]

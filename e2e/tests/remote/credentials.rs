@@ -1,6 +1,6 @@
 //! Credentials that are exchanged in the midst of a job.
 
-use millrace_e2e::remote::SceneOptions;
+use millrace_e2e::remote::{KEY, SceneOptions};
 use millrace_e2e::s3_server::S3Server;
 use millrace_stand_in::StandInOptions;
 use serde_json::{Value, json};
@@ -35,6 +35,7 @@ fn a_job_goes_on_with_the_credentials_that_take_the_place_of_its_own() {
         output: "s3://bucket/out".to_owned(),
         template: "{{ title }}: {{ text }}",
         credentials: Some("bucket"),
+        priority: 0,
     });
     let worker = served.start("worker.log");
     wait(&worker, "calls", || scene.record().calls.len() >= 60);
@@ -69,4 +70,40 @@ fn a_job_goes_on_with_the_credentials_that_take_the_place_of_its_own() {
     assert_eq!((ids.len(), lines.len()), (ROWS, ROWS));
     assert!(!worker.log().contains("another-secret"));
     scene.assert_nothing_is_told(&["worker.log"]);
+}
+
+#[test]
+fn calls_carry_the_key_that_takes_the_place_of_theirs() {
+    const OTHER_KEY: &str = "sk-that-comes-later";
+    let served = Served::new(Scene::new(SceneOptions {
+        rows: 60,
+        remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 1}}),
+        api: StandInOptions {
+            latency_ms: 50,
+            ..StandInOptions::default()
+        },
+        ..SceneOptions::default()
+    }));
+    let scene = &served.scene;
+    served.give(Given {
+        name: "job",
+        rows: scene.path("rows.jsonl").display().to_string(),
+        output: scene.path("out").display().to_string(),
+        template: "{{ title }}: {{ text }}",
+        credentials: None,
+        priority: 0,
+    });
+    let worker = served.start("worker.log");
+    wait(&worker, "calls", || scene.record().calls.len() >= 5);
+    // All at once, as the kubelet exchanges it.
+    served.write_secret("next", &[("apiKey", OTHER_KEY.to_owned())]);
+    let key_of = |secret: &str| served.secrets().join(secret).join("apiKey");
+    std::fs::rename(key_of("next"), key_of("api")).unwrap();
+    wait(&worker, "results", || scene.lines("parts").len() == 60);
+    let calls = scene.record().calls;
+    let mut keys: Vec<&str> = calls.iter().map(|call| call.key.as_str()).collect();
+    assert_eq!(keys.len(), 60);
+    keys.dedup();
+    assert_eq!(keys, [KEY, OTHER_KEY]);
+    assert!(!worker.log().contains(OTHER_KEY));
 }

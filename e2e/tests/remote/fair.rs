@@ -45,6 +45,7 @@ fn jobs_of_unequal_size_have_a_third_of_the_calls_each_while_all_have_work() {
             output: uri(name),
             template,
             credentials: None,
+            priority: 0,
         });
     }
     let workers = ["one.log", "two.log"].map(|log| served.start(log));

@@ -95,6 +95,25 @@ fn a_refused_row_is_found_among_its_company() {
 }
 
 #[test]
+fn a_row_on_which_the_api_fails_is_found_among_its_company() {
+    let scene = scene(
+        50,
+        Faults {
+            failed_text: Some("Row 17:".to_owned()),
+            ..Faults::default()
+        },
+    );
+    scene.run().succeed();
+    assert_eq!(scene.lines("parts").len(), 49);
+    let errors = scene.lines("errors");
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert_eq!(errors[0]["id"], "row-17");
+    assert_eq!(errors[0]["error"]["code"], "model_failed");
+    // The row has the tries of the job, with others and then alone.
+    assert_eq!(scene.record().with_status(500).count(), 8);
+}
+
+#[test]
 fn too_many_failed_rows_stop_the_job_and_keep_what_is_done() {
     let scene = Scene::new(SceneOptions {
         rows: 600,
@@ -154,6 +173,9 @@ fn a_wrong_key_stops_the_run_and_blames_no_row() {
     let mut run = scene.run();
     assert!(!run.wait().success());
     assert!(run.log().contains("apiKeySecretRef"), "{}", run.log());
+    let calls = scene.record().calls;
+    assert!(!calls.is_empty());
+    assert!(calls.iter().all(|call| call.status == Some(401)));
     assert_eq!(scene.lines("errors"), [] as [Value; 0]);
     scene.assert_nothing_is_told(&["run.log"]);
 }

@@ -40,6 +40,7 @@ fn answered(http1_only: bool) -> Record {
         output: scene.path("out").display().to_string(),
         template: "{{ title }}: {{ text }}",
         credentials: None,
+        priority: 0,
     });
     let worker = served.start("worker.log");
     wait(&worker, "answers", || {
@@ -68,5 +69,7 @@ fn an_api_that_does_not_is_asked_over_http_1_1() {
     let record = answered(true);
     assert!(record.calls.iter().all(|call| call.version == "HTTP/1.1"));
     let connections = connections(&record);
-    assert!(connections > 20, "{connections}");
+    // One for each of the forty calls at a time, which later calls use again. A few more may be begun while
+    // none is free yet.
+    assert!((21..=50).contains(&connections), "{connections}");
 }

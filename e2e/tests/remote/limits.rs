@@ -1,9 +1,11 @@
 //! Limits are kept. How much of them is used is measured by a benchmark.
 
-use millrace_stand_in::{Algorithm, StandInOptions};
+use millrace_e2e::redis_server::RedisServer;
+use millrace_stand_in::{Algorithm, Call, Faults, Record, StandInOptions};
 use serde_json::json;
 
 use crate::scene::{Scene, SceneOptions, comments};
+use crate::served::{Given, Served, wait};
 
 /// How much faster time passes: a minute is six seconds, of which a busy machine has a fiftieth for what lies
 /// between a call that is let in and its arrival.
@@ -92,4 +94,82 @@ fn an_api_that_allows_less_than_the_service_says_is_believed() {
     println!("{refused} calls were put off");
     // Those of the first burst: from the first answer on its limit is known, and none is beyond it.
     assert!(refused <= 20, "{refused}");
+}
+
+#[test]
+fn what_one_worker_heard_of_the_limits_holds_for_the_next_worker_and_the_next_job() {
+    let served = Served::new(Scene::new(SceneOptions {
+        remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 10}}),
+        api: StandInOptions {
+            requests_per_minute: Some(5),
+            // Its minute is longer than a worker takes to start.
+            time_factor: 6.0,
+            ..StandInOptions::default()
+        },
+        ..SceneOptions::default()
+    }));
+    let scene = &served.scene;
+    // The first leaves room for one call, so that the API says of none that it is the last.
+    for (job, rows) in [("first", 0..4), ("second", 4..9)] {
+        let count = rows.len();
+        scene.write_rows(rows);
+        let file = scene.path(&format!("{job}.jsonl"));
+        std::fs::rename(scene.path("rows.jsonl"), &file).unwrap();
+        served.give(Given {
+            name: job,
+            rows: file.display().to_string(),
+            output: scene.path(job).display().to_string(),
+            template: "{{ title }}: {{ text }}",
+            credentials: None,
+            priority: 0,
+        });
+        let mut worker = served.start(&format!("{job}.worker.log"));
+        wait(&worker, "results", || {
+            scene.lines_of(job, "parts").len() == count
+        });
+        worker.kill();
+    }
+    assert_eq!(scene.record().with_status(429).count(), 0);
+}
+
+/// How long the API asks to be left alone.
+const PAUSE_MS: u64 = 3_000;
+
+#[test]
+fn an_overload_keeps_all_workers_away_for_as_long_as_the_api_says_and_halves_their_calls() {
+    let scene = Scene::new(SceneOptions {
+        rows: 110,
+        remote: json!({"rowsPerCall": 1, "limits": {"concurrency": 20}}),
+        job: json!({"sharding": {"targetBytes": 2048}}),
+        api: StandInOptions {
+            latency_ms: 700,
+            faults: Faults {
+                // One of them, which is made again.
+                overloaded_every: Some(60),
+                overloaded_retry_after_ms: Some(PAUSE_MS),
+                ..Faults::default()
+            },
+            ..StandInOptions::default()
+        },
+    });
+    scene.work(&RedisServer::start(), &["one.log", "two.log"]);
+    assert_eq!(scene.lines("parts").len(), 110);
+    let calls = scene.record().calls;
+    let overloaded = calls.iter().find(|call| call.status == Some(503));
+    let told_ms = overloaded.and_then(|call| call.ended_ms).expect("it ends");
+    let peak = |calls: Vec<Call>| Record { calls }.peak().in_flight;
+    let (before, after): (Vec<Call>, Vec<Call>) =
+        calls.into_iter().partition(|call| call.at_ms <= told_ms);
+    // Calls that were let in before anybody was told are on their way for a moment yet.
+    let (at_once, after): (Vec<Call>, Vec<Call>) = after
+        .into_iter()
+        .partition(|call| call.at_ms < told_ms + PAUSE_MS / 2);
+    let first_ms = after.first().expect("others follow").at_ms;
+    assert!(first_ms >= told_ms + PAUSE_MS, "{first_ms} {told_ms}");
+    let most = peak(before);
+    assert!(most > 15, "{most}");
+    assert!(at_once.len() <= 20, "{}", at_once.len());
+    // Half of twenty, and one or two more, since nineteen went well meanwhile and each of these does.
+    let most = peak(after.into_iter().take(20).collect());
+    assert!((5..=12).contains(&most), "{most}");
 }

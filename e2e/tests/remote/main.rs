@@ -13,6 +13,7 @@ mod faults;
 mod http2;
 mod limits;
 mod pace;
+mod priority;
 mod routes;
 mod rows;
 mod served;

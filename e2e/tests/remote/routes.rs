@@ -7,7 +7,9 @@ use std::process::Command;
 
 use millrace_e2e::process::{PATIENCE, Process, binary, until};
 use millrace_e2e::redis_server::RedisServer;
+use millrace_leases::{JobRegistry, RedisOptions};
 use millrace_protocol::cost::{Cost, Prices};
+use millrace_protocol::registry::RegisteredJob;
 use millrace_stand_in::{Record, StandIn, StandInOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -223,6 +225,82 @@ fn trial() -> Value {
         {"serviceRef": {"name": "mini"}, "weight": 3},
         {"serviceRef": {"name": "large"}, "weight": 1},
     ]}])
+}
+
+#[test]
+fn a_pods_worker_asks_each_service_with_the_key_that_is_mounted_for_it() {
+    let texts = texts(80);
+    let routes = json!([
+        {"name": "cheap", "when": "text|length < 20", "serviceRef": {"name": "mini"}},
+        {"name": "strong", "serviceRef": {"name": "large"}},
+    ]);
+    let scene = Scene::new(&texts, routes, json!({}));
+    let secrets = scene.path("secrets");
+    for (name, key, _, _) in SERVICES {
+        std::fs::create_dir_all(secrets.join(name)).unwrap();
+        std::fs::write(secrets.join(name).join("apiKey"), key).unwrap();
+    }
+    let redis = RedisServer::start();
+    // As in a pod, where nothing lies beside the manifest and no key is in the environment.
+    let here = |name: &str| format!("{:?}", scene.path(name));
+    let manifests = std::fs::read_to_string(scene.path("job.yaml")).unwrap();
+    let manifests = manifests.replace("\"rows.jsonl\"", &here("rows.jsonl"));
+    let manifests = manifests.replace("\"out\"", &here("out"));
+    std::fs::write(scene.path("job.yaml"), &manifests).unwrap();
+    let step = |step: &str| {
+        let mut command = Command::new(binary("millrace-worker"));
+        command.arg(step).args(["--redis", &redis.url()]);
+        command
+    };
+    let of_job = |name: &str| {
+        let mut command = step(name);
+        command.arg("-f").arg(scene.path("job.yaml"));
+        Process::start(command, scene.path(&format!("{name}.log"))).succeed();
+    };
+    of_job("plan");
+    let job = RegisteredJob {
+        priority: 0,
+        manifests,
+        credentials: None,
+    };
+    let registry = async {
+        let registry = JobRegistry::new(&RedisOptions::new(redis.url()), "default", "mini");
+        registry.unwrap().put("routed", &job).await.unwrap();
+    };
+    scene.runtime.block_on(registry);
+    let mut serve = step("serve");
+    serve.args([
+        "--namespace",
+        "default",
+        "--service",
+        "mini",
+        "--pod",
+        "pod",
+    ]);
+    serve.args(["--listen", "127.0.0.1:0", "--remote"]);
+    serve.arg("--secrets").arg(&secrets);
+    let worker = Process::start(serve, scene.path("serve.log"));
+    let commits = scene.path("out/_millrace/runs/0001/commits");
+    let shards = std::fs::read(scene.path("out/_millrace/runs/0001/plan.json")).unwrap();
+    let shards: Value = serde_json::from_slice(&shards).unwrap();
+    let shards = shards["shards"].as_array().unwrap().len();
+    let done = until(Duration::from_secs(60), || {
+        let files = std::fs::read_dir(&commits).into_iter().flatten();
+        let files = files.map(|file| file.unwrap().path());
+        let done = files.filter(|file| file.extension().is_some_and(|it| it == "json"));
+        (done.count() == shards).then_some(())
+    });
+    assert!(done.is_some(), "{}", worker.log());
+    of_job("finish");
+    let records = scene.records();
+    for (record, (_, key, _, _)) in records.iter().zip(SERVICES) {
+        assert!(record.calls.iter().all(|call| call.key == key));
+    }
+    let is_short = |text: &String| text.len() < 20;
+    let (short, long): (BTreeSet<String>, BTreeSet<String>) =
+        texts.iter().cloned().partition(is_short);
+    assert_eq!(records.map(|record| answered(&record)), [short, long]);
+    assert_routes_are_totals(&scene.manifest("out"));
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct Given<'a> {
     pub template: &'a str,
     /// Name of the Secret with the credentials of both, a folder below `secrets`.
     pub credentials: Option<&'a str>,
+    /// Jobs with a higher one go first.
+    pub priority: i32,
 }
 
 impl Served {
@@ -60,6 +62,7 @@ impl Served {
             output,
             template,
             credentials,
+            priority,
         } = given;
         let text = std::fs::read_to_string(self.scene.path("job.yaml")).unwrap();
         let (service, job) = text.split_once("\n---\n").unwrap();
@@ -79,27 +82,47 @@ impl Served {
         }
         Process::start(plan, self.scene.path(&log)).succeed();
         let job = RegisteredJob {
-            priority: 0,
+            priority,
             manifests,
             credentials: credentials.map(str::to_owned),
         };
         Runtime::new().unwrap().block_on(async {
-            let redis = RedisOptions::new(self.redis.url());
-            let registry = JobRegistry::new(&redis, "default", "api").unwrap();
+            self.registry().put(name, &job).await.unwrap();
+        });
+    }
+
+    /// Gives a job another priority, as the operator does when its spec says so.
+    pub fn give_priority(&self, name: &str, priority: i32) {
+        Runtime::new().unwrap().block_on(async {
+            let registry = self.registry();
+            let mut jobs = registry.list().await.unwrap().into_iter();
+            let (_, mut job) = jobs.find(|(it, _)| it == name).expect("given");
+            job.priority = priority;
             registry.put(name, &job).await.unwrap();
         });
     }
 
+    fn registry(&self) -> JobRegistry {
+        let redis = RedisOptions::new(self.redis.url());
+        JobRegistry::new(&redis, "default", "api").unwrap()
+    }
+
     /// Starts a worker.
     pub fn start(&self, log: &str) -> Process {
+        self.start_at("127.0.0.1:0", log)
+    }
+
+    /// Starts a worker that listens at this address.
+    pub fn start_at(&self, listen: &str, log: &str) -> Process {
         let mut serve = self.worker("serve");
         serve.args(["--namespace", "default", "--service", "api", "--pod", log]);
-        serve.args(["--listen", "127.0.0.1:0", "--remote"]);
+        serve.args(["--listen", listen, "--remote"]);
         serve.arg("--secrets").arg(self.secrets());
         Process::start(serve, self.scene.path(log))
     }
 
-    fn secrets(&self) -> PathBuf {
+    /// The folder with a folder for each Secret.
+    pub fn secrets(&self) -> PathBuf {
         self.scene.path("secrets")
     }
 

@@ -8,21 +8,39 @@ local requests_max, tokens_max = tonumber(ARGV[3]), tonumber(ARGV[4])
 local requests_day_max, tokens_day_max = tonumber(ARGV[5]), tonumber(ARGV[6])
 local concurrency, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
 local timeout_ms, piece_ms, pieces = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
--- Whether a minute is a bucket; then what each of the two holds, and what each millisecond refills.
+-- Whether a minute is a bucket; then what each of the two lets in at once when it is full, and by which part of
+-- a minute and of itself it is smaller than the API's.
 local is_bucket = ARGV[12] == 'bucket'
-local requests_capacity, requests_per_ms = tonumber(ARGV[13]), tonumber(ARGV[14])
-local tokens_capacity, tokens_per_ms = tonumber(ARGV[15]), tonumber(ARGV[16])
+local requests_burst, tokens_burst = tonumber(ARGV[13]), tonumber(ARGV[14])
+local margin, margin_max = tonumber(ARGV[15]), tonumber(ARGV[16])
 -- What the asker was told with the last of its calls that may still count: the generation, or nothing, and
 -- the number.
 local known, known_count = ARGV[17], tonumber(ARGV[18])
 -- Who pays, if anybody; then the price, the most that the job may pay, and what it paid at least, or -1.
 local job, price, paid_max, paid_min = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
 
+-- What the API said of itself counts where it is less.
+local function within(most, burst, allowed)
+  if not allowed then
+    return most, burst
+  elseif most == 0 then
+    return allowed, allowed
+  end
+  return math.min(most, allowed), burst
+end
+requests_max, requests_burst = within(requests_max, requests_burst, number('requests_allowed'))
+tokens_max, tokens_burst = within(tokens_max, tokens_burst, number('tokens_allowed'))
+
 hear(worker_of(id))
 local generation = redis.call('HGET', state, 'generation')
 if not generation then
   generation = id
-  redis.call('HSET', state, 'generation', id, 'began_at', now_ms)
+  -- What else is kept may still be there.
+  local sum = 0
+  for _, some in ipairs(redis.call('HVALS', tokens)) do
+    sum = sum + some
+  end
+  redis.call('HSET', state, 'generation', id, 'began_at', now_ms, 'tokens', sum)
   touch()
 end
 -- The server forgot what may still count: all that it let in before this generation, which others than the
@@ -44,6 +62,17 @@ for _, old in ipairs(gone) do
   redis.call('HINCRBY', state, 'tokens', 0 - (redis.call('HGET', tokens, old) or 0))
   redis.call('HDEL', tokens, old)
   redis.call('ZREM', calls, old)
+end
+-- The server gave up one of the two keys of the minute, as when it is short of memory: what it held may count
+-- until the last call that was let in has left.
+local last_at = number('last_at') or 0
+local counted = redis.call('ZCARD', calls)
+local is_lost = counted == 0 and last_at + window_ms > now_ms
+if is_lost or counted ~= redis.call('HLEN', tokens) then
+  redis.call('DEL', calls, tokens)
+  counted = 0
+  redis.call('HSET', state, 'tokens', 0,
+    'paused_until', math.max(number('paused_until') or 0, last_at + window_ms))
 end
 -- Nobody told how these ended: they are paid as was guessed.
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', in_flight, '-inf', now_ms)) do
@@ -89,7 +118,6 @@ if being_made() >= math.max(calls_max, 1) then
 end
 
 local wait_ms = 0
-local counted = redis.call('ZCARD', calls)
 if not is_bucket and requests_max > 0 and counted >= requests_max then
   local first = redis.call('ZRANGE', calls, counted - requests_max, counted - requests_max, 'WITHSCORES')
   wait_ms = math.max(wait_ms, first[2] + window_ms - now_ms)
@@ -114,7 +142,9 @@ end
 
 -- Lets time pass for a bucket, and waits until it has room. What is more than all of it is let in when it
 -- is full.
-local function refilled(name, amount, capacity, per_ms)
+local function refilled(name, amount, most, burst)
+  burst = math.min(burst, most)
+  local capacity, per_ms = burst - math.min(most * margin, burst * margin_max), most / window_ms
   local it = bucket(name)
   come_back(it, math.min(math.max(now_ms - it.at_ms, 0) * per_ms, it.missing))
   it.at_ms = now_ms
@@ -126,9 +156,9 @@ local function refilled(name, amount, capacity, per_ms)
 end
 
 local request_bucket = is_bucket and requests_max > 0
-  and refilled('requests', 1, requests_capacity, requests_per_ms)
+  and refilled('requests', 1, requests_max, requests_burst)
 local token_bucket = is_bucket and tokens_max > 0
-  and refilled('tokens', wanted, tokens_capacity, tokens_per_ms)
+  and refilled('tokens', wanted, tokens_max, tokens_burst)
 
 -- Waits until the days that `counts` keeps have room. What is more than a day allows is let in when there is
 -- nothing else.
@@ -168,6 +198,7 @@ end
 redis.call('ZADD', calls, now_ms, id)
 redis.call('HSET', tokens, id, wanted)
 redis.call('HINCRBY', state, 'tokens', wanted)
+redis.call('HSET', state, 'last_at', now_ms)
 redis.call('ZADD', in_flight, now_ms + timeout_ms, id)
 redis.call('HINCRBY', held, worker_of(id), 1)
 if job ~= '' then

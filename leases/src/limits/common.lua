@@ -6,8 +6,10 @@ local tokens    = KEYS[2] -- hash: such a call -> its tokens
 local in_flight = KEYS[3] -- sorted set: calls being made, by when they have ended at the latest, ms
 local state     = KEYS[4] -- hash: tokens (their sum), calls_max, steady, cut_at, paused_until,
                           -- generation (which tells it from what was kept before the server forgot), began_at,
-                          -- count (of calls that this generation let in); of each bucket what is missing in it,
-                          -- what came back into it, and until when: requests_missing and so on;
+                          -- count (of calls that this generation let in), last_at (when the last of them was);
+                          -- of each bucket what is missing in it, what came back into it, and until when:
+                          -- requests_missing and so on;
+                          -- requests_allowed, tokens_allowed (what the API said that a minute has);
                           -- heard_at (when any worker was heard of), alive_until (until when none is taken for dead)
 local day       = KEYS[5] -- hash: piece of a day -> requests
 local accounts  = KEYS[6] -- hash: job -> what it has paid, calls being made included

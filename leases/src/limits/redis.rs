@@ -17,10 +17,10 @@ use millrace_protocol::cost::Cost;
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::bucket::Size;
+use super::bucket::{MARGIN, MARGIN_MAX};
 use super::{
-    Algorithm, Ask, Bill, Grant, Limiter, Limits, Minute, PerMinute, Settlement, Ticket, Verdict,
-    new_id,
+    Algorithm, Allowed, Ask, Bill, Grant, Limiter, Limits, Minute, PerMinute, Settlement, Ticket,
+    Verdict, new_id,
 };
 use crate::redis::{Connection, corrupt, number};
 use crate::{LeaseError, RedisOptions};
@@ -58,9 +58,6 @@ const KEYS: [&str; 12] = [
     "held",
     "gradient",
 ];
-
-/// Stands for a limit that there is none of, which no script looks at.
-const NO_LIMIT: PerMinute = PerMinute { most: 0, burst: 0 };
 
 static ASK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
@@ -189,6 +186,7 @@ impl Drop for Question<'_> {
             cost: Some(Cost::NOTHING),
             verdict: Verdict::Nothing,
             pause: None,
+            allowed: Allowed::default(),
             concurrency: self.concurrency,
         };
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
@@ -356,9 +354,9 @@ fn to_ask(id: &str, ask: &Ask, minute: Minute, known: Option<&Granted>) -> Vec<S
         Algorithm::TokenBucket => "bucket".to_owned(),
     });
     for limit in [requests_per_minute, tokens_per_minute] {
-        let Size { capacity, per_ms } = Size::new(limit.unwrap_or(NO_LIMIT), minute);
-        told.extend([capacity.to_string(), per_ms.to_string()]);
+        told.push(limit.map_or(0, |limit| limit.burst).to_string());
     }
+    told.extend([MARGIN, MARGIN_MAX].map(|margin| margin.to_string()));
     told.push(known.map_or(String::new(), |known| known.generation.clone()));
     told.push(known.map_or(0, |known| known.count).to_string());
     match bill {
@@ -385,8 +383,13 @@ fn to_settle(id: &str, settlement: &Settlement) -> Vec<String> {
         cost,
         verdict,
         pause,
+        allowed,
         concurrency,
     } = settlement;
+    let Allowed {
+        requests: requests_allowed,
+        tokens: tokens_allowed,
+    } = allowed;
     let verdict = match verdict {
         Verdict::Fine => "fine",
         Verdict::TooMuch => "too_much",
@@ -401,6 +404,8 @@ fn to_settle(id: &str, settlement: &Settlement) -> Vec<String> {
             .to_string(),
         concurrency.to_string(),
         parts(*cost),
+        requests_allowed.unwrap_or(0).to_string(),
+        tokens_allowed.unwrap_or(0).to_string(),
     ]
 }
 

@@ -39,6 +39,7 @@ fn a_settlement_that_is_cut_off_is_told_later() {
         cost: None,
         verdict: Verdict::Fine,
         pause: None,
+        allowed: Allowed::default(),
         concurrency: 1,
     };
     let untold = [Some(settlement), None];
@@ -87,8 +88,11 @@ fn limits() -> impl Strategy<Value = Limits> {
     )
 }
 
-/// Milliseconds, tokens of a call, which call ends and with which tokens, and what it says.
-type Step = (u64, u64, Option<(usize, Option<u64>, Verdict, Option<u64>)>);
+/// How a call ends: which one, with which tokens, and what it says.
+type Ending = (usize, Option<u64>, Verdict, Option<u64>, Allowed);
+
+/// Milliseconds, tokens of a call, and how another ends.
+type Step = (u64, u64, Option<Ending>);
 
 fn step() -> impl Strategy<Value = Step> {
     let verdict = prop_oneof![
@@ -97,11 +101,15 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Verdict::Nothing),
     ];
     let pause = proptest::option::weighted(0.05, 1_u64..20_000);
+    let of_minute = |most| proptest::option::weighted(0.05, 1_u64..most);
+    let allowed = (of_minute(40), of_minute(1_200));
+    let allowed = allowed.prop_map(|(requests, tokens)| Allowed { requests, tokens });
     let ending = (
         0_usize..12,
         proptest::option::of(0_u64..120),
         verdict,
         pause,
+        allowed,
     );
     let passes_ms = prop_oneof![8 => 0_u64..4_000, 1 => 0_u64..4_000_000];
     (
@@ -135,7 +143,7 @@ fn both_say_the_same(redis: &mut Connection, limits: Limits, steps: Vec<Step>) -
     let mut open: Vec<String> = Vec::new();
     for (number, (passes_ms, tokens, ending)) in steps.into_iter().enumerate() {
         now_ms += passes_ms;
-        if let Some((place, tokens, verdict, pause_ms)) = ending
+        if let Some((place, tokens, verdict, pause_ms, allowed)) = ending
             && !open.is_empty()
         {
             let id = open.swap_remove(place % open.len());
@@ -144,6 +152,7 @@ fn both_say_the_same(redis: &mut Connection, limits: Limits, steps: Vec<Step>) -
                 cost: None,
                 verdict,
                 pause: pause_ms.map(Duration::from_millis),
+                allowed,
                 concurrency: limits.concurrency,
             };
             state.settle(&id, &settlement, now_ms);

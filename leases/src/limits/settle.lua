@@ -3,6 +3,8 @@
 local id, actual, verdict = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local pause_ms, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5])
 local cost = ARGV[6]
+-- What the API said that it lets in in a minute, or 0.
+local allowed = {requests = tonumber(ARGV[7]), tokens = tonumber(ARGV[8])}
 
 hear(worker_of(id))
 local guessed, job = string.match(redis.call('HGET', bills, id) or '', '^(%d+) (.*)$')
@@ -44,6 +46,11 @@ end
 if pause_ms > 0 then
   local until_ms = math.max(number('paused_until') or 0, now_ms + pause_ms)
   redis.call('HSET', state, 'paused_until', until_ms)
+end
+for name, most in pairs(allowed) do
+  if most > 0 then
+    redis.call('HSET', state, name .. '_allowed', most)
+  end
 end
 if verdict == 'fine' and at_ms then
   see(at_ms, in_flight_before, concurrency)

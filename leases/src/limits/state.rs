@@ -7,7 +7,7 @@ use millrace_protocol::cost::Cost;
 use super::bucket::{Bucket, Size, Taken};
 use super::day::Day;
 use super::gradient::{Gradient, Seen};
-use super::{Algorithm, Ask, Bill, Limits, Minute, PerMinute, Settlement, Verdict};
+use super::{Algorithm, Allowed, Ask, Bill, Limits, Minute, PerMinute, Settlement, Verdict};
 
 /// What was let in lately.
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ pub struct State {
     /// Their tokens.
     tokens: u64,
     buckets: Buckets,
+    /// What the API said last that it lets in.
+    allowed: Allowed,
     /// Calls that are being made: when each was let in, and when it has ended at the latest.
     in_flight: HashMap<String, InFlight>,
     throttle: Option<Throttle>,
@@ -30,24 +32,38 @@ pub struct State {
 /// What was taken out of the buckets, where the API has any, until a call was last let in.
 #[derive(Debug, Clone, Copy, Default)]
 struct Buckets {
-    requests: Bucket,
-    tokens: Bucket,
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
 }
 
 impl Buckets {
-    /// What they are at `now_ms`. Where there is no bucket, nothing is missing in it.
+    /// What they are at `now_ms`.
     fn refilled(self, limits: &Limits, minute: Minute, now_ms: u64) -> Self {
-        let refilled = |mut bucket: Bucket, limit| match (limits.algorithm, limit) {
+        let refilled = |bucket: Option<Bucket>, limit| match (limits.algorithm, limit) {
             (Algorithm::TokenBucket, Some(limit)) => {
+                let mut bucket = bucket.unwrap_or_default();
                 bucket.refill(Size::new(limit, minute), now_ms);
-                bucket
+                Some(bucket)
             }
-            _ => Bucket::default(),
+            _ => None,
         };
         Self {
             requests: refilled(self.requests, limits.requests_per_minute),
             tokens: refilled(self.tokens, limits.tokens_per_minute),
         }
+    }
+
+    /// Takes a call out, and returns what it took of the tokens.
+    fn take(&mut self, tokens: u64) -> Taken {
+        if let Some(bucket) = &mut self.requests {
+            bucket.take(1);
+        }
+        let untaken = Taken {
+            amount: tokens,
+            back_at: 0.0,
+        };
+        let bucket = self.tokens.as_mut();
+        bucket.map_or(untaken, |bucket| bucket.take(tokens))
     }
 }
 
@@ -100,6 +116,7 @@ impl State {
             call_timeout,
             bill,
         } = ask;
+        let limits = &limits.within(self.allowed);
         self.forget(minute, now_ms);
         if let Some(bill) = bill {
             self.can_pay(bill)?;
@@ -121,7 +138,6 @@ impl State {
             tokens: *tokens,
         });
         self.tokens += tokens;
-        self.buckets.requests.take(1);
         let bill = bill.as_ref().map(|bill| (bill.job.clone(), bill.price));
         if let Some((job, price)) = &bill {
             *self.accounts.entry(job.clone()).or_default() += *price;
@@ -129,7 +145,7 @@ impl State {
         let call = InFlight {
             at_ms: now_ms,
             ends_ms: now_ms + call_timeout.as_millis() as u64,
-            tokens: self.buckets.tokens.take(*tokens),
+            tokens: self.buckets.take(*tokens),
             piece: self.day.count(*tokens, minute, now_ms),
             bill,
         };
@@ -144,6 +160,7 @@ impl State {
             cost,
             verdict,
             pause,
+            allowed,
             concurrency,
         } = settlement;
         let in_flight = self.in_flight.len() as u64;
@@ -168,13 +185,17 @@ impl State {
                 self.tokens = self.tokens + tokens - call.tokens;
                 call.tokens = tokens;
             }
-            self.buckets.tokens.correct(taken, tokens);
+            if let Some(bucket) = &mut self.buckets.tokens {
+                bucket.correct(taken, tokens);
+            }
             self.day.correct(piece, taken.amount, tokens);
         }
         if let Some(pause) = pause {
             let until_ms = now_ms + pause.as_millis() as u64;
             self.paused_until_ms = self.paused_until_ms.max(until_ms);
         }
+        self.allowed.requests = allowed.requests.or(self.allowed.requests);
+        self.allowed.tokens = allowed.tokens.or(self.allowed.tokens);
         match verdict {
             Verdict::Nothing => {}
             Verdict::Fine => {
@@ -295,10 +316,10 @@ impl State {
                     .and_then(|limit| self.tokens_leave_ms(tokens, limit, minute, now_ms)),
             ],
             Algorithm::TokenBucket => [
-                requests_per_minute
-                    .and_then(|limit| buckets.requests.wait_ms(Size::new(limit, minute), 1)),
-                tokens_per_minute
-                    .and_then(|limit| buckets.tokens.wait_ms(Size::new(limit, minute), tokens)),
+                (requests_per_minute.zip(buckets.requests))
+                    .and_then(|(limit, bucket)| bucket.wait_ms(Size::new(limit, minute), 1)),
+                (tokens_per_minute.zip(buckets.tokens))
+                    .and_then(|(limit, bucket)| bucket.wait_ms(Size::new(limit, minute), tokens)),
             ],
         };
         let of_day = [

@@ -30,6 +30,7 @@ fn settled(verdict: Verdict) -> Settlement {
         cost: None,
         verdict,
         pause: None,
+        allowed: Allowed::default(),
         concurrency: 8,
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::RedisOptions;
 use millrace_leases::limits::{
-    Algorithm, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Ticket, Verdict,
+    Algorithm, Allowed, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Ticket, Verdict,
 };
 use millrace_protocol::cost::Cost;
 
@@ -60,6 +60,7 @@ fn settled(tokens: Option<u64>, verdict: Verdict) -> Settlement {
         cost: None,
         verdict,
         pause: None,
+        allowed: Allowed::default(),
         concurrency: 8,
     }
 }

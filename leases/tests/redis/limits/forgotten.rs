@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use millrace_e2e::redis_server::RedisServer;
+use millrace_leases::limits::{Limits, PerMinute};
 
-use super::{MINUTE, NONE, ask, granted, limiter, waits};
+use super::{MINUTE, NONE, ask, granted, limiter, limiter_of, waits};
 
 #[tokio::test]
 async fn a_server_that_forgot_everything_lets_nothing_in_for_a_minute() {
@@ -47,4 +48,31 @@ async fn a_server_that_forgot_the_last_calls_alone_lets_nothing_in_for_a_minute(
     }
     tokio::time::sleep((MINUTE + Duration::from_millis(30)).saturating_sub(began.elapsed())).await;
     granted(&one, &ask(NONE, 0)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_gave_up_one_key_lets_nothing_in_for_a_minute_and_counts_right_after_it() {
+    let redis = RedisServer::start();
+    // Long enough for a busy machine to ask several times in it.
+    let minute = MINUTE * 2;
+    let [one, other] = [(); 2].map(|()| limiter_of(&redis, minute));
+    let limits = Limits {
+        requests_per_minute: Some(PerMinute::of(2)),
+        tokens_per_minute: Some(PerMinute::of(100)),
+        ..NONE
+    };
+    for key in ["calls", "tokens", "state"] {
+        let began = Instant::now();
+        granted(&one, &ask(limits, 60)).await;
+        let key = format!("millrace:{{tenant/api}}:limits:{key}");
+        assert_eq!(redis.command::<u64>(&["DEL", &key]), 1);
+        waits(&one, &ask(limits, 30)).await;
+        waits(&other, &ask(limits, 30)).await;
+        assert!(began.elapsed() < minute, "the minute was over before");
+        tokio::time::sleep(minute + Duration::from_millis(20)).await;
+        granted(&one, &ask(limits, 60)).await;
+        waits(&other, &ask(limits, 60)).await;
+        // A minute in which nobody asks holds nobody up.
+        tokio::time::sleep(minute + Duration::from_millis(20)).await;
+    }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::limits::{
-    Algorithm, Grant, Limiter, Limits, MemoryLimiter, Minute, PerMinute, Settlement, Verdict,
+    Algorithm, Allowed, Grant, Limiter, Limits, MemoryLimiter, Minute, PerMinute, Settlement, Verdict,
 };
 
 use super::{
@@ -155,4 +155,29 @@ async fn a_pause_and_a_day_hold_everyone_back() {
         waits(&one, &ask(limits, 0)).await > MINUTE,
         "the day is used up"
     );
+}
+
+#[tokio::test]
+async fn what_the_api_said_of_its_limits_holds_for_all_workers_until_it_says_otherwise() {
+    let redis = RedisServer::start();
+    let [one, other] = [(); 2].map(|()| limiter_of(&redis, LONG_MINUTE));
+    let limits = Limits {
+        tokens_per_minute: Some(PerMinute::of(1_000)),
+        ..NONE
+    };
+    let ask = ask(limits, 30);
+    let said = |requests, tokens| Settlement {
+        allowed: Allowed { requests, tokens },
+        ..settled(None, Verdict::Fine)
+    };
+    let ticket = granted(&one, &ask).await;
+    one.settle(&ticket, &said(Some(2), Some(5_000)))
+        .await
+        .unwrap();
+    let ticket = granted(&other, &ask).await;
+    waits(&other, &ask).await;
+    other.settle(&ticket, &said(Some(9), None)).await.unwrap();
+    let ticket = granted(&one, &ask).await;
+    one.settle(&ticket, &said(None, Some(100))).await.unwrap();
+    waits(&other, &ask).await;
 }

@@ -2,7 +2,7 @@
 //! planned by.
 //!
 //! Both are spread by content over temporary files, which are then compared one by one: memory holds the
-//! answers of one file. What is found is listed for each shard, in the shard's order.
+//! answers of one file, which grow with the rows once there are as many files as there may be. What is found is listed for each shard, in the shard's order.
 
 pub(super) mod join;
 pub(super) mod lists;
@@ -22,7 +22,7 @@ use crate::store::Location;
 
 /// Answers, or contents of rows, that are held at a time, about: some fifty megabytes.
 const RECORDS_PER_FILE: u64 = 500_000;
-/// Most temporary files of a kind, all of them open.
+/// Most temporary files of a kind, all of them open. More than 64 million records make larger ones of them.
 const FILES_MAX: u64 = 128;
 /// Ledgers that are read at a time.
 const LEDGERS_AT_ONCE: usize = 4;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
 use millrace_leases::LeaseError;
-use millrace_leases::limits::{Ask, Grant, Limiter, Settlement, Ticket, Verdict};
+use millrace_leases::limits::{Allowed, Ask, Grant, Limiter, Settlement, Ticket, Verdict};
 use millrace_protocol::cost::Cost;
 use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 
@@ -134,6 +134,29 @@ impl Bought {
     };
 }
 
+/// What a call says of its API.
+#[derive(Debug, Clone, Copy)]
+pub struct Heard {
+    /// How many calls it bears at a time.
+    pub verdict: Verdict,
+    /// How long no call may be made.
+    pub pause: Option<Duration>,
+    /// What it lets in in a minute.
+    pub allowed: Allowed,
+}
+
+impl Heard {
+    /// Nothing was heard of it.
+    const NOTHING: Self = Self {
+        verdict: Verdict::Nothing,
+        pause: None,
+        allowed: Allowed {
+            requests: None,
+            tokens: None,
+        },
+    };
+}
+
 /// A call that may be made. Dropped, it has ended without anybody knowing how.
 pub struct Entered {
     gate: Arc<Gate>,
@@ -160,27 +183,33 @@ impl Entered {
     }
 
     /// The call has ended.
-    pub async fn leave(mut self, bought: Bought, verdict: Verdict, pause: Option<Duration>) {
+    pub async fn leave(mut self, bought: Bought, heard: Heard) {
         if let Some(mut paid) = self.paid.take() {
-            paid.settle(bought, Verdict::Nothing, None).await;
+            paid.settle(bought, Heard::NOTHING).await;
         }
-        self.settle(bought, verdict, pause).await;
+        self.settle(bought, heard).await;
     }
 
-    async fn settle(&mut self, bought: Bought, verdict: Verdict, pause: Option<Duration>) {
-        let settlement = self.settlement(bought, verdict, pause);
+    async fn settle(&mut self, bought: Bought, heard: Heard) {
+        let settlement = self.settlement(bought, heard);
         if let Some(ticket) = self.ticket.take() {
             self.gate.settle(&ticket, &settlement).await;
         }
     }
 
-    fn settlement(&self, bought: Bought, verdict: Verdict, pause: Option<Duration>) -> Settlement {
+    fn settlement(&self, bought: Bought, heard: Heard) -> Settlement {
         let Bought { tokens, cost } = bought;
+        let Heard {
+            verdict,
+            pause,
+            allowed,
+        } = heard;
         Settlement {
             tokens,
             cost,
             verdict,
             pause,
+            allowed,
             concurrency: self.concurrency,
         }
     }
@@ -196,7 +225,7 @@ impl Drop for Entered {
             true => Bought::default(),
             false => Bought::NOTHING,
         };
-        let settlement = self.settlement(bought, Verdict::Nothing, None);
+        let settlement = self.settlement(bought, Heard::NOTHING);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 gate.settle(&ticket, &settlement).await;

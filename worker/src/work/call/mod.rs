@@ -12,6 +12,7 @@ mod pass;
 pub mod purse;
 mod recall;
 pub mod receipts;
+mod tries;
 mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +34,7 @@ use self::pace::{Pace, PaceOptions, Seen};
 use self::pass::Pass;
 use self::purse::Purse;
 use self::receipts::ReceiptsOf;
-use super::client::remote::{Access, Api, ApiError, Credentials, Hints, KEY, Usage};
+use super::client::remote::{Access, Api, ApiError, Credentials, KEY, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
 use crate::metrics::Calls;
@@ -95,16 +96,8 @@ pub struct Caller {
     options: CallerOptions,
     pace: Mutex<Pace>,
     guess: Mutex<Guess>,
-    allowed: Mutex<Allowed>,
     /// When somebody was last told that the API is not reached.
     away_told: Mutex<Option<Instant>>,
-}
-
-/// What the API said last of how much it lets in in a minute.
-#[derive(Debug, Clone, Copy, Default)]
-struct Allowed {
-    requests: Option<u64>,
-    tokens: Option<u64>,
 }
 
 impl Caller {
@@ -130,7 +123,6 @@ impl Caller {
             prompts: prompts.expect("the job was checked"),
             pace: Mutex::new(Pace::new(pace(spec))),
             guess: Mutex::new(Guess::new(&steps)),
-            allowed: Mutex::default(),
             away_told: Mutex::default(),
             steps,
             metrics: access.metrics.calls(),
@@ -251,22 +243,11 @@ impl Caller {
     /// A call's wish to be let in.
     fn ask(&self, guessed: Usage) -> Ask {
         Ask {
-            limits: limits(&self.remote.spec.limits, *self.allowed()),
+            limits: limits(&self.remote.spec.limits),
             tokens: guessed.total(),
             call_timeout: self.remote.spec.call_time_max() + SETTLED_WITHIN,
             bill: self.options.purse.as_ref().map(|purse| purse.bill(guessed)),
         }
-    }
-
-    /// Believes what the API says of its limits, as far as they are lower than the service's.
-    fn believe(&self, hints: &Hints) {
-        let mut allowed = self.allowed();
-        allowed.requests = hints.requests_max.or(allowed.requests);
-        allowed.tokens = hints.tokens_max.or(allowed.tokens);
-    }
-
-    fn allowed(&self) -> std::sync::MutexGuard<'_, Allowed> {
-        self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that the API is not reached, once for all calls, and again after a while.
@@ -302,8 +283,8 @@ impl Caller {
     }
 }
 
-/// What a service allows, and the API itself.
-fn limits(limits: &RemoteLimits, allowed: Allowed) -> Limits {
+/// What a service allows.
+fn limits(limits: &RemoteLimits) -> Limits {
     let RemoteLimits {
         algorithm,
         requests_per_minute,
@@ -318,24 +299,18 @@ fn limits(limits: &RemoteLimits, allowed: Allowed) -> Limits {
         most,
         burst: burst.unwrap_or(most),
     };
-    let requests = least(requests_per_minute.map(u64::from), allowed.requests);
-    let tokens = least(tokens_per_minute, allowed.tokens);
+    let requests = requests_per_minute.map(u64::from);
     Limits {
         algorithm: match algorithm {
             LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
             LimitAlgorithm::TokenBucket => Algorithm::TokenBucket,
         },
         requests_per_minute: requests.map(|most| per_minute(most, requests_burst.map(u64::from))),
-        tokens_per_minute: tokens.map(|most| per_minute(most, tokens_burst)),
+        tokens_per_minute: tokens_per_minute.map(|most| per_minute(most, tokens_burst)),
         requests_per_day: requests_per_day.map(u64::from),
         tokens_per_day,
         concurrency: u64::from(concurrency),
     }
-}
-
-/// The lower of two limits, each of which may be none.
-fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
-    one.into_iter().chain(other).min()
 }
 
 /// How far the rows of a call may grow. Where nothing bounds the calls of a minute, as many as may be made

@@ -4,10 +4,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use backon::BackoffBuilder;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use millrace_leases::limits::Verdict;
+use millrace_leases::limits::{Allowed, Verdict};
 use millrace_protocol::cost::Cost;
 use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::tally::Tally;
@@ -15,17 +14,14 @@ use millrace_protocol::wire::Prediction;
 use tokio::sync::SemaphorePermit;
 
 use super::Caller;
-use super::gate::{Bought, Entered};
+use super::gate::{Bought, Entered, Heard};
 use super::pace::Seen;
 use super::recall::{Recall, Sought};
 use super::receipts::ReceiptsOf;
-use crate::job::Retry;
+use super::tries::{PutOff, Tries, backoff};
 use crate::metrics::CallOutcome;
-use crate::work::client::remote::{ApiError, CallError, Hints, Made, Said, Taken, Usage};
+use crate::work::client::remote::{CallError, Hints, Made, Said, Taken, Usage};
 use crate::work::submit::SubmitError;
-
-/// How often a call that the API puts off says so.
-const PUT_OFF_WARNING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Rows that travel together, and how often they were tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,16 +38,6 @@ enum End {
     Failed(RowError, Option<Duration>),
     /// One of its rows is to blame.
     Rejected(RowError),
-}
-
-/// Why the API has not worked on a call.
-enum PutOff {
-    /// It has too much to do.
-    TooMuch,
-    /// It was not reached.
-    Away(String),
-    /// It answers nobody.
-    Refused(String),
 }
 
 /// What a call took, as the API says, and as was guessed.
@@ -198,8 +184,7 @@ impl<'a> Pass<'a> {
             let in_flight = caller.metrics.begin(count, waited);
             let Made { said, taken, hints } = caller.api.make(&call).await;
             let took = in_flight.end(outcome(&said));
-            let pause = pause(&hints, asked.elapsed());
-            caller.believe(&hints);
+            let heard = heard(&hints, asked.elapsed());
             match end(said, hints.retry_after) {
                 Ok(ended) => {
                     if let End::Said(_) = &ended {
@@ -212,15 +197,19 @@ impl<'a> Pass<'a> {
                         caller.learn(call.bytes(), taken.usage(), seen);
                     }
                     let taken = Price { taken, guessed };
-                    let tally = self.settle(entered, &prompts, &ended, taken, pause).await;
+                    let tally = self.settle(entered, &prompts, &ended, taken, heard).await;
                     return Ok((piece, ended, tally));
                 }
                 Err(put_off) => {
-                    let (verdict, pause) = match put_off {
-                        PutOff::TooMuch => (Verdict::TooMuch, pause.max(hints.retry_after)),
-                        PutOff::Away(_) | PutOff::Refused(_) => (Verdict::Nothing, pause),
+                    let heard = match put_off {
+                        PutOff::TooMuch => Heard {
+                            verdict: Verdict::TooMuch,
+                            pause: heard.pause.max(hints.retry_after),
+                            ..heard
+                        },
+                        PutOff::Away(_) | PutOff::Refused(_) => heard,
                     };
-                    entered.leave(Bought::NOTHING, verdict, pause).await;
+                    entered.leave(Bought::NOTHING, heard).await;
                     tries.wait(count, put_off).await?;
                 }
             }
@@ -235,7 +224,7 @@ impl<'a> Pass<'a> {
         prompts: &[&str],
         ended: &End,
         price: Price,
-        pause: Option<Duration>,
+        heard: Heard,
     ) -> Tally {
         let (tokens, cost) = (price.taken.usage().map(Usage::total), self.cost(price));
         let tally = Tally {
@@ -252,7 +241,7 @@ impl<'a> Pass<'a> {
             End::Said(_) => Verdict::Fine,
             End::Failed(..) | End::Rejected(_) => Verdict::Nothing,
         };
-        entered.leave(bought, verdict, pause).await;
+        entered.leave(bought, Heard { verdict, ..heard }).await;
         tally
     }
 
@@ -364,52 +353,6 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// The tries of a call that is made again as it is.
-struct Tries<'a> {
-    caller: &'a Caller,
-    waits: Box<dyn Iterator<Item = Duration> + Send + 'a>,
-    /// When somebody was last told that the call is put off.
-    told: Instant,
-    away_since: Option<Instant>,
-}
-
-impl<'a> Tries<'a> {
-    fn new(caller: &'a Caller) -> Self {
-        Self {
-            caller,
-            waits: Box::new(backoff(&caller.options.retry, usize::MAX)),
-            told: Instant::now(),
-            away_since: None,
-        }
-    }
-
-    /// Waits until the call, which has so many rows, is made again, if it is.
-    async fn wait(&mut self, rows: usize, put_off: PutOff) -> Result<(), ApiError> {
-        let options = &self.caller.options;
-        match put_off {
-            PutOff::Refused(words) => return Err(ApiError::Refused(words)),
-            PutOff::TooMuch => {
-                self.away_since = None;
-                if self.told.elapsed() >= PUT_OFF_WARNING_INTERVAL {
-                    self.told = Instant::now();
-                    tracing::warn!(rows, "the API still puts a call off");
-                }
-            }
-            PutOff::Away(words) => {
-                let since = *self.away_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= options.patience {
-                    let url = self.caller.remote.spec.base_url.clone();
-                    return Err(ApiError::Away { url, words });
-                }
-                self.caller.tell_away(&words);
-            }
-        }
-        let wait = self.waits.next().unwrap_or(options.retry.backoff_max);
-        tokio::time::sleep(wait).await;
-        Ok(())
-    }
-}
-
 /// How a call ended, if the API worked on it.
 fn end(said: Result<Said, CallError>, not_before: Option<Duration>) -> Result<End, PutOff> {
     match said {
@@ -450,11 +393,18 @@ fn ones(piece: &Piece, attempt: u32) -> Vec<Piece> {
     piece.rows.iter().map(one).collect()
 }
 
-/// How long nobody may ask from now on, `since` having passed since the call was made. What headers
-/// say holds from when the API let the call in.
-fn pause(hints: &Hints, since: Duration) -> Option<Duration> {
-    let exhausted = hints.exhausted?.checked_sub(since)?;
-    Some(exhausted).filter(|pause| !pause.is_zero())
+/// What headers say of the API, `since` having passed since the call was made: a pause holds from when the
+/// API let the call in.
+fn heard(hints: &Hints, since: Duration) -> Heard {
+    let exhausted = (hints.exhausted).and_then(|exhausted| exhausted.checked_sub(since));
+    Heard {
+        verdict: Verdict::Nothing,
+        pause: exhausted.filter(|pause| !pause.is_zero()),
+        allowed: Allowed {
+            requests: hints.requests_max,
+            tokens: hints.tokens_max,
+        },
+    }
 }
 
 /// What became of a call, for those who count.
@@ -467,17 +417,6 @@ fn outcome(said: &Result<Said, CallError>) -> CallOutcome {
         Err(CallError::Rejected(_)) => CallOutcome::Rejected,
         Err(CallError::Refused(_)) => CallOutcome::Refused,
     }
-}
-
-/// Waits between tries: each twice the one before it, with jitter so that many callers do not come
-/// back at once.
-fn backoff(retry: &Retry, times: usize) -> impl Iterator<Item = Duration> {
-    backon::ExponentialBuilder::default()
-        .with_min_delay(retry.backoff_initial)
-        .with_max_delay(retry.backoff_max)
-        .with_max_times(times)
-        .with_jitter()
-        .build()
 }
 
 fn not_what_was_asked() -> RowError {
