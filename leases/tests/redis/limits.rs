@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::RedisOptions;
 use millrace_leases::limits::{
-    Algorithm, Allowed, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement, Ticket, Verdict,
+    Algorithm, Allowed, Ask, Bill, Grant, Limiter, Limits, Minute, RedisLimiter, Settlement,
+    Ticket, Verdict,
 };
 use millrace_protocol::cost::Cost;
 

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::limits::{
-    Algorithm, Allowed, Grant, Limiter, Limits, MemoryLimiter, Minute, PerMinute, Settlement, Verdict,
+    Algorithm, Allowed, Grant, Limiter, Limits, MemoryLimiter, Minute, PerMinute, Settlement,
+    Verdict,
 };
 
 use super::{
