@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,18 +9,19 @@ use axum::body::Bytes;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Version};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::answer::{self, Asked};
 use crate::faults::Fate;
+use crate::headers::limit_headers;
 use crate::limits::{RateLimiter, Standing};
 use crate::options::StandInOptions;
 use crate::record::{Call, Record};
@@ -454,52 +454,4 @@ fn streamed(served: Arc<Served>, index: usize, events: Vec<Event>, fate: Fate) -
         }
     });
     Sse::new(paused).into_response()
-}
-
-fn limit_headers(options: &StandInOptions, standing: &Standing) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    // Whoever calls lives in real time.
-    let real_ms = |ms: u64| (ms as f64 / options.time_factor).ceil() as u64;
-    let mut put = |name: &str, value: String| {
-        let name = HeaderName::from_str(name).expect("letters make a header");
-        let value = HeaderValue::from_str(&value).expect("numbers make a header");
-        headers.insert(name, value);
-    };
-    for (of, limit, left, reset_ms) in [
-        (
-            "requests",
-            options.requests_per_minute.map(u64::from),
-            standing.requests_left,
-            standing.requests_reset_ms,
-        ),
-        (
-            "tokens",
-            options.tokens_per_minute,
-            standing.tokens_left,
-            standing.tokens_reset_ms,
-        ),
-    ] {
-        let Some(limit) = limit else { continue };
-        put(&format!("x-ratelimit-limit-{of}"), limit.to_string());
-        put(&format!("x-ratelimit-remaining-{of}"), left.to_string());
-        put(
-            &format!("x-ratelimit-reset-{of}"),
-            duration(real_ms(reset_ms)),
-        );
-    }
-    if !standing.is_let_in {
-        let wait_ms = real_ms(standing.requests_reset_ms.max(standing.tokens_reset_ms));
-        put("retry-after", wait_ms.div_ceil(1000).to_string());
-        put("retry-after-ms", wait_ms.to_string());
-    }
-    headers
-}
-
-/// As OpenAI writes it: `59.5s`, `120ms`, `6m0s`.
-fn duration(ms: u64) -> String {
-    match ms {
-        0..1_000 => format!("{ms}ms"),
-        1_000..60_000 => format!("{}s", json!(ms as f64 / 1000.0)),
-        _ => format!("{}m{}s", ms / 60_000, (ms % 60_000).div_ceil(1000)),
-    }
 }

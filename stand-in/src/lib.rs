@@ -6,6 +6,7 @@
 
 mod answer;
 mod faults;
+mod headers;
 mod http;
 mod limits;
 mod options;

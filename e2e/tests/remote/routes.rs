@@ -284,7 +284,7 @@ fn a_pods_worker_asks_each_service_with_the_key_that_is_mounted_for_it() {
     let shards = std::fs::read(scene.path("out/_millrace/runs/0001/plan.json")).unwrap();
     let shards: Value = serde_json::from_slice(&shards).unwrap();
     let shards = shards["shards"].as_array().unwrap().len();
-    let done = until(Duration::from_secs(60), || {
+    let done = until(PATIENCE, || {
         let files = std::fs::read_dir(&commits).into_iter().flatten();
         let files = files.map(|file| file.unwrap().path());
         let done = files.filter(|file| file.extension().is_some_and(|it| it == "json"));
