@@ -316,7 +316,8 @@ mod tests {
             serde_json::from_value(json!({"run": 1, "range": range, "commit": commit})).unwrap()
         };
         let stores = Stores::new(StoreOptions::default());
-        let output = stores.open(folder.path().to_str().unwrap()).unwrap();
+        let uri = format!("file://{}", folder.path().display());
+        let output = stores.open(&uri).unwrap();
         let few = samples(&output, &[part(0, 0..2)]).await.unwrap();
         let positions: Vec<&str> = few.iter().map(|it| it.position.as_str()).collect();
         assert_eq!(positions, ["rows.jsonl@0", "rows.jsonl@1"]);

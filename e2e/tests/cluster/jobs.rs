@@ -206,7 +206,7 @@ fn a_job_that_is_suspended_a_hundred_times_keeps_what_is_done_and_goes_on_later(
     });
     tenant.assert_at_work("embed");
     cluster.apply(&running);
-    tenant.check_succeeded("embed", &rows, 200);
+    tenant.check_succeeded("embed", &rows, 300);
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! What the status of a job says, case by case.
+
 use k8s_openapi::jiff::Timestamp;
 use millrace_leases::Snapshot;
 use millrace_leases::limits::Account;
