@@ -2,13 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use millrace_e2e::files::repository;
-use millrace_e2e::process::binary;
+use millrace_e2e::process::{PATIENCE, binary, until};
 use millrace_e2e::skips::skip;
 use serde_json::Value;
 
@@ -45,7 +45,12 @@ pub fn apply_crds(api: &ControlPlane) {
         let file = file.to_str().unwrap();
         api.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", file]);
         let crd = format!("crd/{plural}.millrace.dev");
-        api.kubectl(&["wait", "--for=condition=Established", &crd]);
+        // One that was made a moment ago has no conditions yet, which `wait` takes for an error.
+        let served = until(PATIENCE, || {
+            let waited = api.try_kubectl(&["wait", "--for=condition=Established", &crd]);
+            waited.status.success().then_some(())
+        });
+        assert!(served.is_some(), "{crd} is not served");
     }
 }
 
@@ -91,14 +96,19 @@ impl ControlPlane {
 
     /// Calls kubectl, which must succeed; gives what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
-        let output = Command::new(self.bin.join("kubectl"))
+        let output = self.try_kubectl(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Calls kubectl, whatever comes of it.
+    fn try_kubectl(&self, arguments: &[&str]) -> Output {
+        Command::new(self.bin.join("kubectl"))
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .args(arguments)
             .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kubectl {arguments:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
+            .unwrap()
     }
 }
