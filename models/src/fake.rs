@@ -29,7 +29,7 @@ const FIRST_WORD_ID: u32 = 16;
 const WORD_IDS: u32 = 1 << 20;
 
 /// How the fake behaves, as `key=value` pairs with commas between them: `crash-on=WORD`,
-/// `panic-on=WORD`, `slice-on=WORD`, `fail-on=WORD`, `nan-on=WORD`, `device-lost-on=WORD`,
+/// `panic-on=WORD`, `tokenizer-panic-on=WORD`, `fail-on=WORD`, `nan-on=WORD`, `device-lost-on=WORD`,
 /// `oom-above-tokens=N`, `micros-per-token=N`, `hidden-size=N`. Empty is well-behaved. A word is what stands between white space.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FakeOptions {
@@ -38,7 +38,7 @@ pub struct FakeOptions {
     /// A batch with this word panics.
     pub panic_on: Option<String>,
     /// A tokeniser panics on a text with this word, and quotes it as the standard library does.
-    pub slice_on: Option<String>,
+    pub tokenizer_panic_on: Option<String>,
     /// A batch with this word fails.
     pub fail_on: Option<String>,
     /// A text with this word is answered NaN.
@@ -56,7 +56,7 @@ pub struct FakeOptions {
 /// Why options could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no option of the fake backend; known are crash-on=WORD, panic-on=WORD, slice-on=WORD, \
+    "{0:?} is no option of the fake backend; known are crash-on=WORD, panic-on=WORD, tokenizer-panic-on=WORD, \
      fail-on=WORD, nan-on=WORD, device-lost-on=WORD, oom-above-tokens=N, micros-per-token=N and hidden-size=N up \
      to 65536, with commas between them"
 )]
@@ -77,7 +77,7 @@ impl FromStr for FakeOptions {
             match key {
                 "crash-on" => options.crash_on = Some(value.to_owned()),
                 "panic-on" => options.panic_on = Some(value.to_owned()),
-                "slice-on" => options.slice_on = Some(value.to_owned()),
+                "tokenizer-panic-on" => options.tokenizer_panic_on = Some(value.to_owned()),
                 "fail-on" => options.fail_on = Some(value.to_owned()),
                 "nan-on" => options.nan_on = Some(value.to_owned()),
                 "device-lost-on" => options.device_lost_on = Some(value.to_owned()),
@@ -124,7 +124,8 @@ impl FakeOptions {
                 }
                 word.push(character);
             } else if !word.is_empty() {
-                if Some(&word) == self.slice_on.as_ref() {
+                if Some(&word) == self.tokenizer_panic_on.as_ref() {
+                    // A slice beyond the end, whose panic quotes the text.
                     let _ = &text[..text.len() + 1];
                 }
                 tokens.push(FakeToken {

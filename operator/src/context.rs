@@ -64,6 +64,8 @@ pub struct ServiceMemory {
     pub secret: WrittenSecret,
     /// The jobs that its workers are told of.
     registry: Mutex<Option<Arc<JobRegistry>>>,
+    /// Whether the number of its pods was left to another autoscaler.
+    are_replicas_left: AtomicBool,
 }
 
 impl Memory for JobMemory {
@@ -75,6 +77,18 @@ impl Memory for JobMemory {
 impl Memory for ServiceMemory {
     fn children(&self) -> &Children {
         &self.children
+    }
+}
+
+impl ServiceMemory {
+    /// Whether the number of the service's pods was left to another autoscaler.
+    pub fn are_replicas_left(&self) -> bool {
+        self.are_replicas_left.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it was.
+    pub fn note_replicas_left(&self, are_left: bool) {
+        self.are_replicas_left.store(are_left, Ordering::Relaxed);
     }
 }
 

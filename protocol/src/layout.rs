@@ -94,6 +94,11 @@ pub fn shard_of_receipt(path: &str) -> Option<ShardIndex> {
     path.rsplit('/').nth(1)?.parse().ok()
 }
 
+/// `0001-`, with which the names of a run's files begin.
+pub fn of_run(run: RunNumber) -> String {
+    format!("{run:04}-")
+}
+
 /// `parts/0001-00012-<attempt>.jsonl[.zst]`
 pub fn part(run: RunNumber, shard: ShardIndex, attempt: &str, zstd: bool) -> String {
     format!(

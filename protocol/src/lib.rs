@@ -7,7 +7,7 @@
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
 //! [`routes`] tells which of several services answered, [`cost`] counts money and [`forecast`] guesses it,
 //! [`progress`] is what whoever asks is told of a job, and [`event`] what others are told when it is over.
-//! [`indexes`] names shards in short, [`priority`] says whose question goes first, and [`panic`] reads what was caught.
+//! [`indexes`] names shards in short, and [`priority`] says whose question goes first.
 
 pub mod chunk;
 pub mod commit;
@@ -19,7 +19,6 @@ pub mod layout;
 pub mod lease;
 pub mod ledger;
 pub mod manifest;
-pub mod panic;
 pub mod plan;
 pub mod priority;
 pub mod progress;

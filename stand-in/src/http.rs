@@ -339,6 +339,7 @@ fn arrive(served: &Served, request: &Request, key: String, via: Via) -> Arrival 
     shared.calls.push(Call {
         at_ms,
         ended_ms: (!is_let_in).then_some(at_ms),
+        is_let_in,
         key,
         path: api.path().to_owned(),
         status: (!is_let_in).then_some(429),
@@ -367,6 +368,7 @@ fn turn_away(served: &Served, api: Api, key: String, via: Via, status: StatusCod
     shared.calls.push(Call {
         at_ms,
         ended_ms: Some(at_ms),
+        is_let_in: false,
         key,
         path: api.path().to_owned(),
         status: Some(status.as_u16()),

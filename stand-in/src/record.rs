@@ -27,20 +27,14 @@ pub struct Call {
     /// Whether its answer was to come piece by piece.
     #[serde(default)]
     pub is_streamed: bool,
+    /// Whether it was let in, and so counts against limits and costs money.
+    pub is_let_in: bool,
     /// How it came: `HTTP/1.1` or `HTTP/2.0`.
     #[serde(default)]
     pub version: String,
     /// Port from which its connection came, which tells connections apart.
     #[serde(default)]
     pub peer_port: u16,
-}
-
-impl Call {
-    /// Whether it counts against limits and costs money: it was let in.
-    pub fn is_let_in(&self) -> bool {
-        let is_unread = self.status == Some(400) && self.rows.is_empty();
-        !is_unread && self.status != Some(429) && self.status != Some(401)
-    }
 }
 
 /// All calls, in the order of their arrival.
@@ -79,7 +73,7 @@ impl Record {
 
     /// The most that any sixty seconds held, and the most calls at one time.
     pub fn peak(&self) -> Peak {
-        let let_in: Vec<&Call> = self.calls.iter().filter(|call| call.is_let_in()).collect();
+        let let_in: Vec<&Call> = self.calls.iter().filter(|call| call.is_let_in).collect();
         let mut peak = Peak::default();
         let (mut first, mut tokens) = (0, 0);
         for (index, call) in let_in.iter().enumerate() {
@@ -134,6 +128,7 @@ mod tests {
             answer_tokens: 0,
             rows: Vec::new(),
             is_streamed: false,
+            is_let_in: true,
             version: String::new(),
             peer_port: 0,
         };

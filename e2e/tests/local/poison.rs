@@ -57,7 +57,7 @@ fn a_row_that_kills_the_server_is_found_and_quarantined() {
 
 #[test]
 fn a_row_that_a_panic_quotes_fails_alone() {
-    let codes = codes_of("hemlock", "slice-on=hemlock", &[3, 400]);
+    let codes = codes_of("hemlock", "tokenizer-panic-on=hemlock", &[3, 400]);
     assert_eq!(codes, [RowErrorCode::TokenizeFailed; 2]);
 }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
 
 use millrace_e2e::process::{PATIENCE, Process, until};
 use millrace_e2e::redis_server::RedisServer;
@@ -153,7 +152,7 @@ fn a_worker_counts_what_its_calls_cost() {
     let started = on_free_port(|port| {
         let address = format!("127.0.0.1:{port}");
         let mut worker = served.start_at(&address, "worker.log");
-        let listens = until(Duration::from_secs(60), || match worker.ended() {
+        let listens = until(PATIENCE, || match worker.ended() {
             Some(_) => Some(false),
             None => TcpStream::connect(&address).is_ok().then_some(true),
         });
@@ -178,7 +177,7 @@ fn what_a_run_will_cost_is_said_before_the_first_call() {
     let mut scene = scene(30, json!({}), Faults::default());
     scene.stop_api();
     let mut run = scene.run();
-    let said = until(Duration::from_secs(60), || {
+    let said = until(PATIENCE, || {
         let log = run.log();
         let line = log
             .lines()

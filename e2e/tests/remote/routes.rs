@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
+use millrace_e2e::history::commit_records;
 use millrace_e2e::process::{PATIENCE, Process, binary, until};
 use millrace_e2e::redis_server::RedisServer;
 use millrace_leases::{JobRegistry, RedisOptions};
@@ -280,15 +281,11 @@ fn a_pods_worker_asks_each_service_with_the_key_that_is_mounted_for_it() {
     serve.args(["--listen", "127.0.0.1:0", "--remote"]);
     serve.arg("--secrets").arg(&secrets);
     let worker = Process::start(serve, scene.path("serve.log"));
-    let commits = scene.path("out/_millrace/runs/0001/commits");
     let shards = std::fs::read(scene.path("out/_millrace/runs/0001/plan.json")).unwrap();
     let shards: Value = serde_json::from_slice(&shards).unwrap();
     let shards = shards["shards"].as_array().unwrap().len();
     let done = until(PATIENCE, || {
-        let files = std::fs::read_dir(&commits).into_iter().flatten();
-        let files = files.map(|file| file.unwrap().path());
-        let done = files.filter(|file| file.extension().is_some_and(|it| it == "json"));
-        (done.count() == shards).then_some(())
+        (commit_records(&scene.path("out")).len() == shards).then_some(())
     });
     assert!(done.is_some(), "{}", worker.log());
     of_job("finish");

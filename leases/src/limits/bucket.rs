@@ -5,10 +5,10 @@ use super::{Minute, PerMinute};
 
 /// By which part of what a minute refills a bucket is smaller than the API's, since the API counts from
 /// when it hears of a call, which varies.
-pub const MARGIN: f64 = 0.02;
+pub(super) const MARGIN: f64 = 0.02;
 
 /// By which part of itself a small bucket is smaller.
-pub const MARGIN_MAX: f64 = 0.1;
+pub(super) const MARGIN_MAX: f64 = 0.1;
 
 /// How large a bucket is, and how fast it is refilled.
 #[derive(Debug, Clone, Copy, PartialEq)]

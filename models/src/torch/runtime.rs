@@ -1,9 +1,8 @@
 //! Settings of the process and of each thread that libtorch runs on.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::sync::Once;
-
-use millrace_protocol::panic;
 
 use super::error::{first_line, is_device_lost, is_out_of_memory};
 use crate::backend::{BackendError, PackedBatch};
@@ -79,7 +78,7 @@ pub fn guarded<T>(
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
         // A panic of tch holds what libtorch said; any other may quote the text.
-        Err(payload) => match panic::text(&*payload) {
+        Err(payload) => match words_of(&*payload) {
             words if is_out_of_memory(words) || is_device_lost(words) => words.to_owned(),
             _ => PANICKED.to_owned(),
         },
@@ -94,6 +93,13 @@ pub fn guarded<T>(
         return Err(BackendError::DeviceLost(first_line(&message)));
     }
     Err(BackendError::Failed(first_line(&message)))
+}
+
+/// The words of a panic that was caught; panics carry text unless somebody chose otherwise.
+fn words_of(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without words")
 }
 
 /// libtorch's number of threads is partly the calling thread's own, so each caller sets it, once.

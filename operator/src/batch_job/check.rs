@@ -24,23 +24,23 @@ pub struct Refused {
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,
-    /// Whether it may pass by itself; else only a person can mend it.
-    pub passes: bool,
+    /// Whether only a person can mend it; else it may pass by itself.
+    pub is_permanent: bool,
 }
 
 impl Refused {
     /// Only a person can mend it.
-    pub fn for_good(reason: &'static str, message: String) -> Self {
+    pub fn permanent(reason: &'static str, message: String) -> Self {
         Self {
             reason,
             message,
-            passes: false,
+            is_permanent: true,
         }
     }
 
     /// The API server will not have a child as it is.
     pub fn rejected(why: &str) -> Self {
-        Self::for_good(REJECTED, why.to_owned())
+        Self::permanent(REJECTED, why.to_owned())
     }
 
     /// A service is not there yet. It may come a moment later, out of the same release or commit.
@@ -55,14 +55,14 @@ impl Refused {
                 "{field}: there is no InferenceService {named:?} in this namespace; the job begins once \
                  it is there"
             ),
-            passes: true,
+            is_permanent: false,
         }
     }
 }
 
 /// Checks the job against what was seen.
 pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
-    let refused = |reason, message| Err(Refused::for_good(reason, message));
+    let refused = |reason, message| Err(Refused::permanent(reason, message));
     let spec = &job.spec;
     let own = build::own_service(job);
     let Some(service) = own.as_ref().or(seen.service.as_deref()) else {

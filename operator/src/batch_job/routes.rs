@@ -38,7 +38,7 @@ fn check(first: &InferenceService, other: &InferenceService) -> Result<(), Refus
              the first route, or give it a condition there; all other services must be ones with \
              spec.remote"
         );
-        return Err(Refused::for_good("RouteNotRemote", message));
+        return Err(Refused::permanent("RouteNotRemote", message));
     }
     let is_mounted = |secret: &SecretRef| {
         first.spec.secrets.contains(secret) || key_secret(first).as_ref() == Some(secret)
@@ -51,7 +51,7 @@ fn check(first: &InferenceService, other: &InferenceService) -> Result<(), Refus
                  ask {name:?} for this job, with the key in it",
                 secret.name
             );
-            Err(Refused::for_good("SecretNotShared", message))
+            Err(Refused::permanent("SecretNotShared", message))
         }
     }
 }

@@ -39,14 +39,14 @@ pub fn conditions(job: &BatchJob, phase: &Phase) -> Vec<Said> {
         message,
     } = outcome(job, phase);
     let is_stalled =
-        succeeded == Is::False || matches!(phase, Phase::Refused(refused) if !refused.passes);
+        succeeded == Is::False || matches!(phase, Phase::Refused(refused) if refused.is_permanent);
     let is_moving = match phase {
         Phase::Planning(_)
         | Phase::Running
         | Phase::LeasesAway
         | Phase::Finishing(_)
         | Phase::GivingUp(..) => true,
-        Phase::Refused(refused) => refused.passes,
+        Phase::Refused(refused) => !refused.is_permanent,
         Phase::Over
         | Phase::Expired
         | Phase::Suspended

@@ -78,9 +78,15 @@ pub async fn apply(
         let policy = build::network_policy(service, &ctx.options);
         children.apply(client, &namespace, policy).await?;
         let replicas = match scale.mode {
-            AutoscalingMode::Backlog => Some(scale.replicas),
+            AutoscalingMode::Backlog => {
+                of_service.note_replicas_left(false);
+                Some(scale.replicas)
+            }
             AutoscalingMode::External => {
-                leave_replicas(client, &namespace, &inference(&name)).await?;
+                if !of_service.are_replicas_left() {
+                    leave_replicas(client, &namespace, &inference(&name)).await?;
+                    of_service.note_replicas_left(true);
+                }
                 None
             }
         };

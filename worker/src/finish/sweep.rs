@@ -37,7 +37,7 @@ pub async fn sweep(
         .flatten()
         .map(String::as_str)
         .collect();
-    let of_run = format!("{run:04}-");
+    let of_run = layout::of_run(run);
     for (folder, prefix) in [
         ("parts".to_owned(), &*of_run),
         ("errors".to_owned(), &of_run),
@@ -74,9 +74,10 @@ pub async fn abort_uploads(output: &Location, run: RunNumber) {
     let Some(uploads) = &output.uploads else {
         return;
     };
+    let of_run = layout::of_run(run);
     for begins in [
-        &*format!("parts/{run:04}-"),
-        &format!("errors/{run:04}-"),
+        &*format!("parts/{of_run}"),
+        &format!("errors/{of_run}"),
         layout::MERGED,
     ] {
         let prefix = output.below(begins);

@@ -118,10 +118,11 @@ impl Windows {
             skipped,
         } = self.selection.among(rows).await?;
         self.skipped += skipped;
+        let begun = rows.len() as u64 + skipped;
+        self.ctx.progress.begun(self.shard, begun);
         if rows.is_empty() {
             return Ok(());
         }
-        self.ctx.progress.begun(self.shard, rows.len() as u64);
         let listed = match &mut self.carried {
             Some(carried) => carried.among(&rows).await.map_err(CarriedError::from)?,
             None => Vec::new(),

@@ -2,7 +2,8 @@
 //! planned by.
 //!
 //! Both are spread by content over temporary files, which are then compared one by one: memory holds the
-//! answers of one file, which grow with the rows once there are as many files as there may be. What is found is listed for each shard, in the shard's order.
+//! answers of one file, which grow with the rows once there are as many files as there may be. What is found
+//! is listed for each shard, in the shard's order.
 
 pub(super) mod join;
 pub(super) mod lists;

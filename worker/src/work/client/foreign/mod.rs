@@ -25,7 +25,7 @@ use tokio::sync::OnceCell;
 use self::answer::{Answered, Unreadable};
 use self::http::{Answer, Http};
 pub use self::http::{ServerUrl, ServerUrlError};
-use super::{ClientError, ModelInfo, refused, retry_after, words};
+use super::{ClientError, ModelInfo, retry_after, words};
 use crate::job::{self, Step};
 
 /// Pause between two looks at a server that is starting, which may write a line for each.
@@ -241,8 +241,13 @@ fn accepted(answer: Answer) -> Result<Answer, ClientError> {
         status if status.is_server_error() || status == StatusCode::FAILED_DEPENDENCY => {
             (RowErrorCode::ModelFailed, "fails on the row")
         }
-        // Another path, name or right: no row is to blame.
-        status => return Err(refused(status, &answer.body)),
+        // Another path, name or right: no row is to blame, and none may be quoted.
+        status => {
+            return Err(ClientError::Refused {
+                status: status.as_u16(),
+                message: "the server's log may say why".to_owned(),
+            });
+        }
     };
     let message = format!("the server {message} (status {})", status.as_u16());
     Err(ClientError::Rejected {
