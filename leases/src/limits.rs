@@ -71,7 +71,8 @@ impl PerMinute {
     }
 }
 
-/// What an API itself said of what it lets in in a minute, as far as it said anything.
+/// What an API itself said of what it lets in in a minute, as far as it said anything: with an answer that went
+/// well, everything that still holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// Most requests.

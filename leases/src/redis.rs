@@ -50,7 +50,8 @@ const KEYS: [&str; 11] = [
 ];
 
 /// A script with the shared beginning. `full` scripts need memory and are refused when the server
-/// has none left; `tight` ones end or prolong work in hand and run even then.
+/// has none left; `tight` ones go on with what is there, which is what frees memory in the end, and run even
+/// then.
 macro_rules! script {
     (full, $file:literal) => {
         script!(@ "#!lua\n", $file)
@@ -70,7 +71,7 @@ macro_rules! script {
 
 static PUSH: LazyLock<Script> = script!(full, "redis/push.lua");
 static REOPEN: LazyLock<Script> = script!(full, "redis/reopen.lua");
-static CLAIM: LazyLock<Script> = script!(full, "redis/claim.lua");
+static CLAIM: LazyLock<Script> = script!(tight, "redis/claim.lua");
 static RENEW: LazyLock<Script> = script!(tight, "redis/renew.lua");
 static FINISH: LazyLock<Script> = script!(tight, "redis/finish.lua");
 static RELEASE: LazyLock<Script> = script!(tight, "redis/release.lua");

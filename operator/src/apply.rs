@@ -103,7 +103,7 @@ fn our_fields<K: Resource>(object: &K) -> Option<&FieldsV1> {
     ours.next()?.fields_v1.as_ref()
 }
 
-/// Gives up the number of pods of a Deployment, if it is ours, and leaves it as it is: a field that nobody
+/// Gives up the number of pods of a Deployment, if it is ours, and leaves it as it is, or one: a field that nobody
 /// applies any more would fall back to its default, so another name applies it until somebody changes it.
 pub async fn leave_replicas(
     client: &Client,
@@ -118,13 +118,16 @@ pub async fn leave_replicas(
     let Some(there) = there.filter(is_ours) else {
         return Ok(());
     };
-    let replicas = there.spec.replicas;
+    // Few autoscalers wake what sleeps, and one that can puts it to sleep again.
+    let is_asleep = there.spec.replicas == Some(0);
+    let replicas = there.spec.replicas.map_or(1, |replicas| replicas.max(1));
     let left = json!({
         "apiVersion": Deployment::API_VERSION, "kind": Deployment::KIND,
         "metadata": {"name": name}, "spec": {"replicas": replicas},
     });
-    // Not by force: who has changed the number since has it already.
-    let params = PatchParams::apply(REPLICAS_MANAGER);
+    // Not by force where the number stays: who has changed it since has it already.
+    let mut params = PatchParams::apply(REPLICAS_MANAGER);
+    params.force = is_asleep;
     api.patch(name, &params, &Patch::Apply(left)).await?;
     Ok(())
 }

@@ -6,7 +6,11 @@ pub(crate) fn log_places() {
     std::panic::set_hook(Box::new(|panic| {
         if let Some(at) = panic.location() {
             let place = format!("{}:{}", at.file(), at.line());
-            tracing::error!(place, "this program panicked");
+            // A panic while something is logged, or one that nobody wants logged, is told all the same.
+            match tracing::event_enabled!(tracing::Level::ERROR) {
+                true => tracing::error!(place, "this program panicked"),
+                false => eprintln!("this program panicked at {place}"),
+            }
         }
     }));
 }

@@ -2,6 +2,7 @@
 //! second of the cores that the pods need, each time.
 
 use std::path::Path;
+use std::time::Duration;
 
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -29,6 +30,9 @@ const KINDS: [(&str, &str, &str, &str); 5] = [
     ),
 ];
 
+/// How long the API server may take; a test that waits for something asks again.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+
 /// The objects of a cluster.
 pub struct Objects {
     config: Config,
@@ -42,7 +46,9 @@ impl Objects {
             let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
             let options = KubeConfigOptions::default();
             let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-            config.expect("it names a cluster")
+            let mut config = config.expect("it names a cluster");
+            config.read_timeout = Some(ANSWERED_WITHIN);
+            config
         });
         Self { config, network }
     }

@@ -277,28 +277,33 @@ async fn pods_that_somebody_else_counts_stay_as_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_stay_as_many_when_somebody_else_is_to_count_them() {
+async fn pods_stay_as_many_when_somebody_else_is_to_count_them_and_one_where_none_is_awake() {
     let Some(stage) = Stage::new("handed-over").await else {
         return;
     };
     let tenant = &stage.tenant;
-    let counted_by = |mode: &str| {
-        let autoscaling = json!({"mode": mode, "minReplicas": 3, "maxReplicas": 5});
-        json!({"autoscaling": autoscaling})
+    let counted_by = |mode: &str, least: u32| {
+        json!({"autoscaling": {
+            "mode": mode, "minReplicas": least, "maxReplicas": 5, "idleSeconds": 1,
+        }})
     };
-    tenant.create_service(SERVICE, counted_by("Backlog")).await;
+    tenant
+        .create_service(SERVICE, counted_by("Backlog", 3))
+        .await;
     let (deployments, name) = (tenant.deployments(), deployment_of(SERVICE));
     let counted = async |is_ours: bool, replicas: i32| {
         let is_so = move |deployment: Option<&Deployment>| {
-            deployment.is_some_and(|it| is_ours == counts_pods(it, OPERATOR))
+            deployment.is_some_and(|it| {
+                is_ours == counts_pods(it, OPERATOR) && it.spec.replicas == Some(replicas)
+            })
         };
         let told = await_condition(deployments.clone(), &name, is_so);
-        let deployment = stage.expect("who counts the pods", told).await.unwrap();
-        let spec = deployment.expect("the Deployment").spec;
-        assert_eq!(spec.replicas, Some(replicas), "{is_ours}");
+        stage.expect("so many pods", told).await.unwrap();
     };
     counted(true, 3).await;
-    tenant.change_service(SERVICE, counted_by("External")).await;
+    tenant
+        .change_service(SERVICE, counted_by("External", 3))
+        .await;
     counted(false, 3).await;
     let scaled: Patch<Value> = Patch::Merge(json!({"spec": {"replicas": 2}}));
     let autoscaler = PatchParams::default();
@@ -307,8 +312,18 @@ async fn pods_stay_as_many_when_somebody_else_is_to_count_them() {
     let moved = tenant.move_pods(SERVICE, "fast");
     stage.expect("the other pods", moved).await;
     counted(false, 2).await;
-    tenant.change_service(SERVICE, counted_by("Backlog")).await;
+    tenant
+        .change_service(SERVICE, counted_by("Backlog", 3))
+        .await;
     counted(true, 3).await;
+    tenant
+        .change_service(SERVICE, counted_by("Backlog", 0))
+        .await;
+    counted(true, 0).await;
+    tenant
+        .change_service(SERVICE, counted_by("External", 0))
+        .await;
+    counted(false, 1).await;
 }
 
 /// Whether this manager applies the number of pods.

@@ -133,7 +133,7 @@ fn what_one_worker_heard_of_the_limits_holds_for_the_next_worker_and_the_next_jo
 }
 
 /// How long the API asks to be left alone.
-const PAUSE_MS: u64 = 3_000;
+const PAUSE_MS: u64 = 8_000;
 
 #[test]
 fn an_overload_keeps_all_workers_away_for_as_long_as_the_api_says_and_halves_their_calls() {

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::scene::{Scene, SceneOptions, transcript};
 
 /// How much faster time passes.
-const TIME_FACTOR: f64 = 20.0;
+const TIME_FACTOR: f64 = 10.0;
 
 /// The same where the minutes are full: one is six seconds, of which a busy machine has a fiftieth for what lies
 /// between a call that is let in and its arrival.

@@ -167,8 +167,8 @@ async fn a_result_is_sent_while_others_are_still_computed() {
         ..Setup::default()
     };
     let scene = setup.start().await;
-    // A second of work, one text after the other.
-    let mut body = texts(50);
+    // Two seconds of work, one text after the other.
+    let mut body = texts(100);
     body["models"] = json!(["classify"]);
     let mut stream = post_streamed(&scene.socket(), "/stream-analyze", &body).await;
     let (mut first, mut seen) = (None, 0);
@@ -179,7 +179,7 @@ async fn a_result_is_sent_while_others_are_still_computed() {
             .matches("event: result")
             .count();
     }
-    assert_eq!(seen, 50);
+    assert_eq!(seen, 100);
     let lasted = first.expect("an event").elapsed();
     assert!(lasted > Duration::from_millis(200), "{lasted:?}");
 }

@@ -66,6 +66,11 @@ end
 -- The server gave up one of the two keys of the minute, as when it is short of memory: what it held may count
 -- until the last call that was let in has left.
 local last_at = number('last_at') or 0
+if last_at > now_ms then
+  -- The clock was put back, and by how much nobody knows.
+  last_at = 0
+  redis.call('HSET', state, 'last_at', 0)
+end
 local counted = redis.call('ZCARD', calls)
 local is_lost = counted == 0 and last_at + window_ms > now_ms
 if is_lost or counted ~= redis.call('HLEN', tokens) then
@@ -77,6 +82,10 @@ end
 -- Nobody told how these ended: they are paid as was guessed.
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', in_flight, '-inf', now_ms)) do
   ended(old)
+end
+if redis.call('ZCARD', in_flight) == 0 then
+  -- Of calls that the server gave up nobody will tell the end.
+  redis.call('DEL', bills, guesses, held)
 end
 
 if job ~= '' then

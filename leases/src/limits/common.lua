@@ -117,7 +117,7 @@ local function being_made()
       redis.call('ZREM', workers, worker)
     end
   end
-  return count
+  return math.max(count, 0)
 end
 
 local function touch()

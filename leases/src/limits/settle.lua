@@ -21,8 +21,9 @@ if job then
     take_back(job, guessed)
   end
 end
-if actual >= 0 and redis.call('ZSCORE', calls, id) then
-  local before = redis.call('HGET', tokens, id) or 0
+-- What the server gave up is noticed by the next question, and not made whole in part here.
+local before = redis.call('HGET', tokens, id)
+if actual >= 0 and before and redis.call('ZSCORE', calls, id) then
   redis.call('HSET', tokens, id, actual)
   redis.call('HINCRBY', state, 'tokens', actual - before)
 end
@@ -50,6 +51,9 @@ end
 for name, most in pairs(allowed) do
   if most > 0 then
     redis.call('HSET', state, name .. '_allowed', most)
+  elseif verdict == 'fine' then
+    -- An API that answers and says nothing of it is another one, or has it no more.
+    redis.call('HDEL', state, name .. '_allowed')
   end
 end
 if verdict == 'fine' and at_ms then

@@ -194,8 +194,15 @@ impl State {
             let until_ms = now_ms + pause.as_millis() as u64;
             self.paused_until_ms = self.paused_until_ms.max(until_ms);
         }
-        self.allowed.requests = allowed.requests.or(self.allowed.requests);
-        self.allowed.tokens = allowed.tokens.or(self.allowed.tokens);
+        // An API that answers and says nothing of it is another one, or has it no more.
+        let before = match verdict {
+            Verdict::Fine => Allowed::default(),
+            Verdict::Nothing | Verdict::TooMuch => self.allowed,
+        };
+        self.allowed = Allowed {
+            requests: allowed.requests.or(before.requests),
+            tokens: allowed.tokens.or(before.tokens),
+        };
         match verdict {
             Verdict::Nothing => {}
             Verdict::Fine => {

@@ -40,7 +40,7 @@ fn limiter(redis: &RedisServer) -> RedisLimiter {
 
 fn limiter_of(redis: &RedisServer, minute: Duration) -> RedisLimiter {
     let options = RedisOptions {
-        command_timeout: Duration::from_millis(500),
+        command_timeout: Duration::from_secs(5),
         ..RedisOptions::new(redis.url())
     };
     RedisLimiter::new(&options, "tenant", "api", Minute::of(minute)).unwrap()

@@ -60,7 +60,8 @@ pub fn promtool(cache: &Cache) {
     }
     let unpacked = cache.folder("prometheus", "Debian's", |making| {
         heading("fetching promtool");
-        let download = ["apt-get", "download", "prometheus"];
+        let patience = "Acquire::http::Timeout=20";
+        let download = ["apt-get", "-o", patience, "download", "prometheus"];
         let unpack = "dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb";
         for command in [&download[..], &["sh", "-c", unpack]] {
             run(Command::new(command[0])

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use millrace_e2e::redis_server::RedisServer;
-use millrace_leases::limits::{Limits, PerMinute};
+use millrace_leases::limits::{Limiter, Limits, PerMinute, Verdict};
 
-use super::{MINUTE, NONE, ask, granted, limiter, limiter_of, waits};
+use super::{MINUTE, NONE, ask, granted, limiter, limiter_of, settled, waits};
 
 #[tokio::test]
 async fn a_server_that_forgot_everything_lets_nothing_in_for_a_minute() {
@@ -61,11 +61,22 @@ async fn a_server_that_gave_up_one_key_lets_nothing_in_for_a_minute_and_counts_r
         tokens_per_minute: Some(PerMinute::of(100)),
         ..NONE
     };
-    for key in ["calls", "tokens", "state"] {
+    // Whether the call ends before anybody asks again.
+    for (key, ends) in [
+        ("calls", false),
+        ("calls", true),
+        ("tokens", false),
+        ("tokens", true),
+        ("state", false),
+    ] {
         let began = Instant::now();
-        granted(&one, &ask(limits, 60)).await;
+        let ticket = granted(&one, &ask(limits, 60)).await;
         let key = format!("millrace:{{tenant/api}}:limits:{key}");
         assert_eq!(redis.command::<u64>(&["DEL", &key]), 1);
+        if ends {
+            let fine = settled(Some(10), Verdict::Fine);
+            one.settle(&ticket, &fine).await.unwrap();
+        }
         waits(&one, &ask(limits, 30)).await;
         waits(&other, &ask(limits, 30)).await;
         assert!(began.elapsed() < minute, "the minute was over before");

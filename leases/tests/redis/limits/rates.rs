@@ -26,7 +26,7 @@ async fn workers_that_race_let_in_no_more_than_a_minute_allows() {
     let answered = calls.iter().map(|(_, answered)| *answered);
     let took = answered.clone().max().unwrap() - answered.min().unwrap();
     assert!(
-        took < MINUTE * 3,
+        took < MINUTE * 6,
         "no more time is lost than must be: {took:?}"
     );
 }
