@@ -45,7 +45,13 @@ async fn check(script: &str, options: StandInOptions) -> StandIn {
 async fn the_python_client_reads_every_kind_of_answer() {
     let stand_in = check("answers.py", StandInOptions::default()).await;
     let record = stand_in.record();
-    assert!(record.calls.iter().all(|call| call.status == Some(200)));
+    let mut let_in = record.calls.iter().filter(|call| call.is_let_in);
+    assert!(let_in.all(|call| call.status == Some(200)));
+    assert_eq!(
+        record.with_status(400).count(),
+        1,
+        "a request without input"
+    );
     assert!(record.calls.iter().all(|call| call.key == "sk-stand-in"));
 }
 
