@@ -44,9 +44,9 @@ pub enum Answerer {
 
 /// What asks one service about rows.
 pub enum Asker {
-    /// A server beside this worker.
+    /// Whoever submits rows to the server beside this worker.
     Server(Box<Submitter>),
-    /// An API elsewhere.
+    /// Whoever makes calls to an API elsewhere.
     Remote(Box<Caller>),
 }
 
