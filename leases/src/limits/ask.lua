@@ -217,12 +217,16 @@ end
 if request_bucket then
   request_bucket.missing = request_bucket.missing + 1
   keep(request_bucket)
+else
+  drop('requests')
 end
 local back_at = 0
 if token_bucket then
   token_bucket.missing = token_bucket.missing + wanted
   back_at = token_bucket.came_back + token_bucket.missing
   keep(token_bucket)
+else
+  drop('tokens')
 end
 redis.call('HINCRBY', day, piece, 1)
 redis.call('HINCRBY', day_tokens, piece, wanted)

@@ -72,6 +72,11 @@ local function keep(it)
     it.name .. '_came_back', exact(it.came_back), it.name .. '_at', it.at_ms)
 end
 
+-- There is no such bucket any more: one that there is later is full.
+local function drop(name)
+  redis.call('HDEL', state, name .. '_missing', name .. '_came_back', name .. '_at')
+end
+
 -- The worker that makes a call stands in the call's name.
 local function worker_of(call)
   return string.match(call, '^(%x+)%-')

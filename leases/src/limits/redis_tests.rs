@@ -138,6 +138,31 @@ fn the_scripts_let_in_what_the_state_lets_in() {
     tried.unwrap_or_else(|error| panic!("{error}"));
 }
 
+#[test]
+fn a_bucket_of_a_limit_that_the_api_takes_back_and_names_again_is_full() {
+    let redis = RedisServer::start();
+    let limits = Limits {
+        algorithm: Algorithm::TokenBucket,
+        requests_per_minute: None,
+        tokens_per_minute: None,
+        requests_per_day: None,
+        tokens_per_day: None,
+        concurrency: 1,
+    };
+    let said = |tokens| {
+        let requests = None;
+        let allowed = Allowed { requests, tokens };
+        Some((0, None, Verdict::Fine, None, allowed))
+    };
+    let steps = vec![
+        (0, 1, None),
+        (0, 10, said(Some(1))),
+        (0, 1, said(None)),
+        (0, 44, said(Some(1))),
+    ];
+    both_say_the_same(&mut redis.connection(), limits, steps).unwrap();
+}
+
 fn both_say_the_same(redis: &mut Connection, limits: Limits, steps: Vec<Step>) -> TestCaseResult {
     let (mut state, minute, mut now_ms) = (State::default(), Minute::default(), 1_000_000_000);
     let mut open: Vec<String> = Vec::new();

@@ -37,7 +37,7 @@ struct Buckets {
 }
 
 impl Buckets {
-    /// What they are at `now_ms`.
+    /// What they are at `now_ms`; where there is none now, one that there is later is full.
     fn refilled(self, limits: &Limits, minute: Minute, now_ms: u64) -> Self {
         let refilled = |bucket: Option<Bucket>, limit| match (limits.algorithm, limit) {
             (Algorithm::TokenBucket, Some(limit)) => {
