@@ -11,19 +11,26 @@ use millrace_e2e::s3_server::{BUCKET, S3Server};
 const ROWS: usize = 1_500;
 const BAD_EVERY: usize = 97;
 
+/// A job over the rows of a bucket, in shards of so many bytes, whose results are merged there.
+fn merging(shard_bytes: u32, variables: Vec<(&'static str, String)>) -> SceneOptions {
+    SceneOptions {
+        input_name: "s3://bucket/rows.jsonl",
+        output: "s3://bucket/out",
+        output_settings: "    merge: true\n",
+        settings: format!("  sharding:\n    targetBytes: {shard_bytes}\n"),
+        variables,
+        ..SceneOptions::default()
+    }
+}
+
 #[test]
 fn a_killed_run_on_s3_goes_on_and_merges_every_row_once_in_input_order() {
     let s3 = S3Server::start();
     let input = jsonl(ROWS, BAD_EVERY);
     std::fs::write(s3.bucket_folder().join("rows.jsonl"), &input).unwrap();
     let scene = Scene::new(SceneOptions {
-        input_name: "s3://bucket/rows.jsonl",
-        output: "s3://bucket/out",
-        output_settings: "    merge: true\n",
-        settings: "  sharding:\n    targetBytes: 16384\n".to_owned(),
         fake_backend: "micros-per-token=60".to_owned(),
-        variables: s3.variables(),
-        ..SceneOptions::default()
+        ..merging(16_384, s3.variables())
     });
     let output = s3.bucket_folder().join("out");
     let mut run = scene.run();
@@ -54,14 +61,7 @@ fn writes_that_fail_before_or_after_they_land_cost_no_row_and_double_none() {
     let proxy = S3Proxy::start(&s3);
     let input = jsonl(ROWS, BAD_EVERY);
     std::fs::write(s3.bucket_folder().join("rows.jsonl"), &input).unwrap();
-    let scene = Scene::new(SceneOptions {
-        input_name: "s3://bucket/rows.jsonl",
-        output: "s3://bucket/out",
-        output_settings: "    merge: true\n",
-        settings: "  sharding:\n    targetBytes: 8192\n".to_owned(),
-        variables: proxy.variables(&s3),
-        ..SceneOptions::default()
-    });
+    let scene = Scene::new(merging(8_192, proxy.variables(&s3)));
     scene.run().succeed();
     let output = s3.bucket_folder().join("out");
     let file = format!("s3://{BUCKET}/rows.jsonl");

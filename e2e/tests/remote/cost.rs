@@ -12,7 +12,7 @@ use millrace_stand_in::{Call, Faults, Record, StandInOptions};
 use serde_json::{Value, json};
 
 use crate::scene::{KEY, Scene, SceneOptions, WORD};
-use crate::served::{Given, Served, wait};
+use crate::served::{Served, wait};
 
 /// So cheap that a token costs a part of a millionth.
 const INPUT: &str = "0.15";
@@ -141,14 +141,7 @@ fn the_cost_of_a_job_is_that_of_every_answer_it_got() {
 fn a_worker_counts_what_its_calls_cost() {
     let served = Served::new(scene(60, json!({}), Faults::default()));
     let scene = &served.scene;
-    served.give(Given {
-        name: "job",
-        rows: scene.path("rows.jsonl").display().to_string(),
-        output: scene.path("out").display().to_string(),
-        template: "{{ title }}: {{ text }}",
-        credentials: None,
-        priority: 0,
-    });
+    served.give_rows("job");
     let started = on_free_port(|port| {
         let address = format!("127.0.0.1:{port}");
         let mut worker = served.start_at(&address, "worker.log");

@@ -85,14 +85,7 @@ fn calls_carry_the_key_that_takes_the_place_of_theirs() {
         ..SceneOptions::default()
     }));
     let scene = &served.scene;
-    served.give(Given {
-        name: "job",
-        rows: scene.path("rows.jsonl").display().to_string(),
-        output: scene.path("out").display().to_string(),
-        template: "{{ title }}: {{ text }}",
-        credentials: None,
-        priority: 0,
-    });
+    served.give_rows("job");
     let worker = served.start("worker.log");
     wait(&worker, "calls", || scene.record().calls.len() >= 5);
     // All at once, as the kubelet exchanges it.

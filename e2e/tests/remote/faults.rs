@@ -76,39 +76,35 @@ fn a_call_without_an_answer_is_made_again() {
     });
 }
 
-#[test]
-fn a_refused_row_is_found_among_its_company() {
-    let scene = scene(
-        50,
-        Faults {
-            refused_text: Some("Row 17:".to_owned()),
-            ..Faults::default()
-        },
-    );
+/// Works fifty rows off with these faults, which must cost the seventeenth alone; gives the scene and its error.
+fn only_row_17_fails(faults: Faults) -> (Scene, Value) {
+    let scene = scene(50, faults);
     scene.run().succeed();
     assert_eq!(scene.lines("parts").len(), 49);
-    let errors = scene.lines("errors");
+    let mut errors = scene.lines("errors");
     assert_eq!(errors.len(), 1, "{errors:#?}");
     assert_eq!(errors[0]["id"], "row-17");
-    assert_eq!(errors[0]["error"]["code"], "refused");
-    assert_eq!(errors[0]["error"]["step"], "said");
+    let error = errors[0]["error"].take();
+    (scene, error)
+}
+
+#[test]
+fn a_refused_row_is_found_among_its_company() {
+    let (_, error) = only_row_17_fails(Faults {
+        refused_text: Some("Row 17:".to_owned()),
+        ..Faults::default()
+    });
+    assert_eq!(error["code"], "refused");
+    assert_eq!(error["step"], "said");
 }
 
 #[test]
 fn a_row_on_which_the_api_fails_is_found_among_its_company() {
-    let scene = scene(
-        50,
-        Faults {
-            failed_text: Some("Row 17:".to_owned()),
-            ..Faults::default()
-        },
-    );
-    scene.run().succeed();
-    assert_eq!(scene.lines("parts").len(), 49);
-    let errors = scene.lines("errors");
-    assert_eq!(errors.len(), 1, "{errors:#?}");
-    assert_eq!(errors[0]["id"], "row-17");
-    assert_eq!(errors[0]["error"]["code"], "model_failed");
+    let (scene, error) = only_row_17_fails(Faults {
+        failed_text: Some("Row 17:".to_owned()),
+        ..Faults::default()
+    });
+    assert_eq!(error["code"], "model_failed");
     // The row has the tries of the job, with others and then alone.
     assert_eq!(scene.record().with_status(500).count(), 8);
 }

@@ -8,7 +8,7 @@ use millrace_stand_in::{Record, StandInOptions, TlsOptions};
 use serde_json::json;
 
 use crate::scene::Scene;
-use crate::served::{Given, Served, wait};
+use crate::served::{Served, wait};
 
 const ROWS: usize = 80;
 
@@ -34,14 +34,7 @@ fn answered(http1_only: bool) -> Record {
     let scene = &served.scene;
     let authority = std::fs::read_to_string(certificates.path().join("ca.crt")).unwrap();
     served.write_secret("api", &[("apiKey", KEY.to_owned()), ("ca.crt", authority)]);
-    served.give(Given {
-        name: "job",
-        rows: scene.path("rows.jsonl").display().to_string(),
-        output: scene.path("out").display().to_string(),
-        template: "{{ title }}: {{ text }}",
-        credentials: None,
-        priority: 0,
-    });
+    served.give_rows("job");
     let worker = served.start("worker.log");
     wait(&worker, "answers", || {
         scene.record().with_status(200).count() == ROWS

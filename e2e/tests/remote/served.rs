@@ -54,6 +54,18 @@ impl Served {
         }
     }
 
+    /// Gives all rows of the scene as a job, with the scene's output.
+    pub fn give_rows(&self, name: &str) {
+        self.give(Given {
+            name,
+            rows: self.scene.path("rows.jsonl").display().to_string(),
+            output: self.scene.path("out").display().to_string(),
+            template: "{{ title }}: {{ text }}",
+            credentials: None,
+            priority: 0,
+        });
+    }
+
     /// Plans a job like the scene's, and tells the workers of it.
     pub fn give(&self, given: Given) {
         let Given {

@@ -7,6 +7,7 @@ use millrace_protocol::forecast::Forecast;
 use millrace_protocol::routes::RouteTally;
 use serde_json::{Value, json};
 
+use super::super::decide_tests;
 use super::super::standing::standing;
 use super::*;
 
@@ -49,13 +50,7 @@ fn seen(job: &BatchJob) -> Seen {
         standing: standing(job),
         now: at(100),
         service: Some(std::sync::Arc::new(service.unwrap())),
-        others: Vec::new(),
-        plan: Step::Unasked,
-        finish: Step::Unasked,
-        leases: None,
-        failed_indexes: None,
-        account: None,
-        pace: None,
+        ..decide_tests::seen(Step::Unasked, Step::Unasked, None)
     }
 }
 

@@ -176,9 +176,9 @@ mod tests {
 
     use axum::http::StatusCode;
     use futures::TryStreamExt;
-    use object_store::aws::AmazonS3ConfigKey;
 
-    use crate::store::{LinkLocal, Location, StoreOptions, Stores, read};
+    use crate::store::testing::stores_at;
+    use crate::store::{LinkLocal, Location, read};
 
     use super::*;
 
@@ -191,17 +191,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, app).await });
-        let settings = [
-            (AmazonS3ConfigKey::Endpoint, format!("http://{address}")),
-            (AmazonS3ConfigKey::AccessKeyId, "key".to_owned()),
-            (AmazonS3ConfigKey::SecretAccessKey, "secret".to_owned()),
-            ("aws_allow_http".parse().unwrap(), "true".to_owned()),
-        ];
-        let stores = Stores::new(StoreOptions {
-            s3: settings.to_vec(),
-            file_roots: vec![],
-            link_local: LinkLocal::Blocked,
-        });
+        let stores = stores_at(&format!("http://{address}"), LinkLocal::Blocked);
         stores.open("s3://bucket/out").unwrap()
     }
 

@@ -336,6 +336,28 @@ fn inline_path() -> Path {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use object_store::aws::AmazonS3ConfigKey;
+
+    use super::{LinkLocal, StoreOptions, Stores};
+
+    /// Stores whose buckets lie at this endpoint.
+    pub fn stores_at(endpoint: &str, link_local: LinkLocal) -> Stores {
+        let settings = [
+            (AmazonS3ConfigKey::Endpoint, endpoint.to_owned()),
+            (AmazonS3ConfigKey::AccessKeyId, "key".to_owned()),
+            (AmazonS3ConfigKey::SecretAccessKey, "secret".to_owned()),
+            ("aws_allow_http".parse().unwrap(), "true".to_owned()),
+        ];
+        Stores::new(StoreOptions {
+            s3: settings.to_vec(),
+            file_roots: vec![],
+            link_local,
+        })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::time::Duration;
 
@@ -368,17 +390,7 @@ mod tests {
     #[tokio::test]
     async fn an_endpoint_on_the_link_is_reached_only_where_it_is_allowed() {
         let told = |endpoint: &str, link_local| {
-            let settings = [
-                (AmazonS3ConfigKey::Endpoint, endpoint.to_owned()),
-                (AmazonS3ConfigKey::AccessKeyId, "key".to_owned()),
-                (AmazonS3ConfigKey::SecretAccessKey, "secret".to_owned()),
-                ("aws_allow_http".parse().unwrap(), "true".to_owned()),
-            ];
-            let stores = Stores::new(StoreOptions {
-                s3: settings.to_vec(),
-                file_roots: vec![],
-                link_local,
-            });
+            let stores = testing::stores_at(endpoint, link_local);
             async move {
                 let location = stores.open("s3://bucket/object").unwrap();
                 let asked = read(&location.store, &location.path);
