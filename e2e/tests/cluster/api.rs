@@ -2,7 +2,7 @@
 
 use std::process::{Child, Stdio};
 
-use millrace_e2e::process::binary;
+use millrace_e2e::process::{binary, send};
 use millrace_stand_in::Record;
 
 use crate::cluster::Cluster;
@@ -38,6 +38,12 @@ impl<'a> Api<'a> {
         &self.address
     }
 
+    /// Stops it: calls in flight stay so until what this gives is dropped.
+    pub fn hold(&self) -> Held<'_> {
+        signal(&self.process, libc::SIGSTOP);
+        Held(&self.process)
+    }
+
     /// What it was asked so far.
     pub fn record(&self) -> Record {
         let read = "import sys, urllib.request; \
@@ -46,6 +52,19 @@ impl<'a> Api<'a> {
         ask.args(["-c", read, &format!("http://{}/record", self.address)]);
         serde_json::from_slice(&ask.output().unwrap().stdout).unwrap()
     }
+}
+
+/// A stand-in that answers nobody for now.
+pub struct Held<'a>(&'a Child);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        signal(self.0, libc::SIGCONT);
+    }
+}
+
+fn signal(process: &Child, signal: i32) {
+    send(i32::try_from(process.id()).unwrap(), signal);
 }
 
 impl Drop for Api<'_> {

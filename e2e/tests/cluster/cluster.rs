@@ -72,7 +72,7 @@ pub struct Cluster {
 static CLUSTER: RwLock<Option<Cluster>> = RwLock::new(None);
 
 /// Most tests that share the cluster at a time: the pods of all are on one node.
-const SHARING_MAX: usize = 2;
+const SHARING_MAX: usize = 3;
 
 /// Places for tests that share the cluster.
 static PLACES: (Mutex<usize>, Condvar) = (Mutex::new(SHARING_MAX), Condvar::new());
@@ -498,9 +498,9 @@ fn free_slot() -> (String, File) {
     panic!("{SLOTS} runs of these tests are at work already");
 }
 
-/// The built xtask, not `cargo xtask`: that would wait for whoever builds. It ends with this process,
+/// The built xtask at a cluster, not `cargo xtask`: that would wait for whoever builds. It ends with this process,
 /// lest it make what the sweeper has just taken down.
-fn xtask(arguments: &[&str]) -> Command {
+pub fn xtask(arguments: &[&str]) -> Command {
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--"])

@@ -6,7 +6,7 @@ use millrace_e2e::process::binary;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, turn};
-use crate::tenant::Tenant;
+use crate::tenant::{ROWS_AT_WORK, SMALL_SHARDS, Tenant, UNHURRIED};
 
 /// How a command ended.
 #[derive(Debug)]
@@ -123,9 +123,9 @@ fn results_of_a_job_are_read_by_its_name() {
 fn a_job_is_suspended_and_resumed_by_name() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "wishes");
-    let rows = tenant.rows(4_000);
-    tenant.service("");
-    submit(&cluster, &tenant, "  sharding: {targetBytes: 16384}\n", &[]).expect_code(0);
+    let rows = tenant.rows(ROWS_AT_WORK);
+    tenant.service(UNHURRIED);
+    submit(&cluster, &tenant, SMALL_SHARDS, &[]).expect_code(0);
     tenant.wait_until_at_work("embed", 120);
     let refused = millrace(&cluster, &tenant, &["retry", "embed", "--failed-only"]);
     assert!(refused.expect_code(1).stderr.contains("is not over"));
@@ -140,7 +140,7 @@ fn a_job_is_suspended_and_resumed_by_name() {
         "{status:#?}"
     );
     // The same manifest once more, which says nothing of it, does not wake the job.
-    submit(&cluster, &tenant, "  sharding: {targetBytes: 16384}\n", &[]).expect_code(0);
+    submit(&cluster, &tenant, SMALL_SHARDS, &[]).expect_code(0);
     assert_eq!(tenant.job("embed")["spec"]["suspend"], true);
     for said in ["resumed: ", "is not suspended"] {
         let ended = millrace(&cluster, &tenant, &["resume", "embed"]).expect_code(0);
@@ -151,7 +151,7 @@ fn a_job_is_suspended_and_resumed_by_name() {
     assert!(followed.stdout.lines().any(finished), "{followed:#?}");
     tenant.check_succeeded("embed", &rows, 30);
     let watched = millrace(&cluster, &tenant, &["status", "embed", "--watch"]).expect_code(0);
-    assert!(watched.stdout.contains("4,000 succeeded"), "{watched:#?}");
+    assert!(watched.stdout.contains("2,000 succeeded"), "{watched:#?}");
     let nothing = millrace(&cluster, &tenant, &["retry", "embed", "--failed-only"]);
     assert!(
         nothing

@@ -7,10 +7,7 @@ use millrace_e2e::process::binary;
 use serde_json::Value;
 
 use crate::cluster::turn;
-use crate::tenant::Tenant;
-
-/// Lines of a job's spec that cut it into shards of about a second.
-const SMALL_SHARDS: &str = "  sharding: {targetBytes: 16384}\n";
+use crate::tenant::{ROWS_AT_WORK, SMALL_SHARDS, Tenant, UNHURRIED};
 
 /// Rows of a job that are no JSON: more than its status names.
 const BAD_ROWS: usize = 25;
@@ -24,8 +21,8 @@ fn manifest(tenant: &Tenant, output: &str) -> Value {
 fn a_cancelled_job_names_what_is_not_done_and_another_one_goes_on_from_there() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "cancels");
-    let rows = tenant.rows(6_000);
-    tenant.service("");
+    let rows = tenant.rows(ROWS_AT_WORK);
+    tenant.service(UNHURRIED);
     let job = tenant.job_manifest("embed", SMALL_SHARDS);
     cluster.apply(&job);
     tenant.wait_until_at_work("embed", 120);
@@ -121,7 +118,7 @@ fn a_job_past_its_deadline_ends_with_what_is_done() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "deadline");
     tenant.rows(6_000);
-    tenant.service("");
+    tenant.service(UNHURRIED);
     let settings = format!("{SMALL_SHARDS}  activeDeadlineSeconds: 12\n");
     cluster.apply(&tenant.job_manifest("embed", &settings));
     tenant.wait_for_reason("embed", "DeadlineExceeded", 90);
@@ -141,7 +138,7 @@ fn a_job_past_its_deadline_ends_with_what_is_done() {
 fn a_job_begun_by_a_local_run_goes_on_in_the_cluster_from_the_same_output() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "moves");
-    let rows = tenant.rows(6_000);
+    let rows = tenant.rows(ROWS_AT_WORK);
     let job = tenant.job_manifest("embed", SMALL_SHARDS);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("job.yaml");

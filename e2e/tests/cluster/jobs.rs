@@ -6,7 +6,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::cluster::{Cluster, turn, turn_at_own};
-use crate::tenant::{SELECTOR, Tenant, secret};
+use crate::tenant::{ROWS_AT_WORK, SELECTOR, SMALL_SHARDS, Tenant, UNHURRIED, secret};
 
 /// Rows of the main job: the size that people try first.
 const ROWS: usize = 20_000;
@@ -185,13 +185,11 @@ fn a_job_whose_service_lists_a_missing_secret_says_so_and_begins_once_it_is_ther
 fn a_job_that_is_suspended_a_hundred_times_keeps_what_is_done_and_goes_on_later() {
     let Some(cluster) = turn() else { return };
     let tenant = Tenant::new(&cluster, "suspends");
-    let rows = tenant.rows(4_000);
-    tenant.service("  autoscaling: {minReplicas: 0, maxReplicas: 1, idleSeconds: 3}\n");
-    let running = tenant.job_manifest("embed", "  sharding: {targetBytes: 16384}\n");
-    let resting = tenant.job_manifest(
-        "embed",
-        "  sharding: {targetBytes: 16384}\n  suspend: true\n",
-    );
+    let rows = tenant.rows(ROWS_AT_WORK);
+    let one_pod = "  autoscaling: {minReplicas: 0, maxReplicas: 1, idleSeconds: 3}\n";
+    tenant.service(&format!("{UNHURRIED}{one_pod}"));
+    let running = tenant.job_manifest("embed", SMALL_SHARDS);
+    let resting = tenant.job_manifest("embed", &format!("{SMALL_SHARDS}  suspend: true\n"));
     cluster.apply(&running);
     tenant.wait_until_at_work("embed", 120);
     // One call that patches the job by each of its documents.
@@ -207,6 +205,31 @@ fn a_job_that_is_suspended_a_hundred_times_keeps_what_is_done_and_goes_on_later(
     tenant.assert_at_work("embed");
     cluster.apply(&running);
     tenant.check_succeeded("embed", &rows, 300);
+}
+
+#[test]
+fn helm_waits_for_a_service_and_for_the_end_of_a_job() {
+    let Some(cluster) = turn() else { return };
+    let tenant = Tenant::new(&cluster, "waited");
+    let rows = tenant.rows(2_000);
+    let chart = tempfile::tempdir().unwrap();
+    let templates = chart.path().join("templates");
+    std::fs::create_dir(&templates).unwrap();
+    let about = "apiVersion: v2\nname: texts\nversion: 1.0.0\n";
+    std::fs::write(chart.path().join("Chart.yaml"), about).unwrap();
+    let service = tenant.service_manifest("");
+    std::fs::write(templates.join("service.yaml"), service).unwrap();
+    let job = tenant.job_manifest("embed", "");
+    std::fs::write(templates.join("job.yaml"), job).unwrap();
+    let mut helm = cluster.inside("helm");
+    helm.args(["install", "texts"]).arg(chart.path());
+    helm.args(["-n", tenant.namespace(), "--wait", "--timeout", "180s"]);
+    let installed = helm.output().unwrap();
+    let said = String::from_utf8_lossy(&installed.stderr);
+    assert!(installed.status.success(), "{said}");
+    let ended = tenant.condition("embed", "Succeeded").unwrap();
+    assert_eq!(ended, ("True".to_owned(), "Completed".to_owned()));
+    tenant.check_succeeded("embed", &rows, 5);
 }
 
 #[test]

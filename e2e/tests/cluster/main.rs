@@ -2,7 +2,9 @@
 //!
 //! They need root on Linux, or a cluster that the user names, or are skipped with a note of the reason.
 
+mod alone;
 mod api;
+mod beside;
 mod choice;
 mod cluster;
 mod commands;
@@ -13,11 +15,9 @@ mod jobs;
 mod network;
 mod objects;
 mod policies;
-mod releases;
 mod remote;
 mod requests;
 mod services;
 mod sinks;
 mod store;
 mod tenant;
-mod traces;

@@ -13,8 +13,15 @@ use crate::store::Store;
 /// Selects the pods of the service.
 pub const SELECTOR: &str = "millrace.dev/inference-service=minilm";
 
-/// Rows of a job that is long enough to be disturbed.
-const ROWS_AT_WORK: usize = 6_000;
+/// Rows of a job that is long enough to be disturbed, by a service that is [`UNHURRIED`].
+pub const ROWS_AT_WORK: usize = 2_000;
+
+/// A line of a job's spec that cuts it into shards of some fifty rows.
+pub const SMALL_SHARDS: &str = "  sharding: {targetBytes: 4096}\n";
+
+/// A line of a service's spec by which each pod computes on one core: it leaves the other to whatever is
+/// tested beside it, and takes its time.
+pub const UNHURRIED: &str = "  template: {resources: {limits: {cpu: '1'}}}\n";
 
 /// A namespace with an S3 server of its own; both are gone when dropped.
 pub struct Tenant<'a> {
@@ -50,8 +57,8 @@ impl<'a> Tenant<'a> {
     pub fn at_work(cluster: &'a Cluster, name: &str) -> (Self, Vec<u8>) {
         let tenant = Self::new(cluster, name);
         let rows = tenant.rows(ROWS_AT_WORK);
-        tenant.service("");
-        cluster.apply(&tenant.job_manifest("embed", "  sharding: {targetBytes: 16384}\n"));
+        tenant.service(UNHURRIED);
+        cluster.apply(&tenant.job_manifest("embed", SMALL_SHARDS));
         tenant.wait_until_at_work("embed", 120);
         (tenant, rows)
     }

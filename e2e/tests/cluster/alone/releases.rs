@@ -6,7 +6,7 @@ use millrace_e2e::files::{copy, repository};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, SYSTEM, turn, turn_alone};
+use crate::cluster::{Cluster, SYSTEM, turn_alone};
 use crate::tenant::Tenant;
 
 #[test]
@@ -108,31 +108,6 @@ fn an_upgrade_brings_new_fields_to_the_objects_that_are_there() {
         let job = cluster.get(tenant.namespace(), "batchjob/embed");
         job.is_none().then_some(())
     });
-}
-
-#[test]
-fn helm_waits_for_a_service_and_for_the_end_of_a_job() {
-    let Some(cluster) = turn() else { return };
-    let tenant = Tenant::new(&cluster, "waited");
-    let rows = tenant.rows(2_000);
-    let chart = tempfile::tempdir().unwrap();
-    let templates = chart.path().join("templates");
-    std::fs::create_dir(&templates).unwrap();
-    let about = "apiVersion: v2\nname: texts\nversion: 1.0.0\n";
-    std::fs::write(chart.path().join("Chart.yaml"), about).unwrap();
-    let service = tenant.service_manifest("");
-    std::fs::write(templates.join("service.yaml"), service).unwrap();
-    let job = tenant.job_manifest("embed", "");
-    std::fs::write(templates.join("job.yaml"), job).unwrap();
-    let mut helm = cluster.inside("helm");
-    helm.args(["install", "texts"]).arg(chart.path());
-    helm.args(["-n", tenant.namespace(), "--wait", "--timeout", "180s"]);
-    let installed = helm.output().unwrap();
-    let said = String::from_utf8_lossy(&installed.stderr);
-    assert!(installed.status.success(), "{said}");
-    let ended = tenant.condition("embed", "Succeeded").unwrap();
-    assert_eq!(ended, ("True".to_owned(), "Completed".to_owned()));
-    tenant.check_succeeded("embed", &rows, 5);
 }
 
 /// What every namespace has.
