@@ -79,13 +79,13 @@ pub async fn apply(
         children.apply(client, &namespace, policy).await?;
         let replicas = match scale.mode {
             AutoscalingMode::Backlog => {
-                of_service.note_replicas_left(false);
+                of_service.are_replicas_left.set(false);
                 Some(scale.replicas)
             }
             AutoscalingMode::External => {
-                if !of_service.are_replicas_left() {
+                if !of_service.are_replicas_left.is_set() {
                     leave_replicas(client, &namespace, &inference(&name)).await?;
-                    of_service.note_replicas_left(true);
+                    of_service.are_replicas_left.set(true);
                 }
                 None
             }
