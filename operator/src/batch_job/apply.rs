@@ -54,11 +54,9 @@ pub async fn apply(
             .map_err(VisitError::Apply)?;
     }
     if let Some(service) = own_service(job, phase) {
-        ctx.of_job(job)
-            .children
-            .apply(&ctx.client, &namespace, service)
-            .await
-            .map_err(VisitError::Apply)?;
+        let children = &ctx.of_job(job).children;
+        let applied = children.apply(&ctx.client, &namespace, service).await;
+        applied.map_err(VisitError::Apply)?;
     }
     if matches!(
         phase,
