@@ -169,13 +169,19 @@ fn summary(
             error.position, error.code, error.message
         ));
     }
-    lines.push("next:".to_owned());
+    lines.extend(next(output, failed));
+    lines.join("\n")
+}
+
+/// The commands that show what there is in the output.
+fn next(output: &str, failed: u64) -> Vec<String> {
     let command = |words: String| format!("  {}", Invocation::new().command(&words));
+    let mut lines = vec!["next:".to_owned()];
     lines.push(command(format!("results {output} --limit 3")));
     if failed > 0 {
         lines.push(command(format!("errors {output}")));
     }
-    lines.join("\n")
+    lines
 }
 
 /// How the job came to its end.

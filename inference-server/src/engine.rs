@@ -13,7 +13,7 @@ use std::{
 };
 
 use millrace_models::{
-    backend::{BackendError, Head, HeadOutput, PackedBatch},
+    backend::{BackendError, Head, HeadOutput, MODEL_PANICKED, PackedBatch},
     model::Model,
 };
 use millrace_protocol::row::{RowError, RowErrorCode};
@@ -133,8 +133,7 @@ fn end_process(model: &Model, error: &BackendError) -> ! {
 enum ForwardFailure {
     #[error(transparent)]
     Backend(#[from] BackendError),
-    // What the panic said may quote the text.
-    #[error("the model panicked; the server's log names the place")]
+    #[error("{MODEL_PANICKED}")]
     Panicked,
     #[error("the model returned {values} numbers, expected {rows} rows of {width}")]
     WrongShape {

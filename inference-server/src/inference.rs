@@ -414,13 +414,18 @@ impl Chunk {
     }
 }
 
-/// Tokenises a text; one that its tokeniser panics on costs no other.
-fn encode(model: &Model, text: &str, truncate: bool) -> Result<Encoding, RowError> {
-    let encoded = catch_unwind(AssertUnwindSafe(|| model.encode(text)));
-    let encoding = encoded.unwrap_or_else(|_| {
+/// Does with one text what its tokeniser is needed for; a text that it panics on costs no other.
+pub(crate) fn guarded<T>(tokenize: impl FnOnce() -> Result<T, RowError>) -> Result<T, RowError> {
+    let done = catch_unwind(AssertUnwindSafe(tokenize));
+    done.unwrap_or_else(|_| {
         let message = "the tokenizer failed on the text";
         Err(RowError::new(RowErrorCode::TokenizeFailed, message))
-    })?;
+    })
+}
+
+/// Tokenises a text.
+fn encode(model: &Model, text: &str, truncate: bool) -> Result<Encoding, RowError> {
+    let encoding = guarded(|| model.encode(text))?;
     if encoding.truncated && !truncate {
         let max = model.max_length();
         let message = format!("the text has more than {max} tokens; shorten it or set `truncate`");

@@ -109,6 +109,9 @@ pub enum BackendError {
     Failed(String),
 }
 
+/// What is said of a model that panicked: the words of a panic may quote the text.
+pub const MODEL_PANICKED: &str = "the model panicked; the server's log names the place";
+
 /// Runs a model on packed batches.
 pub trait Backend: Send + Sync {
     /// How this backend likes to be called.

@@ -103,7 +103,28 @@ fn our_fields<K: Resource>(object: &K) -> Option<&FieldsV1> {
     ours.next()?.fields_v1.as_ref()
 }
 
-/// Gives up the number of pods of a Deployment, if it is ours, and leaves it as it is, or one: a field that nobody
+/// What becomes of the number of pods of a Deployment that is left to others.
+#[derive(Debug, PartialEq, Eq)]
+struct LeftReplicas {
+    replicas: i32,
+    /// Whether whoever has changed it meanwhile is overruled.
+    is_forced: bool,
+}
+
+/// What the number of pods of a Deployment is left at, if it is ours: as it is, or one.
+fn left_replicas(there: &Deployment) -> Option<LeftReplicas> {
+    let ours = our_fields(there)?;
+    ours.0.pointer("/f:spec/f:replicas")?;
+    let replicas = there.spec.replicas;
+    Some(LeftReplicas {
+        // Few autoscalers wake what sleeps, and one that can puts it to sleep again.
+        replicas: replicas.map_or(1, |replicas| replicas.max(1)),
+        // Not where the number stays: who has changed it since has it already.
+        is_forced: replicas == Some(0),
+    })
+}
+
+/// Gives up the number of pods of a Deployment, if it is ours, and leaves it to others: a field that nobody
 /// applies any more would fall back to its default, so another name applies it until somebody changes it.
 pub async fn leave_replicas(
     client: &Client,
@@ -112,22 +133,19 @@ pub async fn leave_replicas(
 ) -> Result<(), kube::Error> {
     let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
     let there = api.get_opt(name).await?;
-    let is_ours = |there: &Deployment| {
-        our_fields(there).is_some_and(|fields| fields.0.pointer("/f:spec/f:replicas").is_some())
-    };
-    let Some(there) = there.filter(is_ours) else {
+    let Some(LeftReplicas {
+        replicas,
+        is_forced,
+    }) = there.as_ref().and_then(left_replicas)
+    else {
         return Ok(());
     };
-    // Few autoscalers wake what sleeps, and one that can puts it to sleep again.
-    let is_asleep = there.spec.replicas == Some(0);
-    let replicas = there.spec.replicas.map_or(1, |replicas| replicas.max(1));
     let left = json!({
         "apiVersion": Deployment::API_VERSION, "kind": Deployment::KIND,
         "metadata": {"name": name}, "spec": {"replicas": replicas},
     });
-    // Not by force where the number stays: who has changed it since has it already.
     let mut params = PatchParams::apply(REPLICAS_MANAGER);
-    params.force = is_asleep;
+    params.force = is_forced;
     api.patch(name, &params, &Patch::Apply(left)).await?;
     Ok(())
 }
@@ -223,6 +241,25 @@ mod tests {
         let scaled = json!({"f:spec": {"f:template": {}}});
         let scaled = deployment(scaled, json!({"f:spec": {"f:replicas": {}}}));
         assert_ne!(ours(&scaled).unwrap(), applied);
+    }
+
+    #[test]
+    fn the_number_of_pods_is_left_as_it_is_if_it_is_ours_and_what_sleeps_is_woken() {
+        let left = |manager: &str, replicas: Option<i32>| {
+            let fields = json!({"f:spec": {"f:replicas": {}, "f:template": {}}});
+            let deployment: Deployment = object(json!({
+                "metadata": {"managedFields": [
+                    {"manager": manager, "operation": "Apply", "fieldsV1": fields},
+                    {"manager": FIELD_MANAGER, "operation": "Update", "subresource": "status"},
+                ]},
+                "spec": {"replicas": replicas, "selector": {}, "template": {}},
+            }));
+            left_replicas(&deployment).map(|left| (left.replicas, left.is_forced))
+        };
+        assert_eq!(left(FIELD_MANAGER, Some(3)), Some((3, false)));
+        assert_eq!(left(FIELD_MANAGER, None), Some((1, false)));
+        assert_eq!(left(FIELD_MANAGER, Some(0)), Some((1, true)));
+        assert_eq!(left(REPLICAS_MANAGER, Some(0)), None);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! What every visit needs.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use crate::metrics::VisitMetrics;
 use crate::names::FIELD_MANAGER;
 use crate::objects::Objects;
 use crate::pod_redis::PodRedis;
-use crate::remembered::{Memory, Remembered, kept};
+use crate::remembered::{Flag, Memory, Remembered, kept};
 use crate::secrets::WrittenSecret;
 
 /// Shortest time between two writes of a job's status.
@@ -36,12 +35,12 @@ pub struct JobMemory {
     pub children: Children,
     /// How its reader was tried to be made.
     pub reader: ReaderTries,
+    /// Whether the workers of a service that is missing were told that the job rests.
+    pub was_withdrawn: Flag,
     /// The run that it is in.
     run: Mutex<Option<Arc<RunMemory>>>,
     /// When its status was written.
     status_written: Mutex<Option<Instant>>,
-    /// Whether the workers of a service that is missing were told that the job rests.
-    was_withdrawn: AtomicBool,
 }
 
 /// What is remembered of a run, as long as it is not over.
@@ -62,10 +61,10 @@ pub struct ServiceMemory {
     pub children: Children,
     /// The Secret that its pods have the leases from.
     pub secret: WrittenSecret,
+    /// Whether the number of its pods was left to another autoscaler.
+    pub are_replicas_left: Flag,
     /// The jobs that its workers are told of.
     registry: Mutex<Option<Arc<JobRegistry>>>,
-    /// Whether the number of its pods was left to another autoscaler.
-    are_replicas_left: AtomicBool,
 }
 
 impl Memory for JobMemory {
@@ -80,18 +79,6 @@ impl Memory for ServiceMemory {
     }
 }
 
-impl ServiceMemory {
-    /// Whether the number of the service's pods was left to another autoscaler.
-    pub fn are_replicas_left(&self) -> bool {
-        self.are_replicas_left.load(Ordering::Relaxed)
-    }
-
-    /// Notes whether it was.
-    pub fn note_replicas_left(&self, are_left: bool) {
-        self.are_replicas_left.store(are_left, Ordering::Relaxed);
-    }
-}
-
 impl JobMemory {
     /// How long the status of the job has to wait until it may be written again; nothing if it may be
     /// now.
@@ -103,16 +90,6 @@ impl JobMemory {
     /// Notes that the status of the job was written.
     pub fn note_status(&self, now: Instant) {
         *self.status_written() = Some(now);
-    }
-
-    /// Whether the workers of the job's service, which is missing, were told that the job rests.
-    pub fn was_withdrawn(&self) -> bool {
-        self.was_withdrawn.load(Ordering::Relaxed)
-    }
-
-    /// Notes whether they were.
-    pub fn note_withdrawn(&self, was_withdrawn: bool) {
-        self.was_withdrawn.store(was_withdrawn, Ordering::Relaxed);
     }
 
     fn status_written(&self) -> MutexGuard<'_, Option<Instant>> {

@@ -1,6 +1,7 @@
 //! What a process remembers of the objects that it visits. What is remembered of an object goes with it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::ResourceExt;
@@ -89,6 +90,22 @@ impl<K: Namespaced, M: Memory> Remembered<K, M> {
 
     fn entries(&self) -> MutexGuard<'_, HashMap<ObjectRef<K>, Entry<M>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether something was done that need not be done again with each visit; it was not at first.
+#[derive(Debug, Default)]
+pub struct Flag(AtomicBool);
+
+impl Flag {
+    /// Whether it was.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it was.
+    pub fn set(&self, is_set: bool) {
+        self.0.store(is_set, Ordering::Relaxed);
     }
 }
 

@@ -45,14 +45,7 @@ pub async fn open(
     let ServerAddress::Remote(access) = server else {
         return Err(AddressError::IsRemote.into());
     };
-    let asks = Asks {
-        access,
-        job,
-        output,
-        is_one_of_several: false,
-    };
-    let caller = asks.caller(remote, &job.steps)?;
-    let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
+    let (caller, models) = caller(access, job, output, remote, &job.steps)?;
     let asker = Asker::Remote(Box::new(caller));
     Ok((Answerer::One(asker), models))
 }
@@ -72,14 +65,8 @@ async fn routed(
                 (Asker::Server(Box::new(submitter)), models)
             }
             Some(remote) => {
-                let asks = Asks {
-                    access: server.access().ok_or(AddressError::IsRemote)?,
-                    job,
-                    output,
-                    is_one_of_several: true,
-                };
-                let caller = asks.caller(remote, &service.steps)?;
-                let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
+                let access = server.access().ok_or(AddressError::IsRemote)?;
+                let (caller, models) = caller(access, job, output, remote, &service.steps)?;
                 (Asker::Remote(Box::new(caller)), models)
             }
         };
@@ -106,39 +93,33 @@ async fn submitter(
     Ok((Submitter::new(client, job.steps.clone(), options), models))
 }
 
-/// What callers of APIs elsewhere have in common.
-struct Asks<'a> {
-    access: &'a Access,
-    job: &'a CheckedJob,
-    output: &'a Location,
-    is_one_of_several: bool,
-}
-
-impl Asks<'_> {
-    fn caller(&self, remote: &Remote, steps: &[Step]) -> Result<Caller, ApiError> {
-        let Self {
-            access,
-            job,
-            output,
-            is_one_of_several,
-        } = self;
-        let purse = job.purse(remote, output);
-        let account = match is_one_of_several {
-            true if purse.is_some() => {
-                let account = access.gates.of(ACCOUNTS_OF_SEVERAL);
-                Some(account.map_err(|error| ApiError::Unusable(chain(&error)))?)
-            }
-            true | false => None,
-        };
-        let options = CallerOptions {
-            retry: job.retry.clone(),
-            patience: SERVER_PATIENCE,
-            purse,
-            account,
-        };
-        let text_field = &job.input.fields.text;
-        Caller::new(remote, steps.to_vec(), text_field, access, options)
-    }
+/// Asks an API elsewhere about rows of the job, by the steps that are for it, and the identity of its model.
+fn caller(
+    access: &Access,
+    job: &CheckedJob,
+    output: &Location,
+    remote: &Remote,
+    steps: &[Step],
+) -> Result<(Caller, BTreeMap<String, String>), ApiError> {
+    let purse = job.purse(remote, output);
+    // A job that asks several services has one account at them all.
+    let account = match purse.is_some() && job.routing.is_some() {
+        true => {
+            let account = access.gates.of(ACCOUNTS_OF_SEVERAL);
+            Some(account.map_err(|error| ApiError::Unusable(chain(&error)))?)
+        }
+        false => None,
+    };
+    let options = CallerOptions {
+        retry: job.retry.clone(),
+        patience: SERVER_PATIENCE,
+        purse,
+        account,
+    };
+    let text_field = &job.input.fields.text;
+    let caller = Caller::new(remote, steps.to_vec(), text_field, access, options)?;
+    let models = BTreeMap::from([(remote.spec.model.clone(), caller.identity())]);
+    Ok((caller, models))
 }
 
 /// The server's models by name. A server that dies while it is asked is asked again.

@@ -2,16 +2,16 @@
 //! may not be reached, and a job that asks one would be open for ever.
 
 use crate::job::CheckedJob;
-use crate::store::{LinkLocal, Rules};
+use crate::store::{GuardError, LinkLocal, Rules};
 
 /// An endpoint that may not be reached.
 #[derive(Debug, thiserror::Error)]
-#[error("{field} cannot be used: {problem}")]
+#[error("{field} cannot be used")]
 pub struct EndpointError {
     /// Where it is named.
     pub field: String,
     /// What is wrong with it.
-    pub problem: String,
+    pub source: GuardError,
 }
 
 /// Refuses a job that names an address which may not be reached, in whatever form it is written. A name is looked
@@ -30,7 +30,7 @@ fn check_by(job: &CheckedJob, rules: Rules) -> Result<(), EndpointError> {
     let receiver = receiver.map(|to| ("spec.notify.url".to_owned(), &to.url));
     for (field, url) in apis.chain(receiver) {
         let permitted = rules.check(url);
-        permitted.map_err(|problem| EndpointError { field, problem })?;
+        permitted.map_err(|source| EndpointError { field, source })?;
     }
     Ok(())
 }
@@ -55,7 +55,8 @@ mod tests {
         let api = json!({"baseUrl": format!("http://{api}/v1")});
         let notify = json!({"notify": {"url": format!("http://{receiver}/hook")}});
         let job = remote_job(folder.path(), api, notify);
-        check_by(&job, rules).err().map(|error| error.to_string())
+        let refused = check_by(&job, rules).err();
+        refused.map(|error| millrace_telemetry::chain(&error))
     }
 
     #[test]

@@ -18,7 +18,7 @@ use sha2::Sha256;
 
 use crate::job::CheckedJob;
 use crate::secrets::{Purpose, SecretError, Secrets};
-use crate::store::{LinkLocal, guarded};
+use crate::store::{GuardError, LinkLocal, guarded};
 
 /// What events are signed with.
 const SECRET: Purpose = Purpose {
@@ -49,8 +49,8 @@ pub enum NotifyError {
     #[error("spec.notify.secretRef: after {SECRET_PREFIX} it must be Base64")]
     Key,
     /// The URL leads to where nobody may be told.
-    #[error("spec.notify.url: {0}")]
-    Url(String),
+    #[error("spec.notify.url")]
+    Url(#[source] GuardError),
     /// The receiver would not have the event, or not in time.
     #[error("spec.notify.url: the receiver was not told, {tries} tries: {last}")]
     Undelivered {
@@ -105,9 +105,7 @@ impl Means {
             .timeout(TIMEOUT)
             // An event is for the receiver that the job names and for nobody else.
             .redirect(Policy::none());
-        let client = guarded(client, url, self.link_local)
-            .and_then(|client| client.build().map_err(|error| chain(&error)));
-        let client = client.map_err(NotifyError::Url)?;
+        let client = guarded(client, url, self.link_local).map_err(NotifyError::Url)?;
         let body = serde_json::to_vec(event).expect("an event is plain data");
         let body = Bytes::from(body);
         let mut pauses = ExponentialBuilder::default()

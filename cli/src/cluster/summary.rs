@@ -89,16 +89,7 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     };
     let until = completion_time.as_ref().map_or(now, |it| it.0);
     let is_over = end(job).is_some();
-    let services = job.spec.services().join(", ");
-    let has_several = job.spec.routes.is_some();
-    fact(
-        "service",
-        Some(if has_several {
-            services
-        } else {
-            service_of(job)
-        }),
-    );
+    fact("service", Some(services_of(job)));
     fact("output", Some(output_of(job).to_owned()));
     fact("run", run.map(|run| run.to_string()));
     let started = |at: Timestamp| format!("{at} ({} ago)", age(start_time.as_ref(), now));
@@ -128,6 +119,14 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     fact("eta", left.map(|it| eta_text(it.0, now)));
     fact("workers", workers.map(|workers| workers.to_string()));
     lines
+}
+
+/// Who answers the rows of a job.
+fn services_of(job: &BatchJob) -> String {
+    match job.spec.routes {
+        Some(_) => job.spec.services().join(", "),
+        None => service_of(job),
+    }
 }
 
 /// Which job it is, and how it is.

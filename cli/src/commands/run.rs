@@ -163,9 +163,17 @@ pub async fn work_off(
         board.close(&ended).await;
     }
     tell(&means, &loaded.job, &ended).await;
-    let took = started.elapsed();
-    let (manifest, end) = match ended? {
-        RunEnd::Finished(manifest) => (manifest, End::Finished(took)),
+    let Some((manifest, end)) = end(ended?, started.elapsed(), again) else {
+        report::stopped(again, output);
+        return Ok(exit::INTERRUPTED.into());
+    };
+    report::finished(&stores, &loaded, &manifest, output, end).await
+}
+
+/// What is reported of a run that came to its end after `took`; nothing of one that was stopped.
+fn end(ended: RunEnd, took: Duration, again: &str) -> Option<(Box<Manifest>, End)> {
+    match ended {
+        RunEnd::Finished(manifest) => Some((manifest, End::Finished(took))),
         RunEnd::GivenUp(give_up, manifest) => {
             let again = Invocation::new().command(again);
             let end = End::GivenUp {
@@ -173,14 +181,10 @@ pub async fn work_off(
                 took,
                 again,
             };
-            (manifest, end)
+            Some((manifest, end))
         }
-        RunEnd::Stopped => {
-            report::stopped(again, output);
-            return Ok(exit::INTERRUPTED.into());
-        }
-    };
-    report::finished(&stores, &loaded, &manifest, output, end).await
+        RunEnd::Stopped => None,
+    }
 }
 
 /// Says how a job ended that was finished before, unless its input is another one now.

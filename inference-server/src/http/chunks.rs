@@ -1,11 +1,6 @@
 //! `POST /v1/chunks`: cuts a worker's long texts into chunks, in MessagePack. Runs no model.
 
-use std::{
-    collections::BTreeSet,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
@@ -15,7 +10,6 @@ use axum::{
 use http::header::CONTENT_TYPE;
 use millrace_models::chunks::{Ruler, cut};
 use millrace_protocol::{
-    chunk::{Chunk, ChunkLimits},
     row::{RowError, RowErrorCode},
     wire::{ChunksOfText, ChunksReply, ChunksRequest, ROWS_CONTENT_TYPE},
 };
@@ -26,7 +20,7 @@ use crate::{
         body,
         error::ApiError,
     },
-    inference::Inference,
+    inference::{Inference, guarded},
 };
 
 /// Cuts every text into chunks that are short enough for every model named.
@@ -64,7 +58,7 @@ pub async fn chunks(
         let texts = texts.iter();
         let texts = texts.map(|text| {
             let cut = match Instant::now() < deadline {
-                true => guarded(text, &chunk_limits, &rulers),
+                true => guarded(|| cut(text, &chunk_limits, &rulers)),
                 false => Err(late()),
             };
             cut.map_or_else(ChunksOfText::Err, ChunksOfText::Ok)
@@ -76,16 +70,6 @@ pub async fn chunks(
     let reply = ChunksReply { texts };
     let bytes = rmp_serde::to_vec_named(&reply).expect("a reply always has a MessagePack form");
     Ok(([(CONTENT_TYPE, ROWS_CONTENT_TYPE)], bytes).into_response())
-}
-
-/// Cuts a text; one that its tokeniser panics on costs no other.
-fn guarded(
-    text: &str,
-    limits: &ChunkLimits,
-    rulers: &[&dyn Ruler],
-) -> Result<Vec<Chunk>, RowError> {
-    let cutting = catch_unwind(AssertUnwindSafe(|| cut(text, limits, rulers)));
-    cutting.unwrap_or_else(|_| Err(failed("the tokenizer failed on the text")))
 }
 
 /// The server is busy, and no text is to blame.

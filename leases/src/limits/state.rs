@@ -194,15 +194,7 @@ impl State {
             let until_ms = now_ms + pause.as_millis() as u64;
             self.paused_until_ms = self.paused_until_ms.max(until_ms);
         }
-        // An API that answers and says nothing of it is another one, or has it no more.
-        let before = match verdict {
-            Verdict::Fine => Allowed::default(),
-            Verdict::Nothing | Verdict::TooMuch => self.allowed,
-        };
-        self.allowed = Allowed {
-            requests: allowed.requests.or(before.requests),
-            tokens: allowed.tokens.or(before.tokens),
-        };
+        self.believe(*allowed, *verdict);
         match verdict {
             Verdict::Nothing => {}
             Verdict::Fine => {
@@ -216,6 +208,19 @@ impl State {
             }
             Verdict::TooMuch => self.cut(at_ms, *concurrency, now_ms),
         }
+    }
+
+    /// Believes what the API said of itself with a call that ended so.
+    fn believe(&mut self, allowed: Allowed, verdict: Verdict) {
+        // An API that answers and says nothing of it is another one, or has it no more.
+        let before = match verdict {
+            Verdict::Fine => Allowed::default(),
+            Verdict::Nothing | Verdict::TooMuch => self.allowed,
+        };
+        self.allowed = Allowed {
+            requests: allowed.requests.or(before.requests),
+            tokens: allowed.tokens.or(before.tokens),
+        };
     }
 
     /// The API answered: where there were fewer calls at one time than may be, there may be more.

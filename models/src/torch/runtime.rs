@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Once;
 
 use super::error::{first_line, is_device_lost, is_out_of_memory};
-use crate::backend::{BackendError, PackedBatch};
+use crate::backend::{BackendError, MODEL_PANICKED, PackedBatch};
 
 /// How the engine's threads are shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +57,6 @@ pub fn keep_freed_memory() {
     ONCE.call_once(|| {});
 }
 
-/// What is said of a panic.
-const PANICKED: &str = "the model panicked; the server's log names the place";
-
 /// Runs `compute` on the calling thread as libtorch should be run: without gradients, with
 /// `threads` threads, and with panics and libtorch's exceptions turned into errors.
 pub fn guarded<T>(
@@ -80,7 +77,7 @@ pub fn guarded<T>(
         // A panic of tch holds what libtorch said; any other may quote the text.
         Err(payload) => match words_of(&*payload) {
             words if is_out_of_memory(words) || is_device_lost(words) => words.to_owned(),
-            _ => PANICKED.to_owned(),
+            _ => MODEL_PANICKED.to_owned(),
         },
     };
     if is_out_of_memory(&message) {
@@ -139,7 +136,7 @@ mod tests {
         let batch = PackedBatch::pack([[1_u32, 2].as_slice()]);
         let threads = Threads::share(1);
         let panicked = guarded(threads, &batch, || -> Result<(), _> { panic!("shape") });
-        assert!(matches!(panicked, Err(BackendError::Failed(text)) if text == PANICKED));
+        assert!(matches!(panicked, Err(BackendError::Failed(text)) if text == MODEL_PANICKED));
         let starved = guarded(threads, &batch, || -> Result<(), _> {
             Err(tch::TchError::Torch(
                 "CUDA out of memory. Tried to …".into(),

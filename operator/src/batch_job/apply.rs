@@ -54,11 +54,9 @@ pub async fn apply(
             .map_err(VisitError::Apply)?;
     }
     if let Some(service) = own_service(job, phase) {
-        ctx.of_job(job)
-            .children
-            .apply(&ctx.client, &namespace, service)
-            .await
-            .map_err(VisitError::Apply)?;
+        let children = &ctx.of_job(job).children;
+        let applied = children.apply(&ctx.client, &namespace, service).await;
+        applied.map_err(VisitError::Apply)?;
     }
     if matches!(
         phase,
@@ -179,7 +177,7 @@ async fn tell(
 ) -> Result<(), VisitError> {
     let (of_job, is_missing) = (ctx.of_job(job), seen.service.is_none());
     // Nothing is remembered of a service that is missing, so that each time would be another connection.
-    if is_missing && of_job.was_withdrawn() {
+    if is_missing && of_job.was_withdrawn.is_set() {
         return Ok(());
     }
     let namespace = job.namespace().unwrap_or_default();
@@ -200,7 +198,7 @@ async fn tell(
         (Workers::Work, None) | (Workers::Rest, _) => registry.remove(&job.name_any()).await,
     };
     let is_told = unless_away(told)?.is_some();
-    of_job.note_withdrawn(is_missing && is_told);
+    of_job.was_withdrawn.set(is_missing && is_told);
     Ok(())
 }
 
@@ -254,7 +252,7 @@ mod tests {
             ..seen(Step::Absent, Step::Absent, None)
         };
         tell(&ctx, &job, &seen, Workers::Rest).await.unwrap();
-        let is_withdrawn = ctx.of_job(&job).was_withdrawn();
+        let is_withdrawn = ctx.of_job(&job).was_withdrawn.is_set();
         assert!(!is_withdrawn, "Redis was away");
 
         let listener = redis.listen(16).unwrap();

@@ -96,7 +96,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     let MadeStep {
         step,
         run,
-        give_up,
+        give_up: _,
         checked,
     } = made;
     let name = job.name_any();
@@ -107,24 +107,10 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
     let mut volumes = vec![manifest_volume];
     let mut mounts =
         vec![json!({"name": "manifests", "mountPath": pods::MANIFESTS, "readOnly": true})];
-    let leases = leases_secret(&checked.service.name_any());
-    let mut variables = pods::lease_variables(options, &leases);
-    if let Some(give_up) = give_up {
-        variables.push(json!({"name": "MILLRACE_GIVE_UP", "value": give_up.of_shards()}));
-        variables.push(json!({"name": "MILLRACE_GIVE_UP_REASON", "value": give_up.reason()}));
-    }
-    variables.extend(pods::store_variables(options));
-    variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
-    variables.extend(pods::telemetry_variables(options));
-    variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
     for secret in secrets(job, step) {
         let (volume, mount) = pods::credentials(secret);
         volumes.push(volume);
         mounts.push(mount);
-    }
-    if let Some(secret) = &job.spec.credentials {
-        let folder = format!("{}/{}", pods::SECRETS, secret.name);
-        variables.push(json!({"name": "MILLRACE_CREDENTIALS", "value": folder}));
     }
     let compares = *step == "plan" && job.spec.incremental.is_some();
     if compares || job.spec.dedup.is_some() {
@@ -141,7 +127,7 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
         "image": options.worker_image,
         "imagePullPolicy": options.image_pull_policy,
         "args": [step, "-f", format!("{}/{MANIFESTS_KEY}", pods::MANIFESTS)],
-        "env": variables,
+        "env": step_variables(job, made, options),
         "resources": pods::resources(&template.step_resources, usual),
         "securityContext": pods::container_security(),
         "volumeMounts": mounts,
@@ -156,6 +142,31 @@ pub fn step(job: &BatchJob, made: &MadeStep, options: &Options) -> Job {
             "template": step_template(job, step, template, &container, &volumes),
         },
     }))
+}
+
+/// What the program of a step is told by its environment.
+fn step_variables(job: &BatchJob, made: &MadeStep, options: &Options) -> Vec<Value> {
+    let MadeStep {
+        step: _,
+        run: _,
+        give_up,
+        checked,
+    } = made;
+    let leases = leases_secret(&checked.service.name_any());
+    let mut variables = pods::lease_variables(options, &leases);
+    if let Some(give_up) = give_up {
+        variables.push(json!({"name": "MILLRACE_GIVE_UP", "value": give_up.of_shards()}));
+        variables.push(json!({"name": "MILLRACE_GIVE_UP_REASON", "value": give_up.reason()}));
+    }
+    variables.extend(pods::store_variables(options));
+    variables.push(json!({"name": "MILLRACE_REPORT", "value": "/dev/termination-log"}));
+    variables.extend(pods::telemetry_variables(options));
+    variables.push(json!({"name": "MILLRACE_SECRETS", "value": pods::SECRETS}));
+    if let Some(secret) = &job.spec.credentials {
+        let folder = format!("{}/{}", pods::SECRETS, secret.name);
+        variables.push(json!({"name": "MILLRACE_CREDENTIALS", "value": folder}));
+    }
+    variables
 }
 
 /// The pod template of a step: it runs once.

@@ -70,20 +70,8 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
         return Err(Refused::service_not_found(job, &named));
     };
     let others = routes::others(job, service, &seen.others)?;
-    for (index, step) in spec.steps.iter().flatten().enumerate() {
-        for service in [service].into_iter().chain(&others) {
-            let models = || service.spec.model_names();
-            let Some(named) = &step.model else {
-                continue;
-            };
-            if !models().any(|model| model == named) {
-                let known = models().collect::<Vec<_>>().join(", ");
-                let message = format!(
-                    "spec.steps[{index}].model: the service has no model {named:?}; it has {known}"
-                );
-                return refused("UnknownModel", message);
-            }
-        }
+    if let Some(message) = unknown_model(job, service, &others) {
+        return refused("UnknownModel", message);
     }
     if let Some(field) = job.local_paths().first() {
         // A file would be one of the worker's own pod, such as a Secret that is mounted there.
@@ -121,4 +109,27 @@ pub fn check(job: &BatchJob, seen: &Seen) -> Result<Checked, Refused> {
         service: service.clone(),
         others,
     })
+}
+
+/// What is wrong where a step names a model that one of the job's services has not.
+fn unknown_model(
+    job: &BatchJob,
+    service: &InferenceService,
+    others: &[InferenceService],
+) -> Option<String> {
+    for (index, step) in job.spec.steps.iter().flatten().enumerate() {
+        for service in [service].into_iter().chain(others) {
+            let models = || service.spec.model_names();
+            let Some(named) = &step.model else {
+                continue;
+            };
+            if !models().any(|model| model == named) {
+                let known = models().collect::<Vec<_>>().join(", ");
+                return Some(format!(
+                    "spec.steps[{index}].model: the service has no model {named:?}; it has {known}"
+                ));
+            }
+        }
+    }
+    None
 }

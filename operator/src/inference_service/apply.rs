@@ -1,7 +1,7 @@
 //! Brings about what was decided.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use millrace_crds::InferenceService;
@@ -47,8 +47,6 @@ pub async fn apply(
             deployment: Err(refused),
         });
     }
-    let of_service = ctx.of_service(&namespace, &name);
-    let (client, children) = (&ctx.client, &of_service.children);
     ctx.leases.admit(&namespace).await?;
     let cache = ctx.cache.as_ref().filter(|_| service.spec.cache.enabled);
     if let Some(cache) = cache
@@ -60,41 +58,8 @@ pub async fn apply(
     let cache_url = cache.map(|cache| cache.url(&namespace));
     let leases_url = ctx.leases.url(&namespace);
     let leases = build::leases_secret(service, &leases_url, cache_url.as_deref());
-    let made = async {
-        children
-            .apply(client, &namespace, build::config_map(service))
-            .await?;
-        let is_missed = seen.is_leases_secret_missed;
-        of_service
-            .secret
-            .apply(client, &namespace, leases, is_missed)
-            .await?;
-        children
-            .apply(client, &namespace, build::kube_service(service))
-            .await?;
-        children
-            .apply(client, &namespace, build::disruption_budget(service))
-            .await?;
-        let policy = build::network_policy(service, &ctx.options);
-        children.apply(client, &namespace, policy).await?;
-        let replicas = match scale.mode {
-            AutoscalingMode::Backlog => {
-                of_service.note_replicas_left(false);
-                Some(scale.replicas)
-            }
-            AutoscalingMode::External => {
-                if !of_service.are_replicas_left() {
-                    leave_replicas(client, &namespace, &inference(&name)).await?;
-                    of_service.note_replicas_left(true);
-                }
-                None
-            }
-        };
-        price(ctx, &seen.pods, &scale.in_hand).await?;
-        let deployment = build::deployment(service, replicas, &ctx.options);
-        children.apply(client, &namespace, deployment).await
-    };
-    let deployment = match made.await.map_err(VisitError::Apply) {
+    let made = make(ctx, service, seen, scale, leases).await;
+    let deployment = match made.map_err(VisitError::Apply) {
         Err(ref error) if let Some(why) = error.rejection() => Err(Refused {
             reason: REJECTED,
             message: why.to_owned(),
@@ -102,6 +67,52 @@ pub async fn apply(
         made => Ok(made?),
     };
     Ok(Applied { deployment })
+}
+
+/// Makes the service's objects, of which `leases` is the Secret that its pods have the leases from.
+async fn make(
+    ctx: &Context,
+    service: &InferenceService,
+    seen: &Seen,
+    scale: &Scale,
+    leases: Secret,
+) -> Result<Deployment, kube::Error> {
+    let namespace = service.namespace().unwrap_or_default();
+    let name = service.name_any();
+    let of_service = ctx.of_service(&namespace, &name);
+    let (client, children) = (&ctx.client, &of_service.children);
+    children
+        .apply(client, &namespace, build::config_map(service))
+        .await?;
+    let is_missed = seen.is_leases_secret_missed;
+    of_service
+        .secret
+        .apply(client, &namespace, leases, is_missed)
+        .await?;
+    children
+        .apply(client, &namespace, build::kube_service(service))
+        .await?;
+    children
+        .apply(client, &namespace, build::disruption_budget(service))
+        .await?;
+    let policy = build::network_policy(service, &ctx.options);
+    children.apply(client, &namespace, policy).await?;
+    let replicas = match scale.mode {
+        AutoscalingMode::Backlog => {
+            of_service.are_replicas_left.set(false);
+            Some(scale.replicas)
+        }
+        AutoscalingMode::External => {
+            if !of_service.are_replicas_left.is_set() {
+                leave_replicas(client, &namespace, &inference(&name)).await?;
+                of_service.are_replicas_left.set(true);
+            }
+            None
+        }
+    };
+    price(ctx, &seen.pods, &scale.in_hand).await?;
+    let deployment = build::deployment(service, replicas, &ctx.options);
+    children.apply(client, &namespace, deployment).await
 }
 
 /// Marks each pod with the shards that it holds, so that those with the least go first when there are

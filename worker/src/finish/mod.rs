@@ -105,34 +105,18 @@ pub async fn finish(
     };
     let settled = receipts::settled(plan, &committed, earlier.as_ref());
     let paid_besides = receipts::paid_by_arms(output, plan.run, &settled).await?;
-    let (live, mut failed, missing) = cover(plan, committed, given_up);
-    match give_up {
-        None if !missing.is_empty() => {
-            let missing = next_of(plan, missing);
-            if plan.shards[missing[0] as usize].is_of_duplicates() {
-                let live = over_earlier(earlier, plan.run, live);
-                let found = copies::find(output, plan, &live, &missing).await;
-                found.map_err(Box::new)?;
-            }
-            return Ok(Finish::Incomplete(missing));
+    let (live, failed, missing) = cover(plan, committed, given_up, give_up);
+    if !missing.is_empty() {
+        let missing = next_of(plan, missing);
+        if plan.shards[missing[0] as usize].is_of_duplicates() {
+            let live = over_earlier(earlier, plan.run, live);
+            let found = copies::find(output, plan, &live, &missing).await;
+            found.map_err(Box::new)?;
         }
-        None => {}
-        Some(reason) => {
-            failed.extend(missing.into_iter().map(|shard| FailedShard {
-                shard,
-                range: plan.shards[shard as usize],
-                error: reason.to_owned(),
-            }));
-            failed.sort_unstable_by_key(|failed| failed.shard);
-        }
+        return Ok(Finish::Incomplete(missing));
     }
-    if failed.is_empty() {
-        receipts::discard_all(output, plan.run).await;
-        // A worker that was thought dead may still commit a shard that was given up.
-        sweep::sweep(output, job.output.uri.starts_with("file://"), plan, &live).await?;
-    }
-    // One that has not uploaded all of its part yet commits nothing after this.
-    sweep::abort_uploads(output, plan.run).await;
+    let is_local = job.output.uri.starts_with("file://");
+    clean_up(output, is_local, plan, &live, failed.is_empty()).await?;
     let difference = match &plan.carried {
         Some(carried) => Some(difference(&carried.difference, &live)),
         None => earlier.as_ref().and_then(|it| it.difference.clone()),
@@ -158,6 +142,24 @@ pub async fn finish(
     let manifest = manifest(job, plan, ended);
     write(output, &manifest).await?;
     Ok(Finish::Finished(Box::new(manifest)))
+}
+
+/// Removes what no live part needs; most of it stays where shards were given up.
+async fn clean_up(
+    output: &Location,
+    is_local: bool,
+    plan: &Plan,
+    live: &[LivePart],
+    is_complete: bool,
+) -> Result<(), FinishError> {
+    if is_complete {
+        receipts::discard_all(output, plan.run).await;
+        // A worker that was thought dead may still commit a shard that was given up.
+        sweep::sweep(output, is_local, plan, live).await?;
+    }
+    // One that has not uploaded all of its part yet commits nothing after this.
+    sweep::abort_uploads(output, plan.run).await;
+    Ok(())
 }
 
 /// What a manifest says that neither job nor plan say.
@@ -281,20 +283,21 @@ async fn write(output: &Location, manifest: &Manifest) -> Result<(), FinishError
     Ok(())
 }
 
-/// Splits the plan into shards with a commit, shards given up, and shards that are neither. A
-/// commit counts even where the lease store gave its shard up.
+/// Splits the plan into shards with a commit, shards given up, and shards that are neither, of which there
+/// is none if all others are given up. A commit counts even where the lease store gave its shard up.
 fn cover(
     plan: &Plan,
     committed: Vec<Commit>,
     given_up: &[DeadLetter],
+    give_up: Option<&str>,
 ) -> (Vec<LivePart>, Vec<FailedShard>, Vec<ShardIndex>) {
     let mut committed: HashMap<ShardIndex, Commit> = committed
         .into_iter()
         .map(|commit| (commit.shard, commit))
         .collect();
-    let given_up: HashMap<ShardIndex, &DeadLetter> = given_up
+    let given_up: HashMap<ShardIndex, &str> = given_up
         .iter()
-        .map(|letter| (letter.shard, letter))
+        .map(|letter| (letter.shard, letter.error.as_str()))
         .collect();
     let (mut live, mut failed, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     for (shard, &range) in (0..).zip(&plan.shards) {
@@ -304,11 +307,11 @@ fn cover(
                 range,
                 commit,
             });
-        } else if let Some(letter) = given_up.get(&shard) {
+        } else if let Some(error) = given_up.get(&shard).copied().or(give_up) {
             failed.push(FailedShard {
                 shard,
                 range,
-                error: letter.error.clone(),
+                error: error.to_owned(),
             });
         } else {
             missing.push(shard);
@@ -420,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_shard_is_live_or_failed_or_missing() {
-        let (live, failed, missing) = cover(&plan(3), vec![commit(0, "x")], &[letter(2)]);
+        let (live, failed, missing) = cover(&plan(3), vec![commit(0, "x")], &[letter(2)], None);
         assert_eq!(
             live.iter()
                 .map(|part| part.commit.shard)
@@ -435,8 +438,26 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_is_given_up_misses_no_shard() {
+        let give_up = Some("the deadline passed");
+        let committed = vec![commit(1, "x")];
+        let (live, failed, missing) = cover(&plan(4), committed, &[letter(2)], give_up);
+        let failed: Vec<_> = failed
+            .iter()
+            .map(|failed| (failed.shard, failed.error.as_str()))
+            .collect();
+        let expected = [
+            (0, "the deadline passed"),
+            (2, "no"),
+            (3, "the deadline passed"),
+        ];
+        assert_eq!(failed, expected);
+        assert_eq!((live.len(), missing), (1, vec![]));
+    }
+
+    #[test]
     fn a_commit_is_believed_before_a_dead_letter() {
-        let (live, failed, missing) = cover(&plan(1), vec![commit(0, "x")], &[letter(0)]);
+        let (live, failed, missing) = cover(&plan(1), vec![commit(0, "x")], &[letter(0)], None);
         assert_eq!((live.len(), failed.len(), missing.len()), (1, 0, 0));
     }
 
@@ -452,6 +473,7 @@ mod tests {
             &plan(3),
             vec![commit(0, "x"), commit(1, "y"), commit(2, "x")],
             &[],
+            None,
         );
         let digests: Vec<_> = models(&live)
             .into_iter()

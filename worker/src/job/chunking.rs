@@ -98,37 +98,15 @@ pub fn chunking(
     let of_step = |index: usize| joins.get(index).copied().flatten().unwrap_or(*join);
     let is_own = |index: usize| joins.get(index).is_some_and(Option::is_some);
     for (index, step) in steps.iter().enumerate() {
-        let join = of_step(index);
-        let (name, answers) = (&step.name, answers(step, service));
-        let is_joined = match join {
-            ChunkJoin::List => true,
-            ChunkJoin::Mean => answers != AnswerKind::Other,
-            ChunkJoin::Max => answers == AnswerKind::Scores,
-        };
-        if !is_joined {
-            let takes = match join {
-                ChunkJoin::Max => "for the scores of labels",
-                ChunkJoin::List | ChunkJoin::Mean => "for vectors and the scores of labels",
-            };
-            let message = format!(
-                "{join:?} is {takes}, and step {name:?} answers otherwise; give it join: List"
-            );
+        if let Some(message) = not_joined(of_step(index), step, service) {
             let field = match is_own(index) {
                 true => format!("steps[{index}].join"),
                 false => "input.chunking.join".to_owned(),
             };
             return Err(refused(&field, message));
         }
-        if let Some(template) = step.template() {
-            let prompts = Prompts::new([Some(template)], text_field);
-            let named = prompts.map(|prompts| prompts.fields());
-            if !named.is_ok_and(|named| named.iter().any(|name| name == text_field)) {
-                let message = format!(
-                    "the prompt of step {name:?} does not name the text, {text_field:?}, and would say \
-                     the same of all its chunks; name it, or remove chunking"
-                );
-                return Err(refused("input.chunking", message));
-            }
+        if let Some(message) = says_the_same(step, text_field) {
+            return Err(refused("input.chunking", message));
         }
     }
     Ok(Chunking {
@@ -141,6 +119,40 @@ pub fn chunking(
         },
         joins: (0..steps.len()).map(of_step).collect(),
     })
+}
+
+/// What is wrong where what a step answers cannot be joined like this.
+fn not_joined(join: ChunkJoin, step: &Step, service: &InferenceService) -> Option<String> {
+    let (name, answers) = (&step.name, answers(step, service));
+    let is_joined = match join {
+        ChunkJoin::List => true,
+        ChunkJoin::Mean => answers != AnswerKind::Other,
+        ChunkJoin::Max => answers == AnswerKind::Scores,
+    };
+    if is_joined {
+        return None;
+    }
+    let takes = match join {
+        ChunkJoin::Max => "for the scores of labels",
+        ChunkJoin::List | ChunkJoin::Mean => "for vectors and the scores of labels",
+    };
+    Some(format!(
+        "{join:?} is {takes}, and step {name:?} answers otherwise; give it join: List"
+    ))
+}
+
+/// What is wrong where the prompt of a step says the same of all chunks.
+fn says_the_same(step: &Step, text_field: &str) -> Option<String> {
+    let prompts = Prompts::new([Some(step.template()?)], text_field);
+    let named = prompts.map(|prompts| prompts.fields());
+    if named.is_ok_and(|named| named.iter().any(|name| name == text_field)) {
+        return None;
+    }
+    let name = &step.name;
+    Some(format!(
+        "the prompt of step {name:?} does not name the text, {text_field:?}, and would say the same \
+         of all its chunks; name it, or remove chunking"
+    ))
 }
 
 fn answers(step: &Step, service: &InferenceService) -> AnswerKind {

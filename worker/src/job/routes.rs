@@ -281,15 +281,17 @@ pub fn routing(
             escalate,
         });
     }
-    let whens = routing
-        .routes
-        .iter()
-        .filter_map(|route| route.when.as_ref());
-    let fields: BTreeSet<&String> = whens.flat_map(Expression::fields).collect();
-    routing.fields = fields.into_iter().cloned().collect();
+    routing.fields = fields(&routing.routes);
     unreachable_route(routes)?;
     one_server(&routing)?;
     Ok(routing)
+}
+
+/// The fields of rows that conditions name, each once.
+fn fields(routes: &[Route]) -> Vec<String> {
+    let whens = routes.iter().filter_map(|route| route.when.as_ref());
+    let fields: BTreeSet<&String> = whens.flat_map(Expression::fields).collect();
+    fields.into_iter().cloned().collect()
 }
 
 /// The manifest of a service that answers.

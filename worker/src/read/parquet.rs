@@ -7,7 +7,7 @@
 use std::{borrow::Cow, collections::VecDeque, ops::Range, sync::Arc};
 
 use arrow_array::{Array, RecordBatch, StringViewArray, cast::AsArray, new_empty_array};
-use arrow_json::writer::{EncoderOptions, make_encoder};
+use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 use arrow_schema::{DataType, Field, FieldRef, Schema};
 use millrace_protocol::row::{Place, ReadRow, RowError, RowErrorCode};
 use parquet::{
@@ -322,14 +322,6 @@ fn hand_over(
     let texts: &StringViewArray = batch
         .column(schema.index_of(&wanted.text)?)
         .as_string_view();
-    let encode = |encoder: &mut arrow_json::writer::NullableEncoder<'_>, index: usize| {
-        let mut json = Vec::new();
-        match encoder.is_null(index) {
-            true => json.extend_from_slice(b"null"),
-            false => encoder.encode(index, &mut json),
-        }
-        String::from_utf8(json).unwrap_or_else(|_| "null".into())
-    };
     let (mut chunk, mut chunk_bytes) = (Vec::new(), 0);
     for index in 0..batch.num_rows() {
         let id = id.as_mut().map(|encoder| encode(encoder, index));
@@ -356,6 +348,16 @@ fn hand_over(
         }
     }
     Ok(true)
+}
+
+/// A value of a column as JSON.
+fn encode(encoder: &mut NullableEncoder<'_>, index: usize) -> String {
+    let mut json = Vec::new();
+    match encoder.is_null(index) {
+        true => json.extend_from_slice(b"null"),
+        false => encoder.encode(index, &mut json),
+    }
+    String::from_utf8(json).unwrap_or_else(|_| "null".into())
 }
 
 /// One row of a batch.

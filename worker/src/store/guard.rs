@@ -44,6 +44,20 @@ pub struct Forbidden {
     variable: &'static str,
 }
 
+/// Why a URL cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// It is none.
+    #[error(transparent)]
+    Url(#[from] url::ParseError),
+    /// It names an address that may not be reached.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// The client could not be made from its settings.
+    #[error(transparent)]
+    Client(#[from] reqwest::Error),
+}
+
 /// Which addresses may be reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -92,13 +106,14 @@ impl HttpConnector for Guard {
 }
 
 /// A client for `url`, which its user names, that reaches no service of the machine's own link, and in a
-/// pod none within it, unless that is allowed. What is wrong is said in words.
+/// pod none within it, unless that is allowed.
 pub fn guarded(
     client: reqwest::ClientBuilder,
     url: &str,
     link_local: LinkLocal,
-) -> Result<reqwest::ClientBuilder, String> {
-    Rules::from_env(link_local).guard(client, url)
+) -> Result<reqwest::Client, GuardError> {
+    let client = Rules::from_env(link_local).guard(client, url)?;
+    Ok(client.build()?)
 }
 
 /// Looks at the addresses that URLs name themselves, which no resolver sees.
@@ -147,11 +162,9 @@ impl Rules {
         }
     }
 
-    /// Refuses a URL whose host is an address that may not be reached. What is wrong is said in words.
-    pub fn check(self, url: &str) -> Result<(), String> {
-        let url = Url::parse(url).map_err(|error| error.to_string())?;
-        let permitted = self.literal(&url);
-        permitted.map_err(|forbidden| forbidden.to_string())
+    /// Refuses a URL whose host is an address that may not be reached.
+    pub fn check(self, url: &str) -> Result<(), GuardError> {
+        Ok(self.literal(&Url::parse(url)?)?)
     }
 
     /// A client for `url` that reaches nothing else either, whatever names lead to.
@@ -159,7 +172,7 @@ impl Rules {
         self,
         client: reqwest::ClientBuilder,
         url: &str,
-    ) -> Result<reqwest::ClientBuilder, String> {
+    ) -> Result<reqwest::ClientBuilder, GuardError> {
         if self.allow_all() {
             return Ok(client);
         }

@@ -31,6 +31,7 @@ use bucket::Bucket;
 pub(crate) use guard::{Rules, guarded};
 
 pub use error::{StoreError, StoreFailure};
+pub use guard::{Forbidden, GuardError};
 pub use object::{Created, create, exists, probe_create_only, read, read_range, replace};
 pub(crate) use ranges::{RangeError, StoredObject};
 pub use uploads::Uploads;

@@ -172,7 +172,6 @@ impl Lines {
         let outcome = outcome.expect("every row of a window is answered");
         match outcome.and_then(|ending| finite(steps, ending)) {
             Ok(ending) => {
-                let start = self.results.len();
                 let line = Line {
                     id: id.as_deref(),
                     position: PositionRef { file, place },
@@ -185,10 +184,9 @@ impl Lines {
                     duplicate_of: duplicate_of.as_ref(),
                     input: input.as_deref(),
                 };
-                push(&mut self.results, &line);
-                let end = self.results.len() - 1;
+                let range = push(&mut self.results, &line);
                 if is_answered_itself {
-                    self.answered.push((content, start..end));
+                    self.answered.push((content, range));
                 }
                 self.rows.succeeded += 1;
             }
@@ -197,8 +195,7 @@ impl Lines {
                     file: file.to_owned(),
                     place,
                 };
-                let start = self.errors.len();
-                push(
+                let range = push(
                     &mut self.errors,
                     &ErrorLine {
                         id,
@@ -209,9 +206,8 @@ impl Lines {
                         duplicate_of,
                     },
                 );
-                let end = self.errors.len() - 1;
                 if is_answered_itself {
-                    self.refused.push((content, start..end));
+                    self.refused.push((content, range));
                 }
                 self.rows.failed += 1;
             }
@@ -280,9 +276,13 @@ fn finite(steps: &[Step], ending: Ending) -> Result<Ending, RowError> {
     }
 }
 
-fn push(lines: &mut Vec<u8>, line: &impl Serialize) {
+/// Adds a line. Returns where it stands, without its newline.
+fn push(lines: &mut Vec<u8>, line: &impl Serialize) -> Range<usize> {
+    let start = lines.len();
     serde_json::to_writer(&mut *lines, line).expect("a line always serialises into memory");
+    let end = lines.len();
     lines.push(b'\n');
+    start..end
 }
 
 /// [`millrace_protocol::result::ResultLine`], borrowed, so that no vector is copied.

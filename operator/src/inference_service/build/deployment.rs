@@ -35,29 +35,13 @@ pub fn deployment(
     let name = service.name_any();
     let template = &service.spec.template;
     let secrets = secret::mounted(service);
-    let worker = worker(service, options);
     let computes = computes::Given::of(template);
     let requests = requests::Given::of(service, options);
-    let (mut volumes, init_containers, containers) = match &service.spec.runtime {
-        None if service.spec.remote.is_some() => {
-            let worker = remote::alone(worker, &computes);
-            (Vec::new(), Vec::new(), vec![worker])
-        }
-        None => (
-            vec![
-                json!({"name": "run", "emptyDir": {}}),
-                model_cache::volume(service.spec.model_cache.as_ref()),
-                json!({"name": "service", "configMap": {"name": child(&name, "service")}}),
-            ],
-            vec![fetcher(template, &secrets, options), worker],
-            vec![server(options, &computes, &requests)],
-        ),
-        Some(runtime) => (
-            runtime::volumes(),
-            vec![worker],
-            vec![runtime::server(runtime, &computes)],
-        ),
-    };
+    let Programs {
+        mut volumes,
+        init_containers,
+        containers,
+    } = programs(service, &secrets, &computes, &requests, options);
     volumes.extend(
         secrets
             .iter()
@@ -94,6 +78,49 @@ pub fn deployment(
             },
         },
     }))
+}
+
+/// What runs in a pod, and the volumes that it needs whatever the service asks for.
+struct Programs {
+    volumes: Vec<Value>,
+    init_containers: Vec<Value>,
+    containers: Vec<Value>,
+}
+
+/// The worker, and the server beside it if there is one.
+fn programs(
+    service: &InferenceService,
+    secrets: &BTreeSet<SecretRef>,
+    computes: &computes::Given,
+    requests: &requests::Given,
+    options: &Options,
+) -> Programs {
+    let worker = worker(service, options);
+    match &service.spec.runtime {
+        None if service.spec.remote.is_some() => Programs {
+            volumes: Vec::new(),
+            init_containers: Vec::new(),
+            containers: vec![remote::alone(worker, computes)],
+        },
+        None => {
+            let config_map = child(&service.name_any(), "service");
+            let fetcher = fetcher(&service.spec.template, secrets, options);
+            Programs {
+                volumes: vec![
+                    json!({"name": "run", "emptyDir": {}}),
+                    model_cache::volume(service.spec.model_cache.as_ref()),
+                    json!({"name": "service", "configMap": {"name": config_map}}),
+                ],
+                init_containers: vec![fetcher, worker],
+                containers: vec![server(options, computes, requests)],
+            }
+        }
+        Some(runtime) => Programs {
+            volumes: runtime::volumes(),
+            init_containers: vec![worker],
+            containers: vec![runtime::server(runtime, computes)],
+        },
+    }
 }
 
 /// Servers read their manifest once, so other models make other pods.

@@ -146,14 +146,6 @@ impl Caller {
         receipts: ReceiptsOf<'_>,
         tell: impl Fn(Tally),
     ) -> Result<Answered, SubmitError> {
-        let ended = |succeeded, failed| Tally {
-            rows: Rows {
-                succeeded,
-                failed,
-                skipped: 0,
-            },
-            ..Tally::default()
-        };
         let mut outcomes: Vec<RowOutcome> = rows.iter().map(|_| Ok(Vec::new())).collect();
         let mut taken = Tally::default();
         for (step, Step { name, .. }) in self.steps.iter().enumerate() {
@@ -280,6 +272,18 @@ impl Caller {
 
     fn guess(&self) -> std::sync::MutexGuard<'_, Guess> {
         self.guess.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Rows that ended, of which nothing was taken.
+fn ended(succeeded: u64, failed: u64) -> Tally {
+    Tally {
+        rows: Rows {
+            succeeded,
+            failed,
+            skipped: 0,
+        },
+        ..Tally::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use millrace_leases::limits::{Allowed, Verdict};
+use millrace_leases::limits::Verdict;
 use millrace_protocol::cost::Cost;
 use millrace_protocol::row::{RowError, RowErrorCode};
 use millrace_protocol::tally::Tally;
@@ -400,10 +400,7 @@ fn heard(hints: &Hints, since: Duration) -> Heard {
     Heard {
         verdict: Verdict::Nothing,
         pause: exhausted.filter(|pause| !pause.is_zero()),
-        allowed: Allowed {
-            requests: hints.requests_max,
-            tokens: hints.tokens_max,
-        },
+        allowed: hints.allowed,
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, header};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
+use millrace_leases::limits::Allowed;
 
 /// Longest that an API is believed to need.
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -16,10 +17,8 @@ pub struct Hints {
     pub retry_after: Option<Duration>,
     /// How long from the moment of asking on nothing more is let in.
     pub exhausted: Option<Duration>,
-    /// Most requests that it lets in.
-    pub requests_max: Option<u64>,
-    /// Most tokens that it lets in.
-    pub tokens_max: Option<u64>,
+    /// What it lets in in a minute.
+    pub allowed: Allowed,
 }
 
 impl Hints {
@@ -62,8 +61,10 @@ impl Hints {
         Self {
             retry_after,
             exhausted: exhausted("requests").max(exhausted("tokens")),
-            requests_max: most("requests"),
-            tokens_max: most("tokens"),
+            allowed: Allowed {
+                requests: most("requests"),
+                tokens: most("tokens"),
+            },
         }
     }
 }
@@ -143,7 +144,7 @@ mod tests {
     fn the_more_precise_wait_counts() {
         let both = hints(&[("retry-after", "2"), ("retry-after-ms", "1200")]);
         assert_eq!(both.retry_after, Some(Duration::from_millis(1_200)));
-        assert_eq!(both.requests_max, None);
+        assert_eq!(both.allowed, Allowed::default());
         let endless = hints(&[("retry-after", "-5")]);
         assert_eq!(endless.retry_after, None);
     }
@@ -175,6 +176,10 @@ mod tests {
             ("x-ratelimit-limit-requests", "20"),
             ("x-ratelimit-limit-tokens", "0"),
         ]);
-        assert_eq!((said.requests_max, said.tokens_max), (Some(20), None));
+        let allowed = Allowed {
+            requests: Some(20),
+            tokens: None,
+        };
+        assert_eq!(said.allowed, allowed);
     }
 }

@@ -82,9 +82,8 @@ impl Http {
             Some(file) => client.tls_certs_merge(certificates(&file)?),
             None => client,
         };
-        let client = guarded(client, &url, link_local)
-            .and_then(|client| client.build().map_err(|error| chain(&error)));
-        let client = client.map_err(ApiError::Unusable)?;
+        let client =
+            guarded(client, &url, link_local).map_err(|error| ApiError::Unusable(chain(&error)))?;
         let accepts = match spec.stream {
             true => HeaderValue::from_static(EVENT_STREAM),
             false => HeaderValue::from_static("application/json"),
