@@ -30,12 +30,15 @@ const STEP: &str = "minilm";
 /// Runs the demo. Run again, it goes on where it was, or shows what is there.
 pub fn run_demo() -> Result<()> {
     needs::check(Task::Demo)?;
+    println!(
+        "sets up, builds, embeds some 20,000 texts of this machine with a small model, and shows which are alike"
+    );
     let (libtorch, folder) = {
         let cache = Cache::open()?;
         (setup::for_running(&cache)?, prepare(&cache)?)
     };
     let environment = environment(&libtorch)?;
-    heading("building millrace (some minutes the first time)");
+    heading("building millrace (ten minutes or more the first time, on two cores)");
     run(&mut cargo(&environment, BUILD))?;
 
     let millrace = programs(&environment)?.join("millrace");
@@ -59,7 +62,11 @@ pub fn run_demo() -> Result<()> {
         bail!("the job left no results in {}", output.display());
     }
     if finished_before {
-        println!("\n{} texts were embedded by an earlier run", rows.len());
+        println!(
+            "\n{} texts were embedded by an earlier run; to see one: rm -r {}",
+            rows.len(),
+            output.display()
+        );
     } else {
         let rate = rows.len() as f64 / seconds;
         println!(

@@ -1,13 +1,14 @@
 //! The examples of the five systems, as their Kustomizations take them to a cluster. Classifiers are
 //! stand-ins of the trained ones, and the API is the stand-in of a paid one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use millrace_e2e::files::{copy, make_models, repository};
 use millrace_e2e::postgres_server::PostgresServer;
 
 use crate::api::{Api, KEY};
-use crate::cluster::turn_at_own;
+use crate::cluster::{Cluster, OF_TESTS, turn_at_own};
 use crate::tenant::{Tenant, copy_model, secret};
 
 /// The API that the examples ask in a cluster.
@@ -119,4 +120,82 @@ fn the_examples_of_the_five_systems_run_in_a_cluster() {
         })
     });
     assert_eq!(loaded, 16);
+}
+
+/// The server of the example of a bucket, in the namespace that the example expects.
+const SERVER: &str = "s3.default.svc";
+
+/// Puts what is in a folder into the example's bucket, as docs/cluster.md says.
+fn put(cluster: &Cluster, namespace: &str, from: &Path, to: &str) {
+    let mut tar = Command::new("tar");
+    let tar = tar.arg("-C").arg(from).args(["-ch", "."]);
+    let mut tar = tar.stdout(Stdio::piped()).spawn().expect("tar is there");
+    let unpack =
+        format!("busybox mkdir -p /objects/bucket/{to} && busybox tar -xC /objects/bucket/{to}");
+    let mut exec = cluster.inside("kubectl");
+    exec.args(["-n", namespace, "exec", "-i", "deployment/s3", "--"]);
+    exec.args(["busybox", "sh", "-c", &unpack]);
+    let exec = exec.stdin(tar.stdout.take().expect("it is piped"));
+    assert!(
+        exec.status().unwrap().success(),
+        "{to} is not in the bucket"
+    );
+    assert!(tar.wait().unwrap().success());
+}
+
+#[test]
+fn the_smallest_example_runs_on_the_bucket_of_the_examples() {
+    let Some(cluster) = turn_at_own("it runs a server of this machine in a pod") else {
+        return;
+    };
+    let namespace = format!("bucket-{}", std::process::id());
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\n\
+         metadata: {{name: {namespace}, labels: {{{OF_TESTS}: 'true'}}}}\n"
+    ));
+    let apply = |example: &str| {
+        let manifest = std::fs::read_to_string(repository().join("examples").join(example));
+        let manifest = manifest
+            .unwrap()
+            .replace(SERVER, &format!("s3.{namespace}.svc"));
+        let made = manifest.replace(
+            "\nmetadata:\n",
+            &format!("\nmetadata:\n  namespace: {namespace}\n"),
+        );
+        cluster.apply(&made);
+    };
+    apply("bucket/bucket.yaml");
+    let rollout = [
+        "-n",
+        &namespace,
+        "rollout",
+        "status",
+        "deployment/s3",
+        "--timeout=60s",
+    ];
+    cluster.kubectl(&rollout);
+    let models = PathBuf::from(std::env::var_os("MILLRACE_MODEL_CACHE").unwrap());
+    let model = models.join("sentence-transformers/all-MiniLM-L6-v2");
+    put(&cluster, &namespace, &model, "models/all-MiniLM-L6-v2");
+    put(
+        &cluster,
+        &namespace,
+        &repository().join("examples/embed"),
+        "rows",
+    );
+    apply("cluster/service.yaml");
+    apply("cluster/job.yaml");
+    let rows = cluster.wait(&namespace, 120, "the example is done", || {
+        let status = cluster.get(&namespace, "batchjob/embed")?["status"].clone();
+        let conditions = status["conditions"].as_array()?.clone();
+        let is_done = conditions
+            .iter()
+            .any(|it| it["type"] == "Succeeded" && it["status"] == "True");
+        is_done.then(|| status["rows"].clone())
+    });
+    cluster.kubectl(&["delete", "namespace", &namespace, "--wait=false"]);
+    assert_eq!(
+        (&rows["succeeded"], &rows["failed"]),
+        (&500.into(), &0.into())
+    );
 }

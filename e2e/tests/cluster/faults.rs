@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
 use crate::cluster::{Cluster, turn};
-use crate::tenant::{SELECTOR, Tenant};
+use crate::tenant::{ROWS_AT_WORK, SELECTOR, Tenant};
 
 #[test]
 fn a_killed_pod_loses_no_row() {
@@ -28,7 +28,8 @@ fn a_killed_pod_loses_no_row() {
 #[test]
 fn a_rolling_update_in_mid_job_loses_no_row() {
     let Some(cluster) = turn() else { return };
-    let (tenant, rows) = Tenant::at_work(&cluster, "rolled");
+    // The pod stays until the next one serves.
+    let (tenant, rows) = Tenant::at_work_on(&cluster, "rolled", 3 * ROWS_AT_WORK);
     let namespace = tenant.namespace();
     let names = || -> Vec<String> {
         let pods = cluster.list(namespace, "pods", SELECTOR);

@@ -55,8 +55,13 @@ impl<'a> Tenant<'a> {
 
     /// One with a job of many shards at work on one pod, and the rows of the job.
     pub fn at_work(cluster: &'a Cluster, name: &str) -> (Self, Vec<u8>) {
+        Self::at_work_on(cluster, name, ROWS_AT_WORK)
+    }
+
+    /// The same with a job of so many rows.
+    pub fn at_work_on(cluster: &'a Cluster, name: &str, rows: usize) -> (Self, Vec<u8>) {
         let tenant = Self::new(cluster, name);
-        let rows = tenant.rows(ROWS_AT_WORK);
+        let rows = tenant.rows(rows);
         tenant.service(UNHURRIED);
         cluster.apply(&tenant.job_manifest("embed", SMALL_SHARDS));
         tenant.wait_until_at_work("embed", 120);

@@ -133,7 +133,7 @@ fn load(cluster: &Cluster, image: &Image, environment: &[(&'static str, OsString
     libraries.dedup();
     let stamp = stamp(image, &libraries)?;
     if is_loaded(cluster, &reference, &stamp)? {
-        println!("    {name}: unchanged");
+        println!("    {reference}: unchanged");
         return Ok(());
     }
     let folder = cluster.path("images").join(name);
@@ -157,7 +157,7 @@ fn load(cluster: &Cluster, image: &Image, environment: &[(&'static str, OsString
     quietly(ctr(cluster).args(["images", "label", &reference, &label]))?;
     std::fs::remove_dir_all(folder)?;
     println!(
-        "    {name}: loaded in {:.1} s",
+        "    {reference}: loaded in {:.1} s",
         started.elapsed().as_secs_f64()
     );
     Ok(())

@@ -27,8 +27,21 @@ use crate::setup;
 pub use env::Environment;
 use names::{Cluster, DEFAULT_NAME};
 
-const USAGE: &str = "usage: cargo xtask cluster up|images|env|down [--name NAME] [--json]
-       cargo xtask cluster control-plane [--if-built]";
+const USAGE: &str = "\
+usage: cargo xtask cluster <action> [--name NAME]
+
+  up             a Kubernetes of one node, or nothing if it is up already
+  images         the programs that are built, and the servers beside them, as images in it
+  env [--json]   what a shell evaluates to reach it, or the same as JSON
+  down [--images]
+                 ends it; its images stay for the next one of this name, unless they are to go too
+  control-plane [--if-built]
+                 an API server alone, for as long as its input stays open
+
+NAME keeps clusters apart that stand side by side: 1 to 20 of a-z, 0-9 and -, by default dev.
+";
+
+const HELP: [&str; 3] = ["help", "--help", "-h"];
 
 /// What a user chose.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,7 +55,7 @@ enum Action {
     Up,
     Images,
     Env { json: bool },
-    Down,
+    Down { images: bool },
 }
 
 /// Does what the arguments say.
@@ -51,6 +64,10 @@ pub fn run_cluster(arguments: &[&str]) -> Result<()> {
         ["control-plane"] => return control_plane::run(control_plane::Programs::Built),
         ["control-plane", "--if-built"] => {
             return control_plane::run(control_plane::Programs::IfBuilt);
+        }
+        _ if arguments.iter().any(|it| HELP.contains(it)) => {
+            print!("{USAGE}");
+            return Ok(());
         }
         _ => {}
     }
@@ -63,13 +80,18 @@ pub fn run_cluster(arguments: &[&str]) -> Result<()> {
         needs::is_root(),
         "only root can make the namespaces, mounts and cgroups of a cluster"
     );
-    if action == Action::Down {
+    if let Action::Down { images } = action {
         let _lock = cluster.lock()?;
         up::down(&cluster)?;
-        println!(
-            "the cluster {name} is down; its images stay in {}",
-            cluster.folder().display()
-        );
+        let folder = cluster.folder().display();
+        if images {
+            up::forget(&cluster)?;
+            println!("the cluster {name} is down, and its images are gone");
+        } else {
+            println!(
+                "the cluster {name} is down; its images stay in {folder}, unless --images is given"
+            );
+        }
         return Ok(());
     }
     needs::check(Task::Cluster)?;
@@ -127,7 +149,7 @@ fn choice<'a>(arguments: &[&'a str]) -> Result<Choice<'a>> {
         ["up", rest @ ..] => (Action::Up, rest),
         ["images", rest @ ..] => (Action::Images, rest),
         ["env", rest @ ..] => (Action::Env { json: false }, rest),
-        ["down", rest @ ..] => (Action::Down, rest),
+        ["down", rest @ ..] => (Action::Down { images: false }, rest),
         _ => bail!("{USAGE}"),
     };
     let mut choice = Choice {
@@ -138,11 +160,12 @@ fn choice<'a>(arguments: &[&'a str]) -> Result<Choice<'a>> {
     while let Some(option) = options.next() {
         match (*option, &mut choice.action) {
             ("--json", Action::Env { json }) => *json = true,
+            ("--images", Action::Down { images }) => *images = true,
             ("--name", _) => match options.next() {
                 Some(name) => choice.name = name,
-                None => bail!("--name needs a name; {USAGE}"),
+                None => bail!("--name needs a name\n\n{USAGE}"),
             },
-            (other, _) => bail!("{other:?} is unknown here; {USAGE}"),
+            (other, _) => bail!("{other:?} is unknown here\n\n{USAGE}"),
         }
     }
     Ok(choice)
@@ -161,7 +184,21 @@ mod tests {
         assert_eq!(choice(&["env", "--json", "--name", "e2e"]).unwrap(), env);
         assert_eq!(choice(&["env", "--name", "e2e", "--json"]).unwrap(), env);
         assert_eq!(choice(&["up"]).unwrap().name, DEFAULT_NAME);
-        for wrong in [&["up", "--json"][..], &["up", "--name"], &["fly"], &[]] {
+        let down = Choice {
+            action: Action::Down { images: true },
+            name: "e2e",
+        };
+        assert_eq!(
+            choice(&["down", "--name", "e2e", "--images"]).unwrap(),
+            down
+        );
+        for wrong in [
+            &["up", "--json"][..],
+            &["up", "--images"],
+            &["up", "--name"],
+            &["fly"],
+            &[],
+        ] {
             assert!(choice(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -61,6 +61,15 @@ pub fn down(cluster: &Cluster) -> Result<()> {
     clear(cluster)
 }
 
+/// Removes the images of a cluster that is down.
+pub fn forget(cluster: &Cluster) -> Result<()> {
+    let folder = cluster.folder();
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    Ok(())
+}
+
 fn stop(cluster: &Cluster) -> Result<()> {
     if let Some(node) = Node::find(cluster) {
         node.end(cluster)?;
