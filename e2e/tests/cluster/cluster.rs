@@ -72,7 +72,7 @@ pub struct Cluster {
 static CLUSTER: RwLock<Option<Cluster>> = RwLock::new(None);
 
 /// Most tests that share the cluster at a time: the pods of all are on one node.
-const SHARING_MAX: usize = 3;
+const SHARING_MAX: usize = 2;
 
 /// Places for tests that share the cluster.
 static PLACES: (Mutex<usize>, Condvar) = (Mutex::new(SHARING_MAX), Condvar::new());
