@@ -7,7 +7,8 @@ use millrace_e2e::process::send;
 use millrace_e2e::sweeper::{Sweep, Sweeper};
 use serde_json::Value;
 
-use crate::cluster::{turn_at_own, xtask};
+use crate::cluster::xtask;
+use crate::turn::turn_at_own;
 
 /// Where control groups are.
 const CGROUPS: &str = "/sys/fs/cgroup";

@@ -5,8 +5,9 @@ use std::process::{Command, Output};
 use millrace_e2e::process::binary;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, turn};
+use crate::cluster::Cluster;
 use crate::tenant::{ROWS_AT_WORK, SMALL_SHARDS, Tenant, UNHURRIED};
+use crate::turn::turn;
 
 /// How a command ended.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use millrace_e2e::history::outcomes;
 use millrace_e2e::process::binary;
 use serde_json::Value;
 
-use crate::cluster::turn;
 use crate::tenant::{ROWS_AT_WORK, SMALL_SHARDS, Tenant, UNHURRIED};
+use crate::turn::turn;
 
 /// Rows of a job that are no JSON: more than its status names.
 const BAD_ROWS: usize = 25;

@@ -8,8 +8,9 @@ use millrace_e2e::files::{copy, make_models, repository};
 use millrace_e2e::postgres_server::PostgresServer;
 
 use crate::api::{Api, KEY};
-use crate::cluster::{Cluster, OF_TESTS, turn_at_own};
+use crate::cluster::{Cluster, OF_TESTS};
 use crate::tenant::{Tenant, copy_model, secret};
+use crate::turn::turn_at_own;
 
 /// The API that the examples ask in a cluster.
 const PAID_API: &str = "https://api.openai.com/v1";

@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
-use crate::cluster::{Cluster, turn};
+use crate::cluster::Cluster;
 use crate::tenant::{ROWS_AT_WORK, SELECTOR, Tenant};
+use crate::turn::turn;
 
 #[test]
 fn a_killed_pod_loses_no_row() {

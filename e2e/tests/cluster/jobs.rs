@@ -5,8 +5,9 @@ use std::process::{Child, Stdio};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use crate::cluster::{Cluster, turn, turn_at_own};
+use crate::cluster::Cluster;
 use crate::tenant::{ROWS_AT_WORK, SELECTOR, SMALL_SHARDS, Tenant, UNHURRIED, secret};
+use crate::turn::{turn, turn_at_own};
 
 /// Rows of the main job: the size that people try first.
 const ROWS: usize = 20_000;
@@ -332,16 +333,23 @@ fn pods_get_the_gpus_they_ask_for_and_a_service_that_asks_for_too_many_says_so()
         (condition()?["reason"] == "Serving").then_some(())
     });
     let pods = cluster.list(tenant.namespace(), "pods", SELECTOR);
-    let gpus_of = |pod: &Value, kind: &str| {
-        let gpus = &pod["spec"]["containers"][0]["resources"][kind]["nvidia.com/gpu"];
-        gpus.as_str().map_or(0, |gpus| gpus.parse().unwrap())
-    };
     assert_eq!(
         (gpus_of(&pods[0], "limits"), gpus_of(&pods[0], "requests")),
         (2, 2)
     );
 
-    // Room for four pods: the fifth that the backlog asks for does not fit, and the job gets on.
+    work_off_where_four_of_five_pods_fit(&tenant);
+}
+
+/// GPUs that the first container of a pod asks for, in its `requests` or `limits`.
+fn gpus_of(pod: &Value, kind: &str) -> u32 {
+    let gpus = &pod["spec"]["containers"][0]["resources"][kind]["nvidia.com/gpu"];
+    gpus.as_str().map_or(0, |gpus| gpus.parse().unwrap())
+}
+
+/// Each pod takes two of eight GPUs: the fifth that the backlog asks for does not fit, and the job gets on.
+fn work_off_where_four_of_five_pods_fit(tenant: &Tenant) {
+    let cluster = tenant.cluster();
     let rows = tenant.rows(3_000);
     tenant.service(
         "  template: {resources: {limits: {nvidia.com/gpu: '2'}}}\n  \

@@ -21,3 +21,4 @@ mod services;
 mod sinks;
 mod store;
 mod tenant;
+mod turn;

@@ -2,8 +2,9 @@
 
 use millrace_e2e::skips::skip;
 
-use crate::cluster::{Cluster, SYSTEM, turn};
+use crate::cluster::{Cluster, SYSTEM};
 use crate::tenant::Tenant;
+use crate::turn::turn;
 
 /// Nobody may reach the pod `listens`.
 const NOBODY: &str = r"

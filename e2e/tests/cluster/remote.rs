@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::api::{Api, KEY};
-use crate::cluster::turn;
 use crate::tenant::Tenant;
+use crate::turn::turn;
 
 /// Rows of the job.
 const ROWS: usize = 400;

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::process::Stdio;
 
-use crate::cluster::turn;
 use crate::tenant::{SELECTOR, Tenant};
+use crate::turn::turn;
 
 /// A client that asks the URL that is its argument, on a new connection each time, until its standard
 /// input ends. It prints how many answers it got, and what went wrong first.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::api::{Api, KEY};
-use crate::cluster::{turn, turn_at_own};
 use crate::tenant::{SELECTOR, Tenant, copy_model};
+use crate::turn::{turn, turn_at_own};
 
 /// Farthest that two servers' vectors of one text may be apart in any place: their batches differ.
 const TOLERANCE: f64 = 1e-4;

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use millrace_e2e::postgres_server::PostgresServer;
 use serde_json::Value;
 
-use crate::cluster::turn_at_own;
 use crate::tenant::{Tenant, secret};
+use crate::turn::turn_at_own;
 
 /// Prints the first event that it is told at the address that is its argument, and ends.
 const RECEIVER: &str = r#"

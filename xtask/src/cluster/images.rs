@@ -38,6 +38,17 @@ struct Image {
     arguments: &'static [&'static str],
 }
 
+impl Image {
+    /// One whose pods give all arguments.
+    fn of(name: &'static str, programs: Vec<PathBuf>) -> Self {
+        Self {
+            name,
+            programs,
+            arguments: &[],
+        }
+    }
+}
+
 /// Puts all images into a cluster, save those that are there already.
 pub fn load_all(cluster: &Cluster) -> Result<()> {
     ensure!(
@@ -62,15 +73,7 @@ pub fn load_all(cluster: &Cluster) -> Result<()> {
     ] {
         let program = built.join(program);
         if program.is_file() {
-            load(
-                cluster,
-                &Image {
-                    name,
-                    programs: vec![program],
-                    arguments: &[],
-                },
-                &environment,
-            )?;
+            load(cluster, &Image::of(name, vec![program]), &environment)?;
         } else {
             println!(
                 "    {name}: left out, since {} is not built",
@@ -80,25 +83,9 @@ pub fn load_all(cluster: &Cluster) -> Result<()> {
     }
     let redis = ["redis-server", "redis-cli", "busybox"].map(installed);
     let redis = redis.into_iter().collect::<Result<_>>()?;
-    load(
-        cluster,
-        &Image {
-            name: "redis",
-            programs: redis,
-            arguments: &[],
-        },
-        &[],
-    )?;
+    load(cluster, &Image::of("redis", redis), &[])?;
     let s3 = vec![s3, installed("busybox")?];
-    load(
-        cluster,
-        &Image {
-            name: "s3",
-            programs: s3,
-            arguments: &[],
-        },
-        &[],
-    )
+    load(cluster, &Image::of("s3", s3), &[])
 }
 
 /// Puts the image into a starting cluster without which no pod can start.

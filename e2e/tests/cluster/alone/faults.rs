@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::cluster::{SYSTEM, turn_alone, turn_alone_at_own};
+use crate::cluster::SYSTEM;
 use crate::tenant::{SELECTOR, Tenant};
+use crate::turn::{turn_alone, turn_alone_at_own};
 
 #[test]
 fn a_killed_operator_loses_no_row() {

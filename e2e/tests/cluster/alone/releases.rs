@@ -6,8 +6,9 @@ use millrace_e2e::files::{copy, repository};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, SYSTEM, turn_alone};
+use crate::cluster::{Cluster, SYSTEM};
 use crate::tenant::Tenant;
+use crate::turn::turn_alone;
 
 #[test]
 fn an_upgrade_in_mid_job_keeps_the_password_and_loses_no_row() {

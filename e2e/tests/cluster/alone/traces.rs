@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use millrace_e2e::collector::{Collector, Seen};
 
-use crate::cluster::turn_alone;
 use crate::tenant::Tenant;
+use crate::turn::turn_alone;
 
 /// What the processes of a job do, each in a span.
 const SPANS: [&str; 8] = [
