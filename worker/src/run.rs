@@ -14,7 +14,7 @@ use crate::answerer;
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, Finish, FinishError, FinishOptions};
 use crate::job::{CheckedJob, Postgres};
-use crate::plan::{self, PlanError};
+use crate::plan::{self, Drafted, PlanError};
 use crate::postgres::Sink;
 use crate::store::{Location, StoreError, Stores};
 use crate::trace;
@@ -24,6 +24,7 @@ use crate::work::progress::{Progress, ProgressSnapshot};
 use crate::work::{Ended, GiveUp, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
 use millrace_telemetry::in_span;
+use tracing::Span;
 
 /// Dead letters that are read at a time; each is at most a kilobyte and a bit.
 const GIVEN_UP_PAGE: usize = 1_000;
@@ -143,13 +144,37 @@ pub async fn changed_input(
     changed.map(|file| file.uri)
 }
 
-/// Plans the run, or reads the plan that is there, and looks up what is committed.
-pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
+/// A run that is looked into, and for which nothing is written yet.
+#[derive(Debug)]
+pub struct Draft {
+    /// Its plan.
+    pub drafted: Drafted,
+    /// Planning ends once the plan stands.
+    span: Span,
+}
+
+/// Plans the run, or reads the plan that is there, and writes nothing.
+pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Draft, RunError> {
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
     let earlier = finish::read_manifest(&output).await;
     let earlier = earlier.map_err(RunError::Manifest)?;
     let span = trace::plan(job, job.run);
-    let plan = in_span(span.clone(), plan::plan(stores, job, earlier.as_ref())).await?;
+    let drafting = plan::drafted(stores, job, earlier.as_ref());
+    let drafted = in_span(span.clone(), drafting).await?;
+    Ok(Draft { drafted, span })
+}
+
+/// Plans the run, or reads the plan that is there, and looks up what is committed.
+pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
+    let draft = draft(stores, job).await?;
+    settle(stores, job, draft).await
+}
+
+/// Writes the plan of a draft, unless it stands, and looks up what is committed.
+pub async fn settle(stores: &Stores, job: &CheckedJob, draft: Draft) -> Result<Prepared, RunError> {
+    let Draft { drafted, span } = draft;
+    let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
+    let plan = in_span(span.clone(), plan::settled(stores, job, drafted)).await?;
     trace::note_planned(&span, &plan);
     let committed = commits::list(&output, plan.run).await?;
     Ok(Prepared {

@@ -18,10 +18,11 @@ use millrace_worker::memory;
 use millrace_worker::notify::{self, Means};
 use millrace_worker::plan;
 use millrace_worker::postgres::Sink;
-use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
+use millrace_worker::run::{self, Draft, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::secrets::Secrets;
 use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::trace;
+use millrace_worker::work::client::remote::Credentials;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -151,7 +152,7 @@ pub async fn work_off(
         secrets: Secrets::Environment,
         link_local: LinkLocal::Allowed,
     };
-    means.check(&loaded.job)?;
+    check_secrets(&means, &loaded.job)?;
     let started = Instant::now();
     let board = opened(board, &loaded.job, means.link_local).await?;
     let shows = Shows {
@@ -168,6 +169,15 @@ pub async fn work_off(
         return Ok(exit::INTERRUPTED.into());
     };
     report::finished(&stores, &loaded, &manifest, output, end).await
+}
+
+/// Makes sure that the secrets are there by which others are asked and told.
+fn check_secrets(means: &Means, job: &CheckedJob) -> anyhow::Result<()> {
+    means.check(job)?;
+    for remote in job.remotes() {
+        Credentials::find(&remote.spec, &means.secrets)?;
+    }
+    Ok(())
 }
 
 /// What is reported of a run that came to its end after `took`; nothing of one that was stopped.
@@ -250,21 +260,15 @@ async fn runs(
     let sink = Sink::open(&loaded.job, &Secrets::Environment).await?;
     loop {
         let job = loaded.job.at_run(next);
-        let prepared = run::prepare(stores, &job).await?;
-        let display = Display::new(shows.output, &job, &prepared);
-        if shows.output == OutputMode::Text {
-            foretell(stores, &job, &prepared).await;
-        }
+        let draft = run::draft(stores, &job).await?;
         let run = LocalRun {
             stores,
             loaded,
             job: &job,
             sink: sink.as_ref(),
-            board: shows.board,
+            shows,
         };
-        let worked = work(run, prepared, answering, &display).await;
-        display.clear();
-        match worked? {
+        match work(run, draft, answering).await? {
             RunEnd::Finished(manifest) => {
                 trace::write_whole(&job, &manifest, started_at);
                 // A run that `retry` began is later than what the manifest asks for.
@@ -314,7 +318,7 @@ struct LocalRun<'a> {
     loaded: &'a Loaded,
     job: &'a CheckedJob,
     sink: Option<&'a Sink>,
-    board: Option<&'a Board>,
+    shows: Shows<'a>,
 }
 
 /// Why a job is not to be run at all.
@@ -326,18 +330,13 @@ fn refused(spec: &BatchJobSpec) -> Option<&'static str> {
         .then_some("spec.suspend is true: set it to false, and the job runs")
 }
 
-async fn work(
-    run: LocalRun<'_>,
-    prepared: Prepared,
-    answering: &Answering,
-    display: &Display,
-) -> anyhow::Result<RunEnd> {
+async fn work(run: LocalRun<'_>, draft: Draft, answering: &Answering) -> anyhow::Result<RunEnd> {
     let LocalRun {
         stores,
         loaded,
         job,
         sink: _,
-        board,
+        shows,
     } = run;
     let service = local_models::fetched(stores, &loaded.service).await?;
     let server = LocalServer::start(answering, &service, loaded).await?;
@@ -358,10 +357,9 @@ async fn work(
     // Ends with the process: once the run is over, a signal ends what is left to say.
     tokio::spawn(stop_on_signal(stop.clone()));
     let driven = tokio::select! {
-        end = drive(&server, run, prepared, &options) => end,
+        end = drive(&server, run, draft, &options) => end,
         error = server.failed() => Err(error),
-        never = display.show(&progress) => match never {},
-        never = follow(board, job.run, &progress) => match never {},
+        never = follow(shows.board, job.run, &progress) => match never {},
     };
     stop.cancel();
     server.stop().await;
@@ -376,25 +374,34 @@ async fn follow(board: Option<&Board>, run: RunNumber, progress: &Progress) -> I
     }
 }
 
-/// Drives the run once the server has been ready, or was told to stop before.
+/// Drives the run once the server has been ready. Only then is its plan written: a manifest that names a
+/// model that cannot be loaded can be mended, and the output does not hold the mistake against it.
 async fn drive(
     server: &LocalServer,
     run: LocalRun<'_>,
-    prepared: Prepared,
+    draft: Draft,
     options: &WorkOptions,
 ) -> anyhow::Result<RunEnd> {
     tokio::select! {
         ready = server.ready() => ready?,
-        () = options.stop.cancelled() => {}
+        () = options.stop.cancelled() => return Ok(RunEnd::Stopped),
     }
     let LocalRun {
         stores,
         loaded: _,
         job,
         sink,
-        board: _,
+        shows,
     } = run;
-    Ok(run::drive(stores, job, prepared, options, sink).await?)
+    let prepared = run::settle(stores, job, draft).await?;
+    let display = Display::new(shows.output, job, &prepared);
+    if shows.output == OutputMode::Text {
+        foretell(stores, job, &prepared).await;
+    }
+    tokio::select! {
+        end = run::drive(stores, job, prepared, options, sink) => Ok(end?),
+        never = display.show(&options.progress) => match never {},
+    }
 }
 
 /// The first SIGINT or SIGTERM stops the run; the second one, or one after the run, ends this

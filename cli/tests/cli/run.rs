@@ -188,6 +188,22 @@ fn a_retry_of_a_local_run_without_failures_is_refused() {
 }
 
 #[test]
+fn a_model_that_cannot_be_loaded_is_mended_without_another_output() {
+    let scene = Scene::new();
+    let mut run = scene.command(&[]);
+    // The models are opened, and there is none.
+    run.env_remove("MILLRACE_FAKE_BACKEND");
+    run.env("MILLRACE_MODEL_CACHE", scene.folder.path());
+    let ended = Ended::from(run.output().unwrap()).expect_code(1);
+    assert!(ended.stderr.contains("hf://acme/minilm"), "{ended:?}");
+    assert!(!scene.output().exists(), "nothing is written: {ended:?}");
+    let text = std::fs::read_to_string(&scene.manifest).unwrap();
+    let mended = text.replace("hf://acme/minilm", "hf://acme/minilm-l6");
+    std::fs::write(&scene.manifest, mended).unwrap();
+    scene.run(&[]).expect_code(0);
+}
+
+#[test]
 fn a_dry_run_counts_bad_rows_and_writes_nothing() {
     let scene = Scene::new();
     let ended = scene

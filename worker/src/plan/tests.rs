@@ -243,6 +243,21 @@ async fn whoever_plans_second_reads_the_plan_that_is_there() {
 }
 
 #[tokio::test]
+async fn a_draft_is_written_nowhere_until_it_is_settled() {
+    let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n")]);
+    let job = job(folder.path(), &["a.jsonl"], "out");
+    let new = drafted(&stores(), &job, None).await.unwrap();
+    assert!(matches!(new, Drafted::New(_)), "{new:?}");
+    assert!(!folder.path().join("out").exists());
+    let plan = settled(&stores(), &job, new).await.unwrap();
+    let standing = drafted(&stores(), &job, None).await.unwrap();
+    assert!(
+        matches!(&standing, Drafted::Standing(it) if *it == plan),
+        "{standing:?}"
+    );
+}
+
+#[tokio::test]
 async fn an_output_of_another_spec_is_refused() {
     let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n")]);
     let mut job = job(folder.path(), &["a.jsonl"], "out");
