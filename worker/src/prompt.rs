@@ -93,6 +93,19 @@ impl Prompts {
     /// The prompt of a step for one row, which is its text, or the JSON object of the fields that
     /// templates name where there are templates.
     pub fn render(&self, step: usize, row: &str) -> Result<String, RowError> {
+        self.rendered(step, row).map_err(|error| row_error(&error))
+    }
+
+    /// The field for whose lack there is no prompt of a step for one row.
+    pub fn lacking(&self, step: usize, row: &str) -> Option<String> {
+        let error = self.rendered(step, row).err()?;
+        match error.error.kind() {
+            ErrorKind::UndefinedError => error.lacks,
+            _ => None,
+        }
+    }
+
+    fn rendered(&self, step: usize, row: &str) -> Result<String, NotRendered> {
         if self.templates.iter().all(Option::is_none) {
             return Ok(row.to_owned());
         }
@@ -110,7 +123,7 @@ impl Prompts {
         if let Err(error) = rendered {
             let lacks = template.undeclared_variables(false).into_iter();
             let lacks = lacks.filter(|name| !fields.contains_key(name)).min();
-            return Err(row_error(&error, lacks));
+            return Err(NotRendered { error, lacks });
         }
         Ok(String::from_utf8(written.bytes).expect("templates write text"))
     }
@@ -119,6 +132,13 @@ impl Prompts {
         let template = self.environment.get_template(name);
         template.expect("it was added")
     }
+}
+
+/// Why there is no prompt for a row.
+struct NotRendered {
+    error: minijinja::Error,
+    /// A field that the template names and the row has not.
+    lacks: Option<String>,
 }
 
 /// Whether a template names a filter, a test or a function that there is for no row.
@@ -138,7 +158,8 @@ pub fn bounded() -> Environment<'static> {
 }
 
 /// What is wrong with a row for a template. Says nothing of what stands in the row.
-fn row_error(error: &minijinja::Error, lacks: Option<String>) -> RowError {
+fn row_error(error: &NotRendered) -> RowError {
+    let NotRendered { error, lacks } = error;
     let line = error.line().unwrap_or_default();
     match (error.kind(), lacks) {
         (ErrorKind::UndefinedError, Some(field)) => RowError::new(
@@ -223,6 +244,10 @@ mod tests {
         assert_eq!(missing.code, RowErrorCode::MissingField);
         assert!(missing.message.contains("\"title\""), "{missing}");
         assert!(!missing.message.contains("secret"), "{missing}");
+        let lacking = prompts("{{ title }}").lacking(0, r#"{"text": "secret"}"#);
+        assert_eq!(lacking.as_deref(), Some("title"));
+        let whole = prompts("{{ title }}").lacking(0, r#"{"title": 1}"#);
+        assert_eq!(whole, None);
     }
 
     #[test]

@@ -10,13 +10,14 @@ use clap::Args;
 use millrace_crds::batch_job::BatchJobSpec;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_protocol::manifest::Manifest;
-use millrace_protocol::plan::RunNumber;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_telemetry::chain;
+use millrace_worker::changed::{self, Changed};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::notify::{self, Means};
-use millrace_worker::plan;
+use millrace_worker::plan::{self, Drafted};
 use millrace_worker::postgres::Sink;
 use millrace_worker::run::{self, Draft, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::secrets::Secrets;
@@ -37,6 +38,12 @@ use crate::report::{self, End};
 
 /// In one process nobody else can take a lease, so it only has to outlive a pause of the machine.
 const LEASE_TTL: Duration = Duration::from_secs(30);
+
+/// Where a local run finds secrets, and whom it may tell.
+const MEANS: Means = Means {
+    secrets: Secrets::Environment,
+    link_local: LinkLocal::Allowed,
+};
 
 /// Runs a BatchJob on this machine, with the same manifest and output as in a cluster.
 ///
@@ -85,7 +92,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     work_off(loaded, local, &format!("run -f {}", file.display())).await
 }
 
-/// Says what a run would meet.
+/// Says what a run would meet, and ends as it would where it cannot work.
 async fn look(mut loaded: Loaded, args: LocalArgs) -> anyhow::Result<ExitCode> {
     let LocalArgs {
         output,
@@ -96,12 +103,34 @@ async fn look(mut loaded: Loaded, args: LocalArgs) -> anyhow::Result<ExitCode> {
     if !ask_one_by_one(&mut loaded, no_batch) {
         return Ok(exit::BAD_MANIFEST.into());
     }
+    if let Some(refused) = refused(&loaded.batch_job.spec) {
+        eprintln!("error: {refused}");
+        return Ok(exit::BAD_MANIFEST.into());
+    }
     let stores = Stores::from_env(LinkLocal::Allowed);
-    let server = match local_server::misfit(&loaded.service, &server) {
-        Some(misfit) => Err(anyhow::Error::msg(misfit)),
-        None => local_server::answering(&loaded.service, server.without_cache()),
+    let next = match run::find(&stores, &loaded.job).await? {
+        Found::Finished(manifest) => {
+            let changed = changed::input(&stores, &loaded.job.input, &manifest.inputs).await;
+            return match changed {
+                Some(changed) => Ok(refuse(&changed)),
+                None => report::finished(&stores, &loaded, &manifest, output, End::Before).await,
+            };
+        }
+        Found::Next(run) => loaded.job.at_run(run),
     };
-    super::dry_run::dry_run(&stores, &loaded, output, server).await
+    if let Some(changed) = changed_since(&stores, &next).await? {
+        return Ok(refuse(&changed));
+    }
+    check_secrets(&MEANS, &loaded.job)?;
+    // What is there of the input can be told without the server that somebody else starts.
+    let server = match local_server::misfit(&loaded.service, &server) {
+        Some(_) => None,
+        None => Some(local_server::answering(
+            &loaded.service,
+            server.without_cache(),
+        )?),
+    };
+    super::dry_run::dry_run(&stores, &loaded, &next, output, server).await
 }
 
 /// Does what `--no-batch` says, if it is given; otherwise, says why that cannot be done.
@@ -142,19 +171,18 @@ pub async fn work_off(
         Found::Finished(manifest) => return before(&stores, &loaded, &manifest, output).await,
         Found::Next(run) => run,
     };
+    if let Some(changed) = changed_since(&stores, &loaded.job.at_run(next)).await? {
+        return Ok(refuse(&changed));
+    }
     if let Some(misfit) = local_server::misfit(&loaded.service, &server) {
         eprintln!("error: {misfit}");
         return Ok(exit::BAD_MANIFEST.into());
     }
     memory::give_back_large_blocks();
     let answering = local_server::answering(&loaded.service, server)?;
-    let means = Means {
-        secrets: Secrets::Environment,
-        link_local: LinkLocal::Allowed,
-    };
-    check_secrets(&means, &loaded.job)?;
+    check_secrets(&MEANS, &loaded.job)?;
     let started = Instant::now();
-    let board = opened(board, &loaded.job, means.link_local).await?;
+    let board = opened(board, &loaded.job, MEANS.link_local).await?;
     let shows = Shows {
         output,
         board: board.as_ref(),
@@ -163,7 +191,7 @@ pub async fn work_off(
     if let Some(board) = board {
         board.close(&ended).await;
     }
-    tell(&means, &loaded.job, &ended).await;
+    tell(&MEANS, &loaded.job, &ended).await;
     let Some((manifest, end)) = end(ended?, started.elapsed(), again) else {
         report::stopped(again, output);
         return Ok(exit::INTERRUPTED.into());
@@ -204,12 +232,8 @@ async fn before(
     manifest: &Manifest,
     output: OutputMode,
 ) -> anyhow::Result<ExitCode> {
-    if let Some(changed) = run::changed_input(stores, &loaded.job, manifest).await {
-        eprintln!(
-            "error: {changed} is not what it was when this job ran: write to another output, with \
-             spec.incremental.from naming this one"
-        );
-        return Ok(ExitCode::FAILURE);
+    if let Some(changed) = changed::input(stores, &loaded.job.input, &manifest.inputs).await {
+        return Ok(refuse(&changed));
     }
     // A table may have been dropped or emptied since.
     if let Some(sink) = Sink::open(&loaded.job, &Secrets::Environment).await? {
@@ -217,6 +241,26 @@ async fn before(
         sink.load(&output, &manifest.parts).await?;
     }
     report::finished(stores, loaded, manifest, output, End::Before).await
+}
+
+/// What of its input keeps a run that is not begun from running again what failed in the one before it,
+/// which is pinned to the files as they were.
+async fn changed_since(stores: &Stores, job: &CheckedJob) -> anyhow::Result<Option<Changed>> {
+    if job.run == FIRST_RUN {
+        return Ok(None);
+    }
+    Ok(match run::look(stores, job).await? {
+        Drafted::Standing(_) => None,
+        Drafted::New(plan) => changed::open_shards(stores, job, &plan, &[]).await,
+    })
+}
+
+/// Refuses a job whose input is another one now.
+fn refuse(changed: &Changed) -> ExitCode {
+    eprintln!(
+        "error: {changed}: write to another output, with spec.incremental.from naming this one"
+    );
+    ExitCode::FAILURE
 }
 
 /// Tells whom the job names how it ended. An end that nobody hears of is an end all the same.

@@ -1,12 +1,15 @@
 //! What a job that asks an API will take and cost, guessed before its first call from a few of its
 //! rows: the prompts are made as they will be, and nobody is asked.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::cost::Cost;
 use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::{FIRST_RUN, Plan};
 use millrace_protocol::row::{ReadRow, Row};
 use millrace_protocol::wire::ChunksOfText;
+use serde::Serialize;
 
 use super::estimate::share;
 use super::preflight::guess_rows;
@@ -83,6 +86,48 @@ pub async fn forecast(
         (None, None) => alone(job, sampled.iter().map(Row::asked)),
     };
     Ok(Some(scaled(job, &asked, sampled.len() as u64, rows)))
+}
+
+/// Rows among those that were looked at for whose lack of a field no prompt can be made of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lacking {
+    /// The field.
+    pub field: String,
+    /// Rows that lack it.
+    pub rows: u64,
+    /// Rows that were looked at.
+    pub sampled_rows: u64,
+}
+
+/// Of which sampled rows no prompt can be made, since they lack a field that it names.
+pub async fn lacking(
+    stores: &Stores,
+    job: &CheckedJob,
+    plan: &Plan,
+) -> Result<Vec<Lacking>, ReadError> {
+    if job.remotes().next().is_none() {
+        return Ok(Vec::new());
+    }
+    let stores = &stores.with_inline_rows(&job.input);
+    let sampled = sampled(stores, job, plan).await?.rows;
+    let templates = job.steps.iter().map(Step::template);
+    let prompts = Prompts::new(templates, &job.input.fields.text);
+    let prompts = prompts.expect("the job was checked");
+    let mut rows_by_field: BTreeMap<String, u64> = BTreeMap::new();
+    for row in &sampled {
+        let lacks = (0..job.steps.len()).filter_map(|step| prompts.lacking(step, row.asked()));
+        for field in lacks.collect::<BTreeSet<_>>() {
+            *rows_by_field.entry(field).or_default() += 1;
+        }
+    }
+    let sampled_rows = sampled.len() as u64;
+    let lacking = rows_by_field.into_iter().map(|(field, rows)| Lacking {
+        field,
+        rows,
+        sampled_rows,
+    });
+    Ok(lacking.collect())
 }
 
 /// Rows that were looked at.
@@ -279,6 +324,29 @@ mod tests {
         assert!(hundred.warning().unwrap().contains("may"), "{hundred:?}");
         let counted = found(None).await.unwrap().unwrap();
         assert!((90..=110).contains(&counted.rows), "{counted:?}");
+    }
+
+    #[tokio::test]
+    async fn sampled_rows_without_a_field_that_a_prompt_names_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let row = |row| match row {
+            0..3 => json!({"text": "a row", "title": "on mills"}),
+            _ => json!({"text": "a row"}),
+        };
+        let text: Vec<String> = (0..10).map(|it| row(it).to_string()).collect();
+        std::fs::write(folder.path().join("rows.jsonl"), text.join("\n")).unwrap();
+        let prompt = json!({"template": "{{ title }}: {{ text }} {{ note | default('-') }}"});
+        let more = json!({"steps": [{"name": "a", "model": "m", "prompt": prompt}]});
+        let job = remote_job(folder.path(), json!({}), more);
+        let stores = Stores::new(StoreOptions::default());
+        let plan = crate::plan::draft(&stores, &job).await.unwrap();
+        let found = lacking(&stores, &job, &plan).await.unwrap();
+        let expected = Lacking {
+            field: "title".to_owned(),
+            rows: 7,
+            sampled_rows: 10,
+        };
+        assert_eq!(found, [expected]);
     }
 
     #[tokio::test]

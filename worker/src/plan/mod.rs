@@ -39,7 +39,7 @@ pub use cut::{CutOptions, SHARDS_MAX, cut};
 pub use dedup::{VectorsError, count as count_duplicates};
 pub use error::PlanError;
 pub use estimate::share;
-pub use forecast::forecast;
+pub use forecast::{Lacking, forecast, lacking};
 pub use incremental::count as count_unchanged;
 pub use list::list_inputs;
 pub use preflight::{
@@ -55,15 +55,6 @@ pub enum Drafted {
     Standing(Plan),
     /// A new one, for which nothing is written yet.
     New(Plan),
-}
-
-impl Drafted {
-    /// The plan, as far as it is known.
-    pub fn plan(&self) -> &Plan {
-        match self {
-            Drafted::Standing(plan) | Drafted::New(plan) => plan,
-        }
-    }
 }
 
 /// The plan of a job's run: the one that is there, or a new one. `earlier` is the manifest of the
