@@ -11,7 +11,7 @@ use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::{Difference, FIRST_RUN, Plan};
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::{ChunksOfText, ChunksRequest, RowsRequest};
-use millrace_worker::changed;
+use millrace_worker::changed::{self, Changed};
 use millrace_worker::commits;
 use millrace_worker::job::{self, CheckedJob};
 use millrace_worker::manifests::Loaded;
@@ -79,18 +79,11 @@ pub async fn dry_run(
 ) -> anyhow::Result<ExitCode> {
     let job = &loaded.job;
     let started = Instant::now();
-    let plan = match run::look(stores, next).await? {
-        Drafted::New(plan) if plan.run == FIRST_RUN => plan,
-        // What is told of is the whole job, whatever of it is done.
-        Drafted::New(_) => plan::draft(stores, job).await?,
-        Drafted::Standing(plan) => {
-            let output = stores.open(&job.output.uri)?;
-            let committed = commits::list(&output, plan.run).await?;
-            if let Some(changed) = changed::open_shards(stores, job, &plan, &committed).await {
-                eprintln!("error: {changed}: start a new run into another output");
-                return Ok(exit::FAILED_SHARDS.into());
-            }
-            plan::draft(stores, job).await?
+    let plan = match whole(stores, job, next).await? {
+        Ok(plan) => plan,
+        Err(changed) => {
+            eprintln!("error: {changed}: start a new run into another output");
+            return Ok(exit::FAILED_SHARDS.into());
         }
     };
     let planned = started.elapsed();
@@ -128,6 +121,27 @@ pub async fn dry_run(
         OutputMode::Text => output::line(&summary(job, &found))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The plan of the whole job, whatever of it is done, or what of the input keeps the run `next`, which is
+/// begun, from coming to its end.
+async fn whole(
+    stores: &Stores,
+    job: &CheckedJob,
+    next: &CheckedJob,
+) -> anyhow::Result<Result<Plan, Changed>> {
+    match run::look(stores, next).await? {
+        Drafted::New(plan) if plan.run == FIRST_RUN => return Ok(Ok(plan)),
+        Drafted::New(_) => {}
+        Drafted::Standing(plan) => {
+            let output = stores.open(&job.output.uri)?;
+            let committed = commits::list(&output, plan.run).await?;
+            if let Some(changed) = changed::open_shards(stores, job, &plan, &committed).await {
+                return Ok(Err(changed));
+            }
+        }
+    }
+    Ok(Ok(plan::draft(stores, job).await?))
 }
 
 /// How many of the rows are asked. Which rows are both copied and unchanged is not looked at: as many of those

@@ -294,7 +294,9 @@ fn a_model_that_cannot_be_loaded_is_mended_without_another_output() {
     run.env_remove("MILLRACE_FAKE_BACKEND");
     run.env("MILLRACE_MODEL_CACHE", scene.folder.path());
     let ended = Ended::from(run.output().unwrap()).expect_code(1);
-    assert!(ended.stderr.contains("hf://acme/minilm"), "{ended:?}");
+    let why = "`hf download acme/minilm --local-dir ";
+    assert_eq!(ended.stderr.matches(why).count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("spec.models[0]: "), "{ended:?}");
     assert!(!scene.output().exists(), "nothing is written: {ended:?}");
     let text = std::fs::read_to_string(&scene.manifest).unwrap();
     let mended = text.replace("hf://acme/minilm", "hf://acme/minilm-l6");
@@ -390,6 +392,7 @@ fn a_manifest_that_is_refused_exits_with_2() {
 fn an_input_that_is_not_there_is_named() {
     let scene = Scene::with_job(&JOB.replace("reviews.jsonl", "nothing-*.jsonl"));
     let ended = scene.run(&[]).expect_code(1);
+    assert!(ended.stderr.contains("spec.input.uris[0]: "), "{ended:?}");
     assert!(ended.stderr.contains("nothing-*.jsonl"), "{ended:?}");
     assert!(ended.stderr.contains("no file"), "{ended:?}");
 }
@@ -533,6 +536,21 @@ fn a_dry_run_names_the_fields_of_expressions_that_no_row_has() {
     let ended = Scene::with_job(&job).run(&["--dry-run"]).expect_code(0);
     let expected = "no row has the field \"starz\", which spec.input.filter.expression names";
     assert!(ended.stdout.contains(expected), "{ended:?}");
+}
+
+#[test]
+fn what_a_job_has_not_is_not_proposed_to_be_looked_at() {
+    let scene = Scene::new();
+    let rows = scene.folder.path().join("reviews.jsonl");
+    std::fs::write(&rows, "{\"text\": \n").unwrap();
+    let ended = scene.run(&[]).expect_code(0);
+    assert!(ended.stdout.contains("millrace errors "), "{ended:?}");
+    assert!(!ended.stdout.contains("millrace results "), "{ended:?}");
+    let job = scene.folder.path().join("alone").join("job.yaml");
+    std::fs::create_dir(job.parent().unwrap()).unwrap();
+    std::fs::write(&job, JOB).unwrap();
+    let ended = millrace(&["run", "-f", job.to_str().unwrap()]).expect_code(2);
+    assert!(ended.stderr.contains("(found none)"), "{ended:?}");
 }
 
 #[test]

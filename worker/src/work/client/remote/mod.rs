@@ -204,7 +204,7 @@ impl Api {
             }
         };
         let hints = Hints::of(&answer.headers);
-        let (said, taken) = match fault::accepted(&answer) {
+        let (said, taken) = match fault::accepted(&answer, || self.http.key_advice()) {
             Err(error) => (Err(error), Taken::Nothing),
             Ok(()) => {
                 let (said, usage) = self.read(&answer, call);
