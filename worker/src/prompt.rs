@@ -3,6 +3,7 @@
 //! Templates come from the job alone; what stands in a row is data, and never becomes a template.
 //! A template is bounded in what it may compute and write, and reaches nothing but the row.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use millrace_protocol::row::{RowError, RowErrorCode};
@@ -121,11 +122,38 @@ impl Prompts {
         let mut written = Bounded::default();
         let rendered = template.render_captured_to(Serde(&fields), &mut written);
         if let Err(error) = rendered {
-            let lacks = template.undeclared_variables(false).into_iter();
-            let lacks = lacks.filter(|name| !fields.contains_key(name)).min();
+            let lacks = match error.kind() {
+                ErrorKind::UndefinedError => self.lacked(&template, &fields),
+                _ => None,
+            };
             return Err(NotRendered { error, lacks });
         }
         Ok(String::from_utf8(written.bytes).expect("templates write text"))
+    }
+
+    /// The field for whose lack there is no prompt: there is none either with all others that are lacking, of
+    /// which the template may know what to do without them.
+    fn lacked(
+        &self,
+        template: &minijinja::Template<'_, '_>,
+        fields: &Map<String, Value>,
+    ) -> Option<String> {
+        let globals: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
+        let is_lacking = |name: &String| {
+            !fields.contains_key(name.as_str()) && !globals.contains(&name.as_str())
+        };
+        let named = template.undeclared_variables(false).into_iter();
+        let lacking: BTreeSet<String> = named.filter(is_lacking).collect();
+        let is_needed = |name: &&String| {
+            let others = lacking.iter().filter(|other| other != name);
+            let mut with_others = fields.clone();
+            with_others.extend(others.map(|other| (other.clone(), Value::from(""))));
+            let rendered =
+                template.render_captured_to(Serde(&with_others), &mut Bounded::default());
+            rendered.is_err_and(|error| error.kind() == ErrorKind::UndefinedError)
+        };
+        let needed = lacking.iter().find(is_needed);
+        needed.or_else(|| lacking.first()).cloned()
     }
 
     fn template(&self, name: &str) -> minijinja::Template<'_, '_> {
@@ -244,7 +272,8 @@ mod tests {
         assert_eq!(missing.code, RowErrorCode::MissingField);
         assert!(missing.message.contains("\"title\""), "{missing}");
         assert!(!missing.message.contains("secret"), "{missing}");
-        let lacking = prompts("{{ title }}").lacking(0, r#"{"text": "secret"}"#);
+        let template = "{{ note | default('-') }}{{ title }}";
+        let lacking = prompts(template).lacking(0, r#"{"text": "secret"}"#);
         assert_eq!(lacking.as_deref(), Some("title"));
         let whole = prompts("{{ title }}").lacking(0, r#"{"title": 1}"#);
         assert_eq!(whole, None);
