@@ -358,6 +358,14 @@ fn asked_lines(found: &DryRun) -> Vec<String> {
         let about = HumanCount(found.asked_tokens.unwrap_or(tokens.tokens));
         let sampled = HumanCount(tokens.sampled_rows);
         add("tokens", format!("about {about} (from {sampled} rows)"));
+        if tokens.cut_rows > 0 {
+            let cut = HumanCount(tokens.cut_rows);
+            let text = format!(
+                "{cut} of these {sampled} rows are longer than a model takes and are cut: spec.input.chunking \
+                 asks about all of a text"
+            );
+            add("warning", text);
+        }
     }
     for lacking in &found.lacking {
         let Lacking {

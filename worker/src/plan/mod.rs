@@ -43,7 +43,8 @@ pub use forecast::{Lacking, forecast, lacking};
 pub use incremental::count as count_unchanged;
 pub use list::list_inputs;
 pub use preflight::{
-    BadRows, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate, preflight,
+    BadRows, Counted, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate,
+    preflight,
 };
 
 pub use tokens::token_counter;

@@ -376,7 +376,10 @@ async fn the_preflight_says_what_a_run_would_meet() {
     ]);
     let job = job(folder.path(), &["*.jsonl"], "out");
     let plan = plan(&stores(), &job, None).await.unwrap();
-    let count: TokenCounter = Arc::new(|text| text.split(' ').count());
+    let count: TokenCounter = Arc::new(|text| Counted {
+        tokens: text.split(' ').count(),
+        is_cut: true,
+    });
     let found = preflight(&stores(), &job, &plan, Some(count))
         .await
         .unwrap();
@@ -404,7 +407,8 @@ async fn the_preflight_says_what_a_run_would_meet() {
             exact: true
         }
     );
-    assert_eq!(found.tokens.unwrap().sampled_rows, 300);
+    let tokens = found.tokens.unwrap();
+    assert_eq!((tokens.sampled_rows, tokens.cut_rows), (300, 300));
     assert_eq!(found.tokens.unwrap().tokens, 600);
     let longest = found.longest_row.unwrap();
     assert_eq!(
