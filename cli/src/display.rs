@@ -80,13 +80,6 @@ impl Display {
         }
     }
 
-    /// Takes the bar away.
-    pub fn clear(&self) {
-        if let Kind::Bar(bar) = &self.kind {
-            bar.finish_and_clear();
-        }
-    }
-
     fn draw(&self, shown: Counts) {
         match &self.kind {
             Kind::Bar(bar) => {
@@ -105,6 +98,15 @@ impl Display {
                 // A reader that went away must not stop the run.
                 output::line(&json.to_string()).ok();
             }
+        }
+    }
+}
+
+/// Takes the bar away.
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Kind::Bar(bar) = &self.kind {
+            bar.finish_and_clear();
         }
     }
 }

@@ -202,6 +202,8 @@ fn command(
     // Only this process may reach the server, and it is the one that restarts it.
     spec.env_remove = vec!["MILLRACE_LISTEN".into(), "MILLRACE_SUPERVISE".into()];
     spec.early_deaths_max = EARLY_DEATHS_MAX;
+    // Why a server cannot run is the error that the command ends with.
+    spec.quiet_until_ready = true;
     if std::env::var_os("MILLRACE_LOG").is_none() {
         // The server's milestones would tear the progress bar.
         spec.env.push(("MILLRACE_LOG".into(), "warn".into()));

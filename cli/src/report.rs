@@ -169,17 +169,20 @@ fn summary(
             error.position, error.code, error.message
         ));
     }
-    lines.extend(next(output, failed));
+    lines.extend(next(output, succeeded, failed));
     lines.join("\n")
 }
 
-/// The commands that show what there is in the output.
-fn next(output: &str, failed: u64) -> Vec<String> {
+/// The commands that show what there is in the output, if there is anything.
+fn next(output: &str, succeeded: u64, failed: u64) -> Vec<String> {
     let command = |words: String| format!("  {}", Invocation::new().command(&words));
-    let mut lines = vec!["next:".to_owned()];
-    lines.push(command(format!("results {output} --limit 3")));
-    if failed > 0 {
-        lines.push(command(format!("errors {output}")));
+    let results = command(format!("results {output} --limit 3"));
+    let errors = command(format!("errors {output}"));
+    let commands = [(succeeded, results), (failed, errors)];
+    let commands = commands.into_iter().filter(|(rows, _)| *rows > 0);
+    let mut lines: Vec<String> = commands.map(|(_, command)| command).collect();
+    if !lines.is_empty() {
+        lines.insert(0, "next:".to_owned());
     }
     lines
 }

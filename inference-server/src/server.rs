@@ -81,8 +81,10 @@ pub enum ServerError {
         source: std::io::Error,
     },
     /// A model cannot be served.
-    #[error("model {model:?} cannot be loaded")]
+    #[error("spec.models[{index}]: model {model:?} cannot be loaded")]
     Load {
+        /// Its index in the service.
+        index: usize,
         /// Name of the model.
         model: String,
         /// Why.
@@ -394,10 +396,11 @@ fn batch_limits(models: &[Model], batching: &Batching) -> Limits {
 /// Loads all models and lets each compute once, on a thread that may block.
 async fn load(spec: InferenceServiceSpec, options: LoadOptions) -> Result<Vec<Model>, ServerError> {
     let loading = move || {
-        let load_one = |spec| -> Result<Model, ServerError> {
+        let load_one = |(index, spec)| -> Result<Model, ServerError> {
             let spec: &millrace_crds::inference_service::ModelSpec = spec;
             let name = spec.name.clone();
             let model = Model::load(spec, &options).map_err(|source| ServerError::Load {
+                index,
                 model: name.clone(),
                 source,
             })?;
@@ -415,7 +418,7 @@ async fn load(spec: InferenceServiceSpec, options: LoadOptions) -> Result<Vec<Mo
             );
             Ok(model)
         };
-        spec.models.iter().map(load_one).collect()
+        spec.models.iter().enumerate().map(load_one).collect()
     };
     let loaded = tokio::task::spawn_blocking(loading).await;
     loaded.map_err(|_| ServerError::Ended("the loading of the models"))?

@@ -39,7 +39,11 @@ pub struct ModelFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The model is not in the model cache.
-    #[error("{uri} is not in the model cache: expected the folder {}; put the model's files there", folder.display())]
+    #[error(
+        "{uri} is not in the model cache: fetch it with `hf download {} --local-dir {}`",
+        uri.trim_start_matches("hf://"),
+        folder.display()
+    )]
     NotCached {
         /// The URI.
         uri: String,
@@ -424,7 +428,8 @@ mod tests {
     fn a_model_that_is_not_cached_says_where_it_was_looked_for() {
         let cache = Path::new("/cache");
         let error = resolve("hf://owner/name", cache).unwrap_err().to_string();
-        assert!(error.contains("/cache/owner/name"), "{error}");
+        let fetch = "`hf download owner/name --local-dir /cache/owner/name`";
+        assert!(error.contains(fetch), "{error}");
         assert!(resolve("hf://../cache", Path::new("/tmp")).is_err());
         assert!(resolve("s3://bucket/model", cache).is_err());
         assert_eq!(resolve("file:///a/b", cache).unwrap(), Path::new("/a/b"));

@@ -134,6 +134,10 @@ fn tensors_that_disagree_with_the_configuration_are_named() {
         r#"the weights have no tensor "bert.encoder.layer.1.attention.self.key.weight""#,
     );
     check_refused(
+        &with_tensor("classifier.weight", None),
+        r#"task is SequenceClassification, but the weights have no tensor "classifier.weight""#,
+    );
+    check_refused(
         &with_tensor("bert.pooler.dense.bias", Some((Dtype::I32, vec![32]))),
         r#"tensor "bert.pooler.dense.bias" is stored as I32; F32, F16 and BF16 are read"#,
     );

@@ -43,11 +43,43 @@ impl Forecast {
 impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (least, most) = self.tokens;
-        write!(f, "{least} to {most} tokens")?;
+        write!(f, "{} to {} tokens", grouped(least), grouped(most))?;
         if let (Some((least, most)), Some(currency)) = (self.cost, &self.currency) {
             let (least, most) = (least.short(), most.short());
             write!(f, ", {least} to {most} {currency}")?;
         }
-        write!(f, " (guessed from {} rows)", self.sampled_rows)
+        let (sampled, rows) = (grouped(self.sampled_rows), grouped(self.rows));
+        write!(f, " (guessed from {sampled} of {rows} rows)")
+    }
+}
+
+/// A number with a comma before each three of its digits.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let first = (digits.len() + 2) % 3 + 1;
+    let (head, rest) = digits.split_at(first);
+    let groups = rest.as_bytes().chunks(3).map(String::from_utf8_lossy);
+    groups.fold(head.to_owned(), |all, group| format!("{all},{group}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forecast_says_of_how_many_rows_it_is_in_numbers_that_can_be_read() {
+        for (number, expected) in [(0, "0"), (999, "999"), (1_000, "1,000")] {
+            assert_eq!(grouped(number), expected);
+        }
+        let forecast = Forecast {
+            rows: 20_000,
+            sampled_rows: 512,
+            tokens: (12_345, 1_234_567),
+            cost: None,
+            currency: None,
+            max_cost: None,
+        };
+        let said = "12,345 to 1,234,567 tokens (guessed from 512 of 20,000 rows)";
+        assert_eq!(forecast.to_string(), said);
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     io::Write,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -16,6 +16,9 @@ use tokio::sync::oneshot;
 /// Chunks of up to 4 KiB that wait to be written; what comes while so many wait is left out.
 const CHUNKS_MAX: usize = 256;
 
+/// Bytes that are held back at most.
+const HELD_BYTES_MAX: usize = 64 << 10;
+
 /// How long the last chunks may take to be written at the end.
 const FLUSH_DEADLINE: Duration = Duration::from_millis(200);
 
@@ -24,14 +27,19 @@ const FLUSH_DEADLINE: Duration = Duration::from_millis(200);
 pub struct Forward {
     chunks: SyncSender<Vec<u8>>,
     left_out_bytes: Arc<AtomicU64>,
+    /// What is held back until it is to be passed on; none from then on.
+    held: Arc<Mutex<Option<Vec<u8>>>>,
 }
 
 /// Tells when all that was passed on is written.
 pub struct Flushed(oneshot::Receiver<()>);
 
 impl Forward {
-    /// Starts a thread that writes to `writer`.
-    pub fn start(writer: impl Write + Send + 'static) -> std::io::Result<(Self, Flushed)> {
+    /// Starts a thread that writes to `writer`: if it `holds`, nothing before [`Forward::release`].
+    pub fn start(
+        writer: impl Write + Send + 'static,
+        holds: bool,
+    ) -> std::io::Result<(Self, Flushed)> {
         let (sender, chunks) = sync_channel(CHUNKS_MAX);
         let (flushed, flush) = oneshot::channel();
         let left_out_bytes = Arc::new(AtomicU64::new(0));
@@ -45,16 +53,38 @@ impl Forward {
         let forward = Self {
             chunks: sender,
             left_out_bytes,
+            held: Arc::new(Mutex::new(holds.then(Vec::new))),
         };
         Ok((forward, Flushed(flush)))
     }
 
     /// Hands bytes to the thread. Never waits: bytes that find no room are counted and left out.
     pub fn pass_on(&self, bytes: &[u8]) {
-        if self.chunks.try_send(bytes.to_vec()).is_err() {
-            let count = bytes.len() as u64;
-            self.left_out_bytes.fetch_add(count, Ordering::Relaxed);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.as_mut() {
+            Some(held) if held.len() + bytes.len() <= HELD_BYTES_MAX => held.extend(bytes),
+            Some(_) => self.leave_out(bytes),
+            None => self.send(bytes),
         }
+    }
+
+    /// Passes on what was held back, and from now on everything.
+    pub fn release(&self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = held.take().filter(|held| !held.is_empty()) {
+            self.send(&held);
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        if self.chunks.try_send(bytes.to_vec()).is_err() {
+            self.leave_out(bytes);
+        }
+    }
+
+    fn leave_out(&self, bytes: &[u8]) {
+        let count = bytes.len() as u64;
+        self.left_out_bytes.fetch_add(count, Ordering::Relaxed);
     }
 }
 
@@ -83,7 +113,7 @@ fn write_all(mut writer: impl Write, chunks: &Receiver<Vec<u8>>, left_out_bytes:
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, mpsc};
+    use std::sync::mpsc;
 
     use super::*;
 
@@ -114,7 +144,7 @@ mod tests {
             may_write,
             written: written.clone(),
         };
-        let (forward, flushed) = Forward::start(gated).unwrap();
+        let (forward, flushed) = Forward::start(gated, false).unwrap();
         for _ in 0..2 * CHUNKS_MAX {
             forward.pass_on(b"line\n");
         }
@@ -125,5 +155,28 @@ mod tests {
         let lines = written.lines().filter(|line| *line == "line").count();
         assert!((CHUNKS_MAX..2 * CHUNKS_MAX).contains(&lines), "{lines}");
         assert!(written.contains("are left out]"), "{written}");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_is_written_once_it_is_released_and_never_otherwise() {
+        for is_released in [true, false] {
+            let (_, may_write) = mpsc::channel();
+            let written = Arc::new(Mutex::new(Vec::new()));
+            let gated = Gated {
+                may_write,
+                written: written.clone(),
+            };
+            let (forward, flushed) = Forward::start(gated, true).unwrap();
+            forward.pass_on(b"before\n");
+            if is_released {
+                forward.release();
+                forward.pass_on(b"after\n");
+            }
+            drop(forward);
+            flushed.wait().await;
+            let written = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+            let expected = if is_released { "before\nafter\n" } else { "" };
+            assert_eq!(written, expected);
+        }
     }
 }

@@ -29,6 +29,9 @@ pub struct CommandSpec {
     pub drain_deadline: Duration,
     /// Whether the child's standard error is passed on; its last lines are kept either way.
     pub forward_stderr: bool,
+    /// Whether what a child says before one was ever ready is passed on only once one is: whoever gives up
+    /// a child that never was quotes its last lines.
+    pub quiet_until_ready: bool,
 }
 
 impl CommandSpec {
@@ -46,6 +49,7 @@ impl CommandSpec {
             broken_exit_codes: vec![EXIT_CODE_BROKEN],
             drain_deadline: Duration::from_secs(30),
             forward_stderr: true,
+            quiet_until_ready: false,
         }
     }
 

@@ -26,7 +26,7 @@ pub async fn keep_running(
 ) {
     let (forward, flushed) = match spec
         .forward_stderr
-        .then(|| Forward::start(std::io::stderr()))
+        .then(|| Forward::start(std::io::stderr(), spec.quiet_until_ready))
     {
         Some(Ok((forward, flushed))) => (Some(forward), Some(flushed)),
         Some(Err(error)) => {
@@ -64,7 +64,7 @@ async fn run_until_end(
             }
         };
         status.send_modify(|status| status.pid = child.id());
-        let ran = run_one(spec, child, status, stopped).await;
+        let ran = run_one(spec, child, status, stopped, forward.as_ref()).await;
         // Also what a child says while it is stopped is passed on.
         let stderr = stderr.finish().await;
         let exit = match ran {
@@ -115,6 +115,7 @@ async fn run_one(
     mut child: Child,
     status: &watch::Sender<Status>,
     stopped: &mut mpsc::Receiver<()>,
+    forward: Option<&Forward>,
 ) -> Ran {
     let probing = async {
         if let Some(probe) = &spec.probe {
@@ -123,6 +124,9 @@ async fn run_one(
             }
         }
         status.send_modify(|status| status.ready = true);
+        if let Some(forward) = forward {
+            forward.release();
+        }
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -4,6 +4,7 @@
 //! exists. The local run and the pods of a cluster drive this same code.
 
 mod answerer;
+pub mod changed;
 pub mod commits;
 mod content;
 pub mod endpoints;

@@ -45,7 +45,7 @@ pub enum LoadError {
     /// The job's service is not among the manifests.
     #[error(
         "{field}: no InferenceService {named:?} in {}; put it into the same file or folder as the \
-         BatchJob (found: {found})",
+         BatchJob (found {found})",
         path.display()
     )]
     NoService {
@@ -55,7 +55,7 @@ pub enum LoadError {
         path: PathBuf,
         /// The name asked for.
         named: String,
-        /// The services found.
+        /// The services found, or `none`.
         found: String,
     },
     /// Job and service do not fit together.
@@ -127,7 +127,10 @@ fn services_of(
         return Ok((own, Vec::new()));
     }
     let name = |service: &InferenceService| service.metadata.name.clone().unwrap_or_default();
-    let found = services.iter().map(name).collect::<Vec<_>>().join(", ");
+    let found = match services.is_empty() {
+        true => "none".to_owned(),
+        false => services.iter().map(name).collect::<Vec<_>>().join(", "),
+    };
     let field = match batch_job.spec.routes {
         Some(_) => "spec.routes",
         None => "spec.serviceRef.name",

@@ -3,6 +3,7 @@
 //! Templates come from the job alone; what stands in a row is data, and never becomes a template.
 //! A template is bounded in what it may compute and write, and reaches nothing but the row.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use millrace_protocol::row::{RowError, RowErrorCode};
@@ -93,6 +94,19 @@ impl Prompts {
     /// The prompt of a step for one row, which is its text, or the JSON object of the fields that
     /// templates name where there are templates.
     pub fn render(&self, step: usize, row: &str) -> Result<String, RowError> {
+        self.rendered(step, row).map_err(|error| row_error(&error))
+    }
+
+    /// The field for whose lack there is no prompt of a step for one row.
+    pub fn lacking(&self, step: usize, row: &str) -> Option<String> {
+        let error = self.rendered(step, row).err()?;
+        match error.error.kind() {
+            ErrorKind::UndefinedError => error.lacks,
+            _ => None,
+        }
+    }
+
+    fn rendered(&self, step: usize, row: &str) -> Result<String, NotRendered> {
         if self.templates.iter().all(Option::is_none) {
             return Ok(row.to_owned());
         }
@@ -108,17 +122,51 @@ impl Prompts {
         let mut written = Bounded::default();
         let rendered = template.render_captured_to(Serde(&fields), &mut written);
         if let Err(error) = rendered {
-            let lacks = template.undeclared_variables(false).into_iter();
-            let lacks = lacks.filter(|name| !fields.contains_key(name)).min();
-            return Err(row_error(&error, lacks));
+            let lacks = match error.kind() {
+                ErrorKind::UndefinedError => self.lacked(&template, &fields),
+                _ => None,
+            };
+            return Err(NotRendered { error, lacks });
         }
         Ok(String::from_utf8(written.bytes).expect("templates write text"))
+    }
+
+    /// The field for whose lack there is no prompt: there is none either with all others that are lacking, of
+    /// which the template may know what to do without them.
+    fn lacked(
+        &self,
+        template: &minijinja::Template<'_, '_>,
+        fields: &Map<String, Value>,
+    ) -> Option<String> {
+        let globals: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
+        let is_lacking = |name: &String| {
+            !fields.contains_key(name.as_str()) && !globals.contains(&name.as_str())
+        };
+        let named = template.undeclared_variables(false).into_iter();
+        let lacking: BTreeSet<String> = named.filter(is_lacking).collect();
+        let is_needed = |name: &&String| {
+            let others = lacking.iter().filter(|other| other != name);
+            let mut with_others = fields.clone();
+            with_others.extend(others.map(|other| (other.clone(), Value::from(""))));
+            let rendered =
+                template.render_captured_to(Serde(&with_others), &mut Bounded::default());
+            rendered.is_err_and(|error| error.kind() == ErrorKind::UndefinedError)
+        };
+        let needed = lacking.iter().find(is_needed);
+        needed.or_else(|| lacking.first()).cloned()
     }
 
     fn template(&self, name: &str) -> minijinja::Template<'_, '_> {
         let template = self.environment.get_template(name);
         template.expect("it was added")
     }
+}
+
+/// Why there is no prompt for a row.
+struct NotRendered {
+    error: minijinja::Error,
+    /// A field that the template names and the row has not.
+    lacks: Option<String>,
 }
 
 /// Whether a template names a filter, a test or a function that there is for no row.
@@ -138,7 +186,8 @@ pub fn bounded() -> Environment<'static> {
 }
 
 /// What is wrong with a row for a template. Says nothing of what stands in the row.
-fn row_error(error: &minijinja::Error, lacks: Option<String>) -> RowError {
+fn row_error(error: &NotRendered) -> RowError {
+    let NotRendered { error, lacks } = error;
     let line = error.line().unwrap_or_default();
     match (error.kind(), lacks) {
         (ErrorKind::UndefinedError, Some(field)) => RowError::new(
@@ -223,6 +272,11 @@ mod tests {
         assert_eq!(missing.code, RowErrorCode::MissingField);
         assert!(missing.message.contains("\"title\""), "{missing}");
         assert!(!missing.message.contains("secret"), "{missing}");
+        let template = "{{ note | default('-') }}{{ title }}";
+        let lacking = prompts(template).lacking(0, r#"{"text": "secret"}"#);
+        assert_eq!(lacking.as_deref(), Some("title"));
+        let whole = prompts("{{ title }}").lacking(0, r#"{"title": 1}"#);
+        assert_eq!(whole, None);
     }
 
     #[test]

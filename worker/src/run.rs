@@ -7,14 +7,14 @@ use std::time::Duration;
 use millrace_protocol::commit::Commit;
 use millrace_protocol::lease::DeadLetter;
 use millrace_protocol::manifest::Manifest;
-use millrace_protocol::plan::{FIRST_RUN, InputFile, Plan, RunNumber, ShardIndex};
+use millrace_protocol::plan::{FIRST_RUN, Plan, RunNumber, ShardIndex};
 use tokio_util::sync::CancellationToken;
 
 use crate::answerer;
 use crate::commits::{self, CommitsError};
 use crate::finish::{self, Finish, FinishError, FinishOptions};
 use crate::job::{CheckedJob, Postgres};
-use crate::plan::{self, PlanError};
+use crate::plan::{self, Drafted, PlanError};
 use crate::postgres::Sink;
 use crate::store::{Location, StoreError, Stores};
 use crate::trace;
@@ -24,6 +24,7 @@ use crate::work::progress::{Progress, ProgressSnapshot};
 use crate::work::{Ended, GiveUp, ShardContext, WorkError, Worker};
 use millrace_leases::{LeaseError, LeaseStore};
 use millrace_telemetry::in_span;
+use tracing::Span;
 
 /// Dead letters that are read at a time; each is at most a kilobyte and a bit.
 const GIVEN_UP_PAGE: usize = 1_000;
@@ -122,34 +123,40 @@ pub async fn find(stores: &Stores, job: &CheckedJob) -> Result<Found, RunError> 
     Ok(Found::Next(manifest.run))
 }
 
-/// The first input file that is not what it was when the run of `manifest` was planned, or is new.
-/// Files that cannot be listed any more are nobody's business once a run is finished.
-pub async fn changed_input(
-    stores: &Stores,
-    job: &CheckedJob,
-    manifest: &Manifest,
-) -> Option<String> {
-    if job.input.inline.is_some() {
-        return None;
-    }
-    let listed = plan::list_inputs(stores, &job.input).await.ok()?;
-    let is_known = |file: &InputFile| {
-        let same = |it: &InputFile| {
-            it.uri == file.uri && it.size_bytes == file.size_bytes && it.etag == file.etag
-        };
-        manifest.inputs.iter().any(same)
-    };
-    let changed = listed.into_iter().find(|file| !is_known(file));
-    changed.map(|file| file.uri)
+/// A run that is looked into, and for which nothing is written yet.
+#[derive(Debug)]
+pub struct Draft {
+    drafted: Drafted,
+    /// Planning ends once the plan stands.
+    span: Span,
+}
+
+/// Plans the run, or reads the plan that is there, and writes nothing.
+pub async fn draft(stores: &Stores, job: &CheckedJob) -> Result<Draft, RunError> {
+    let span = trace::plan(job, job.run);
+    let drafted = in_span(span.clone(), look(stores, job)).await?;
+    Ok(Draft { drafted, span })
+}
+
+/// The plan that a run would begin with. Nobody hears of it.
+pub async fn look(stores: &Stores, job: &CheckedJob) -> Result<Drafted, RunError> {
+    let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
+    let earlier = finish::read_manifest(&output).await;
+    let earlier = earlier.map_err(RunError::Manifest)?;
+    Ok(plan::drafted(stores, job, earlier.as_ref()).await?)
 }
 
 /// Plans the run, or reads the plan that is there, and looks up what is committed.
 pub async fn prepare(stores: &Stores, job: &CheckedJob) -> Result<Prepared, RunError> {
+    let draft = draft(stores, job).await?;
+    settle(stores, job, draft).await
+}
+
+/// Writes the plan of a draft, unless it stands, and looks up what is committed.
+pub async fn settle(stores: &Stores, job: &CheckedJob, draft: Draft) -> Result<Prepared, RunError> {
+    let Draft { drafted, span } = draft;
     let output = stores.open(&job.output.uri).map_err(RunError::Output)?;
-    let earlier = finish::read_manifest(&output).await;
-    let earlier = earlier.map_err(RunError::Manifest)?;
-    let span = trace::plan(job, job.run);
-    let plan = in_span(span.clone(), plan::plan(stores, job, earlier.as_ref())).await?;
+    let plan = in_span(span.clone(), plan::settled(stores, job, drafted)).await?;
     trace::note_planned(&span, &plan);
     let committed = commits::list(&output, plan.run).await?;
     Ok(Prepared {

@@ -34,11 +34,13 @@ pub struct Purpose {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
     /// In the environment.
-    #[error("{field}: a local run takes it from {variable}; set it")]
+    #[error("{field}: a local run takes it from {own} or {variable}; set one of them")]
     Variable {
         /// The field that names it.
         field: &'static str,
-        /// The variable.
+        /// The variable of this Secret alone.
+        own: String,
+        /// The variable of all of this purpose.
         variable: &'static str,
     },
     /// In a Secret.
@@ -63,11 +65,19 @@ impl Secrets {
         } = purpose;
         match self {
             Secrets::Environment => {
-                let given =
-                    |name: &str| std::env::var(name).ok().filter(|it| !it.trim().is_empty());
-                let value = given(&variable_of(variable, &named.name)).or_else(|| given(variable));
-                let value = value.ok_or(SecretError::Variable { field, variable })?;
-                Ok(Secret(Source::Given(value)))
+                let own = variable_of(variable, &named.name);
+                let given = |name: &str| {
+                    let value = std::env::var(name).ok();
+                    let value = value.filter(|it| !it.trim().is_empty())?;
+                    let variable = name.to_owned();
+                    Some(Secret(Source::Given { value, variable }))
+                };
+                let secret = given(&own).or_else(|| given(variable));
+                secret.ok_or(SecretError::Variable {
+                    field,
+                    own,
+                    variable,
+                })
             }
             Secrets::Folder(_) => {
                 let key = named.key.as_deref().unwrap_or(key);
@@ -106,7 +116,10 @@ pub struct Secret(Source);
 
 #[derive(Clone)]
 enum Source {
-    Given(String),
+    Given {
+        value: String,
+        variable: String,
+    },
     /// Read for each use, since a Secret may be changed while it is mounted.
     File(PathBuf),
 }
@@ -118,11 +131,19 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
+    /// The variable that holds it, if one does.
+    pub fn variable(&self) -> Option<&str> {
+        match &self.0 {
+            Source::Given { value: _, variable } => Some(variable),
+            Source::File(_) => None,
+        }
+    }
+
     /// The secret as it is now. One that was taken away is empty, and whoever is asked with it says
     /// that it is missed.
     pub fn value(&self) -> String {
         let value = match &self.0 {
-            Source::Given(value) => value.clone(),
+            Source::Given { value, variable: _ } => value.clone(),
             Source::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
         };
         value.trim().to_owned()
@@ -163,6 +184,11 @@ mod tests {
         assert!(missing.to_string().contains("\"other\""), "{missing}");
         let unset = Secrets::Environment.find(purpose, &named(None));
         let unset = unset.unwrap_err().to_string();
-        assert!(unset.contains("NO_SUCH_VARIABLE"), "{unset}");
+        let both = "NO_SUCH_VARIABLE_OPENAI or NO_SUCH_VARIABLE;";
+        assert!(unset.contains(both), "{unset}");
+        let variable = "PATH".to_owned();
+        let value = "sk-three".to_owned();
+        let given = Secret(Source::Given { value, variable });
+        assert_eq!((given.variable(), secret.variable()), (Some("PATH"), None));
     }
 }

@@ -8,13 +8,16 @@ use indicatif::{DecimalBytes, HumanCount, HumanDuration};
 use millrace_model_files::folder::default_model_cache;
 use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::forecast::Forecast;
-use millrace_protocol::plan::{Difference, Plan};
+use millrace_protocol::plan::{Difference, FIRST_RUN, Plan};
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::{ChunksOfText, ChunksRequest, RowsRequest};
+use millrace_worker::changed::{self, Changed};
+use millrace_worker::commits;
 use millrace_worker::job::{self, CheckedJob};
 use millrace_worker::manifests::Loaded;
-use millrace_worker::plan::{self, Preflight, TokenCounter, share};
+use millrace_worker::plan::{self, Drafted, Lacking, Preflight, TokenCounter, share};
 use millrace_worker::read;
+use millrace_worker::run;
 use millrace_worker::store::Stores;
 use millrace_worker::work::client::Client;
 use serde::Serialize;
@@ -22,8 +25,8 @@ use serde::Serialize;
 use crate::display::OutputMode;
 use crate::local_models;
 use crate::local_server::{Answering, LocalServer, Origin, absolute_sources};
-use crate::output;
 use crate::report::carried_text;
+use crate::{exit, output};
 
 /// Rows that are computed for the estimate of time.
 const MEASURED_ROWS_MAX: usize = 256;
@@ -55,6 +58,9 @@ struct DryRun {
     /// What the calls of an API will take and cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     forecast: Option<Forecast>,
+    /// Sampled rows of which no prompt can be made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lacking: Vec<Lacking>,
     /// Rate of a few rows through the real server, in this job's steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     rows_per_second: Option<f64>,
@@ -62,17 +68,29 @@ struct DryRun {
     estimated_seconds: Option<u64>,
 }
 
-/// Plans, reads and reports. `server` is started for a moment, or asked, to measure a few rows.
+/// Plans, reads and reports what the run `next` of the job would meet. `server` is started for a moment, or
+/// asked, to measure a few rows.
 pub async fn dry_run(
     stores: &Stores,
     loaded: &Loaded,
+    next: &CheckedJob,
     mode: OutputMode,
-    server: anyhow::Result<Answering>,
+    server: Option<Answering>,
 ) -> anyhow::Result<ExitCode> {
     let job = &loaded.job;
     let started = Instant::now();
-    let plan = plan::draft(stores, job).await?;
+    let plan = match whole(stores, job, next).await? {
+        Ok(plan) => plan,
+        Err(changed) => {
+            eprintln!("error: {changed}: start a new run into another output");
+            return Ok(exit::FAILED_SHARDS.into());
+        }
+    };
     let planned = started.elapsed();
+    let rows_per_second = match &server {
+        Some(answering) => measured(stores, loaded, &plan, answering, mode).await?,
+        None => None,
+    };
     let counter = token_counter(loaded, mode);
     let started = Instant::now();
     let preflight = plan::preflight(stores, job, &plan, counter).await?;
@@ -82,14 +100,7 @@ pub async fn dry_run(
     let asked_rows = asked_rows(preflight.rows, copied_rows, difference.as_ref());
     let tokens = preflight.tokens.map(|estimate| estimate.tokens);
     let forecast = plan::forecast(stores, job, &plan, Some(asked_rows)).await?;
-    let rows_per_second = match server {
-        // Whoever wants to see what a job is about to do does not want to pay for it.
-        Ok(answering) if matches!(answering.origin, Origin::Remote) => None,
-        // What one of several services does for some rows says nothing of the others.
-        Ok(_) if job.routing.is_some() => None,
-        Ok(answering) => measured(stores, loaded, &plan, &answering, mode).await,
-        Err(_) => None,
-    };
+    let lacking = plan::lacking(stores, job, &plan).await?;
     let found = DryRun {
         files: plan.inputs.len(),
         shards: plan.shards.len(),
@@ -102,6 +113,7 @@ pub async fn dry_run(
         difference,
         asked_rows,
         forecast,
+        lacking,
         rows_per_second,
     };
     match mode {
@@ -109,6 +121,27 @@ pub async fn dry_run(
         OutputMode::Text => output::line(&summary(job, &found))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The plan of the whole job, whatever of it is done, or what of the input keeps the run `next`, which is
+/// begun, from coming to its end.
+async fn whole(
+    stores: &Stores,
+    job: &CheckedJob,
+    next: &CheckedJob,
+) -> anyhow::Result<Result<Plan, Changed>> {
+    match run::look(stores, next).await? {
+        Drafted::New(plan) if plan.run == FIRST_RUN => return Ok(Ok(plan)),
+        Drafted::New(_) => {}
+        Drafted::Standing(plan) => {
+            let output = stores.open(&job.output.uri)?;
+            let committed = commits::list(&output, plan.run).await?;
+            if let Some(changed) = changed::open_shards(stores, job, &plan, &committed).await {
+                return Ok(Err(changed));
+            }
+        }
+    }
+    Ok(Ok(plan::draft(stores, job).await?))
 }
 
 /// How many of the rows are asked. Which rows are both copied and unchanged is not looked at: as many of those
@@ -143,34 +176,50 @@ fn token_counter(loaded: &Loaded, mode: OutputMode) -> Option<TokenCounter> {
     }
 }
 
-/// Rows per second of a sample through the real server; `None`, with the reason on standard error,
-/// where it cannot be measured: an estimate is a service, not a condition.
+/// Rows per second of a sample through the real server. A server that cannot run is the run's own failure;
+/// `None`, with the reason on standard error, where its rate cannot be measured: an estimate is a service,
+/// not a condition.
 async fn measured(
     stores: &Stores,
     loaded: &Loaded,
     plan: &Plan,
     answering: &Answering,
     mode: OutputMode,
-) -> Option<f64> {
-    match measure(stores, loaded, plan, answering).await {
-        Ok(rate) => rate,
-        Err(error) => {
-            if mode == OutputMode::Text {
-                eprintln!("the time is not estimated: {error:#}");
-            }
-            None
-        }
+) -> anyhow::Result<Option<f64>> {
+    // Whoever wants to see what a job is about to do does not want to pay for it.
+    if matches!(answering.origin, Origin::Remote) {
+        return Ok(None);
     }
+    let mut service = local_models::fetched(stores, &loaded.service).await?;
+    // The second pass asks what the first one did, and is to be computed.
+    service.spec.cache.enabled = false;
+    let server = LocalServer::start(answering, &service, loaded).await?;
+    let rate = match tokio::time::timeout(SERVER_PATIENCE, server.ready()).await {
+        Ok(ready) => {
+            ready?;
+            measure(stores, loaded, plan, &server).await
+        }
+        Err(_) => Err(anyhow::Error::msg("the server takes long to be ready")),
+    };
+    server.stop().await;
+    Ok(rate.unwrap_or_else(|error| {
+        if mode == OutputMode::Text {
+            eprintln!("the time is not estimated: {error:#}");
+        }
+        None
+    }))
 }
 
 async fn measure(
     stores: &Stores,
     loaded: &Loaded,
     plan: &Plan,
-    answering: &Answering,
+    server: &LocalServer,
 ) -> anyhow::Result<Option<f64>> {
     let job = &loaded.job;
-    let Some(shard) = plan.shards.get(plan.shards.len() / 2) else {
+    // What one of several services does for some rows says nothing of the others.
+    let shard = plan.shards.get(plan.shards.len() / 2);
+    let (Some(shard), None) = (shard, &job.routing) else {
         return Ok(None);
     };
     let (input, fields) = (plan.input_of(shard), &job.input.fields);
@@ -192,10 +241,6 @@ async fn measure(
         models: job::models(&job.steps),
         texts,
     };
-    let mut service = local_models::fetched(stores, &loaded.service).await?;
-    // The second pass asks what the first one did, and is to be computed.
-    service.spec.cache.enabled = false;
-    let server = LocalServer::start(answering, &service, loaded).await?;
     let client = Client::new(&server.address(false), job)?;
     let measuring = async {
         client.wait_ready(SERVER_PATIENCE).await?;
@@ -220,7 +265,6 @@ async fn measure(
         rate = measuring => rate,
         failure = server.failed() => Err(failure),
     };
-    server.stop().await;
     rate.map(Some).context("the server could not be measured")
 }
 
@@ -314,8 +358,31 @@ fn asked_lines(found: &DryRun) -> Vec<String> {
         let about = HumanCount(found.asked_tokens.unwrap_or(tokens.tokens));
         let sampled = HumanCount(tokens.sampled_rows);
         add("tokens", format!("about {about} (from {sampled} rows)"));
+        if tokens.cut_rows > 0 {
+            let cut = HumanCount(tokens.cut_rows);
+            let text = format!(
+                "{cut} of these {sampled} rows are longer than a model takes and are cut: spec.input.chunking \
+                 asks about all of a text"
+            );
+            add("warning", text);
+        }
     }
-    if let Some(forecast) = &found.forecast {
+    for lacking in &found.lacking {
+        let Lacking {
+            field,
+            rows,
+            sampled_rows,
+        } = lacking;
+        let (rows, sampled) = (HumanCount(*rows), HumanCount(*sampled_rows));
+        let text = format!(
+            "{rows} of {sampled} sampled rows lack the field {field:?}, which a prompt names: such rows \
+             end as errors"
+        );
+        add("warning", text);
+    }
+    // Where no prompt can be made there is nothing to guess from.
+    let forecast = found.forecast.as_ref().filter(|it| it.tokens.1 > 0);
+    if let Some(forecast) = forecast {
         add("guess", forecast.to_string());
         if let Some(warning) = forecast.warning() {
             add("budget", warning);

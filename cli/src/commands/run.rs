@@ -10,18 +10,20 @@ use clap::Args;
 use millrace_crds::batch_job::BatchJobSpec;
 use millrace_leases::{LeaseOptions, MemoryLeaseStore};
 use millrace_protocol::manifest::Manifest;
-use millrace_protocol::plan::RunNumber;
+use millrace_protocol::plan::{FIRST_RUN, RunNumber};
 use millrace_telemetry::chain;
+use millrace_worker::changed::{self, Changed};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::{self, Loaded};
 use millrace_worker::memory;
 use millrace_worker::notify::{self, Means};
-use millrace_worker::plan;
+use millrace_worker::plan::{self, Drafted};
 use millrace_worker::postgres::Sink;
-use millrace_worker::run::{self, Found, Prepared, RunEnd, WorkOptions};
+use millrace_worker::run::{self, Draft, Found, Prepared, RunEnd, WorkOptions};
 use millrace_worker::secrets::Secrets;
 use millrace_worker::store::{LinkLocal, Stores};
 use millrace_worker::trace;
+use millrace_worker::work::client::remote::Credentials;
 use millrace_worker::work::progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,12 @@ use crate::report::{self, End};
 
 /// In one process nobody else can take a lease, so it only has to outlive a pause of the machine.
 const LEASE_TTL: Duration = Duration::from_secs(30);
+
+/// Where a local run finds secrets, and whom it may tell.
+const MEANS: Means = Means {
+    secrets: Secrets::Environment,
+    link_local: LinkLocal::Allowed,
+};
 
 /// Runs a BatchJob on this machine, with the same manifest and output as in a cluster.
 ///
@@ -84,7 +92,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     work_off(loaded, local, &format!("run -f {}", file.display())).await
 }
 
-/// Says what a run would meet.
+/// Says what a run would meet, and ends as it would where it cannot work.
 async fn look(mut loaded: Loaded, args: LocalArgs) -> anyhow::Result<ExitCode> {
     let LocalArgs {
         output,
@@ -95,12 +103,34 @@ async fn look(mut loaded: Loaded, args: LocalArgs) -> anyhow::Result<ExitCode> {
     if !ask_one_by_one(&mut loaded, no_batch) {
         return Ok(exit::BAD_MANIFEST.into());
     }
+    if let Some(refused) = refused(&loaded.batch_job.spec) {
+        eprintln!("error: {refused}");
+        return Ok(exit::BAD_MANIFEST.into());
+    }
     let stores = Stores::from_env(LinkLocal::Allowed);
-    let server = match local_server::misfit(&loaded.service, &server) {
-        Some(misfit) => Err(anyhow::Error::msg(misfit)),
-        None => local_server::answering(&loaded.service, server.without_cache()),
+    let next = match run::find(&stores, &loaded.job).await? {
+        Found::Finished(manifest) => {
+            let changed = changed::input(&stores, &loaded.job.input, &manifest.inputs).await;
+            return match changed {
+                Some(changed) => Ok(refuse(&changed)),
+                None => report::finished(&stores, &loaded, &manifest, output, End::Before).await,
+            };
+        }
+        Found::Next(run) => loaded.job.at_run(run),
     };
-    super::dry_run::dry_run(&stores, &loaded, output, server).await
+    if let Some(changed) = changed_since(&stores, &next).await? {
+        return Ok(refuse(&changed));
+    }
+    check_secrets(&MEANS, &loaded.job)?;
+    // What is there of the input can be told without the server that somebody else starts.
+    let server = match local_server::misfit(&loaded.service, &server) {
+        Some(_) => None,
+        None => Some(local_server::answering(
+            &loaded.service,
+            server.without_cache(),
+        )?),
+    };
+    super::dry_run::dry_run(&stores, &loaded, &next, output, server).await
 }
 
 /// Does what `--no-batch` says, if it is given; otherwise, says why that cannot be done.
@@ -141,19 +171,18 @@ pub async fn work_off(
         Found::Finished(manifest) => return before(&stores, &loaded, &manifest, output).await,
         Found::Next(run) => run,
     };
+    if let Some(changed) = changed_since(&stores, &loaded.job.at_run(next)).await? {
+        return Ok(refuse(&changed));
+    }
     if let Some(misfit) = local_server::misfit(&loaded.service, &server) {
         eprintln!("error: {misfit}");
         return Ok(exit::BAD_MANIFEST.into());
     }
     memory::give_back_large_blocks();
     let answering = local_server::answering(&loaded.service, server)?;
-    let means = Means {
-        secrets: Secrets::Environment,
-        link_local: LinkLocal::Allowed,
-    };
-    means.check(&loaded.job)?;
+    check_secrets(&MEANS, &loaded.job)?;
     let started = Instant::now();
-    let board = opened(board, &loaded.job, means.link_local).await?;
+    let board = opened(board, &loaded.job, MEANS.link_local).await?;
     let shows = Shows {
         output,
         board: board.as_ref(),
@@ -162,12 +191,21 @@ pub async fn work_off(
     if let Some(board) = board {
         board.close(&ended).await;
     }
-    tell(&means, &loaded.job, &ended).await;
+    tell(&MEANS, &loaded.job, &ended).await;
     let Some((manifest, end)) = end(ended?, started.elapsed(), again) else {
         report::stopped(again, output);
         return Ok(exit::INTERRUPTED.into());
     };
     report::finished(&stores, &loaded, &manifest, output, end).await
+}
+
+/// Makes sure that the secrets are there by which others are asked and told.
+fn check_secrets(means: &Means, job: &CheckedJob) -> anyhow::Result<()> {
+    means.check(job)?;
+    for remote in job.remotes() {
+        Credentials::find(&remote.spec, &means.secrets)?;
+    }
+    Ok(())
 }
 
 /// What is reported of a run that came to its end after `took`; nothing of one that was stopped.
@@ -194,12 +232,8 @@ async fn before(
     manifest: &Manifest,
     output: OutputMode,
 ) -> anyhow::Result<ExitCode> {
-    if let Some(changed) = run::changed_input(stores, &loaded.job, manifest).await {
-        eprintln!(
-            "error: {changed} is not what it was when this job ran: write to another output, with \
-             spec.incremental.from naming this one"
-        );
-        return Ok(ExitCode::FAILURE);
+    if let Some(changed) = changed::input(stores, &loaded.job.input, &manifest.inputs).await {
+        return Ok(refuse(&changed));
     }
     // A table may have been dropped or emptied since.
     if let Some(sink) = Sink::open(&loaded.job, &Secrets::Environment).await? {
@@ -207,6 +241,26 @@ async fn before(
         sink.load(&output, &manifest.parts).await?;
     }
     report::finished(stores, loaded, manifest, output, End::Before).await
+}
+
+/// What of its input keeps a run that is not begun from running again what failed in the one before it,
+/// which is pinned to the files as they were.
+async fn changed_since(stores: &Stores, job: &CheckedJob) -> anyhow::Result<Option<Changed>> {
+    if job.run == FIRST_RUN {
+        return Ok(None);
+    }
+    Ok(match run::look(stores, job).await? {
+        Drafted::Standing(_) => None,
+        Drafted::New(plan) => changed::open_shards(stores, job, &plan, &[]).await,
+    })
+}
+
+/// Refuses a job whose input is another one now.
+fn refuse(changed: &Changed) -> ExitCode {
+    eprintln!(
+        "error: {changed}: write to another output, with spec.incremental.from naming this one"
+    );
+    ExitCode::FAILURE
 }
 
 /// Tells whom the job names how it ended. An end that nobody hears of is an end all the same.
@@ -250,21 +304,15 @@ async fn runs(
     let sink = Sink::open(&loaded.job, &Secrets::Environment).await?;
     loop {
         let job = loaded.job.at_run(next);
-        let prepared = run::prepare(stores, &job).await?;
-        let display = Display::new(shows.output, &job, &prepared);
-        if shows.output == OutputMode::Text {
-            foretell(stores, &job, &prepared).await;
-        }
+        let draft = run::draft(stores, &job).await?;
         let run = LocalRun {
             stores,
             loaded,
             job: &job,
             sink: sink.as_ref(),
-            board: shows.board,
+            shows,
         };
-        let worked = work(run, prepared, answering, &display).await;
-        display.clear();
-        match worked? {
+        match work(run, draft, answering).await? {
             RunEnd::Finished(manifest) => {
                 trace::write_whole(&job, &manifest, started_at);
                 // A run that `retry` began is later than what the manifest asks for.
@@ -314,7 +362,7 @@ struct LocalRun<'a> {
     loaded: &'a Loaded,
     job: &'a CheckedJob,
     sink: Option<&'a Sink>,
-    board: Option<&'a Board>,
+    shows: Shows<'a>,
 }
 
 /// Why a job is not to be run at all.
@@ -326,18 +374,13 @@ fn refused(spec: &BatchJobSpec) -> Option<&'static str> {
         .then_some("spec.suspend is true: set it to false, and the job runs")
 }
 
-async fn work(
-    run: LocalRun<'_>,
-    prepared: Prepared,
-    answering: &Answering,
-    display: &Display,
-) -> anyhow::Result<RunEnd> {
+async fn work(run: LocalRun<'_>, draft: Draft, answering: &Answering) -> anyhow::Result<RunEnd> {
     let LocalRun {
         stores,
         loaded,
         job,
         sink: _,
-        board,
+        shows,
     } = run;
     let service = local_models::fetched(stores, &loaded.service).await?;
     let server = LocalServer::start(answering, &service, loaded).await?;
@@ -358,10 +401,9 @@ async fn work(
     // Ends with the process: once the run is over, a signal ends what is left to say.
     tokio::spawn(stop_on_signal(stop.clone()));
     let driven = tokio::select! {
-        end = drive(&server, run, prepared, &options) => end,
+        end = drive(&server, run, draft, &options) => end,
         error = server.failed() => Err(error),
-        never = display.show(&progress) => match never {},
-        never = follow(board, job.run, &progress) => match never {},
+        never = follow(shows.board, job.run, &progress) => match never {},
     };
     stop.cancel();
     server.stop().await;
@@ -376,25 +418,34 @@ async fn follow(board: Option<&Board>, run: RunNumber, progress: &Progress) -> I
     }
 }
 
-/// Drives the run once the server has been ready, or was told to stop before.
+/// Drives the run once the server has been ready. Only then is its plan written: a manifest that names a
+/// model that cannot be loaded can be mended, and the output does not hold the mistake against it.
 async fn drive(
     server: &LocalServer,
     run: LocalRun<'_>,
-    prepared: Prepared,
+    draft: Draft,
     options: &WorkOptions,
 ) -> anyhow::Result<RunEnd> {
     tokio::select! {
         ready = server.ready() => ready?,
-        () = options.stop.cancelled() => {}
+        () = options.stop.cancelled() => return Ok(RunEnd::Stopped),
     }
     let LocalRun {
         stores,
         loaded: _,
         job,
         sink,
-        board: _,
+        shows,
     } = run;
-    Ok(run::drive(stores, job, prepared, options, sink).await?)
+    let prepared = run::settle(stores, job, draft).await?;
+    let display = Display::new(shows.output, job, &prepared);
+    if shows.output == OutputMode::Text {
+        foretell(stores, job, &prepared).await;
+    }
+    tokio::select! {
+        end = run::drive(stores, job, prepared, options, sink) => Ok(end?),
+        never = display.show(&options.progress) => match never {},
+    }
 }
 
 /// The first SIGINT or SIGTERM stops the run; the second one, or one after the run, ends this

@@ -105,9 +105,109 @@ fn input_that_changed_since_a_job_was_finished_is_named_with_what_to_do() {
     for word in ["reviews.jsonl", "spec.incremental.from"] {
         assert!(ended.stderr.contains(word), "{ended:?}");
     }
+    assert!(ended.stderr.contains("bytes instead of"), "{ended:?}");
+    let dry = scene.run(&["--dry-run"]).expect_code(1);
+    assert_eq!(dry.stderr, ended.stderr);
     // Where it is gone there is nothing to say.
     std::fs::remove_file(&rows).unwrap();
     scene.run(&[]).expect_code(0);
+}
+
+#[test]
+fn input_that_was_touched_is_told_from_another_and_nothing_is_begun_for_it() {
+    let scene = Scene::new();
+    let mut first = scene.command(&[]);
+    first.env("MILLRACE_FAKE_BACKEND", "fail-on=7");
+    Ended::from(first.output().unwrap()).expect_code(0);
+    let rows = scene.folder.path().join("reviews.jsonl");
+    let rows = std::fs::File::options().append(true).open(rows).unwrap();
+    rows.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let touched = "it is as long as it was, but was written or replaced since";
+    let ended = scene.run(&[]).expect_code(1);
+    assert!(ended.stderr.contains(touched), "{ended:?}");
+    let file = scene.manifest.to_str().unwrap();
+    let retried = millrace(&["retry", "-f", file, "--failed-only"]).expect_code(1);
+    assert_eq!(retried.stderr, ended.stderr);
+    assert!(!scene.output().join("_millrace/runs/0002").exists());
+}
+
+#[test]
+fn a_dry_run_ends_as_a_run_would_where_that_cannot_work() {
+    let scene = Scene::new();
+    let broken = ["--dry-run", "--inference-server", "/bin/false"];
+    let ended = scene.run(&broken).expect_code(1);
+    assert_eq!(ended.stdout, "", "nothing is guessed");
+    assert_eq!(ended.stderr.matches("error: ").count(), 1, "{ended:?}");
+
+    let mut stopped = scene.command(&[]);
+    stopped.env("MILLRACE_FAKE_BACKEND", "micros-per-token=100000");
+    stopped.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut stopped = stopped.spawn().unwrap();
+    let plan = scene.output().join("_millrace/runs/0001/plan.json");
+    while !plan.exists() {
+        assert_eq!(
+            stopped.try_wait().unwrap(),
+            None,
+            "it ended before its plan"
+        );
+        std::thread::yield_now();
+    }
+    stopped.kill().unwrap();
+    stopped.wait().unwrap();
+    manifest(
+        scene.folder.path(),
+        &JOB.replace(
+            "uris: [reviews.jsonl]",
+            "uris: [reviews.jsonl], idField: id",
+        ),
+    );
+    let ended = scene.run(&["--dry-run"]).expect_code(1);
+    let said = "was planned by another spec (spec.input.idField was absent";
+    assert!(ended.stderr.contains(said), "{ended:?}");
+
+    manifest(scene.folder.path(), JOB);
+    let rows = scene.folder.path().join("reviews.jsonl");
+    std::fs::write(&rows, "{\"text\": \"another\"}\n").unwrap();
+    let ended = scene.run(&["--dry-run"]).expect_code(3);
+    assert!(ended.stderr.contains("bytes instead of"), "{ended:?}");
+}
+
+#[test]
+fn a_dry_run_of_a_finished_job_says_that_there_is_nothing_to_do() {
+    let scene = Scene::new();
+    scene.run(&[]).expect_code(0);
+    let ended = scene.run(&["--dry-run"]).expect_code(0);
+    assert!(ended.stdout.contains("nothing to do"), "{ended:?}");
+}
+
+#[test]
+fn a_dry_run_at_an_api_misses_its_key_and_the_fields_of_its_prompts() {
+    let service = "
+apiVersion: millrace.dev/v1alpha1
+kind: InferenceService
+metadata: {name: sentiment}
+spec:
+  remote:
+    baseUrl: http://127.0.0.1:1/v1
+    api: Chat
+    model: m
+    apiKeySecretRef: {name: open-ai}
+";
+    let prompt = "{name: a, model: m, prompt: {template: '{{ projekt }}: {{ text }}'}}";
+    let job = format!("{service}---{JOB}  steps: [{prompt}]\n");
+    let scene = Scene::new();
+    std::fs::write(&scene.manifest, job).unwrap();
+    let dry = scene.run(&["--dry-run"]).expect_code(1);
+    assert!(dry.stderr.contains("MILLRACE_API_KEY_OPEN_AI"), "{dry:?}");
+    let ended = scene.run(&[]).expect_code(1);
+    assert_eq!(ended.stderr, dry.stderr);
+    assert!(!scene.output().exists());
+    let mut dry = scene.command(&["--dry-run"]);
+    let dry = dry.env("MILLRACE_API_KEY_OPEN_AI", "any").output();
+    let dry = Ended::from(dry.unwrap()).expect_code(0);
+    let lacks = "sampled rows lack the field \"projekt\"";
+    assert!(dry.stdout.contains(lacks), "{dry:?}");
+    assert!(!dry.stdout.contains("guess"), "{dry:?}");
 }
 
 #[test]
@@ -188,11 +288,27 @@ fn a_retry_of_a_local_run_without_failures_is_refused() {
 }
 
 #[test]
+fn a_model_that_cannot_be_loaded_is_mended_without_another_output() {
+    let scene = Scene::new();
+    let mut run = scene.command(&[]);
+    // The models are opened, and there is none.
+    run.env_remove("MILLRACE_FAKE_BACKEND");
+    run.env("MILLRACE_MODEL_CACHE", scene.folder.path());
+    let ended = Ended::from(run.output().unwrap()).expect_code(1);
+    let why = "`hf download acme/minilm --local-dir ";
+    assert_eq!(ended.stderr.matches(why).count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("spec.models[0]: "), "{ended:?}");
+    assert!(!scene.output().exists(), "nothing is written: {ended:?}");
+    let text = std::fs::read_to_string(&scene.manifest).unwrap();
+    let mended = text.replace("hf://acme/minilm", "hf://acme/minilm-l6");
+    std::fs::write(&scene.manifest, mended).unwrap();
+    scene.run(&[]).expect_code(0);
+}
+
+#[test]
 fn a_dry_run_counts_bad_rows_and_writes_nothing() {
     let scene = Scene::new();
-    let ended = scene
-        .run(&["--dry-run", "--inference-server", "/bin/false"])
-        .expect_code(0);
+    let ended = scene.run(&["--dry-run"]).expect_code(0);
     assert!(
         ended.stdout.contains("rows         199 (read in"),
         "{ended:?}"
@@ -277,6 +393,7 @@ fn a_manifest_that_is_refused_exits_with_2() {
 fn an_input_that_is_not_there_is_named() {
     let scene = Scene::with_job(&JOB.replace("reviews.jsonl", "nothing-*.jsonl"));
     let ended = scene.run(&[]).expect_code(1);
+    assert!(ended.stderr.contains("spec.input.uris[0]: "), "{ended:?}");
     assert!(ended.stderr.contains("nothing-*.jsonl"), "{ended:?}");
     assert!(ended.stderr.contains("no file"), "{ended:?}");
 }
@@ -308,12 +425,12 @@ fn an_interrupted_run_says_how_to_go_on_and_does() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The first line comes when the run is planned; the signal handler is there by the time the
-    // first shard is committed.
+    // The line comes when the run is planned, after what the server says while it starts; the signal handler
+    // is there by the time the first shard is committed.
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    stderr.read_line(&mut line).unwrap();
-    assert!(line.starts_with("reviews: 1 files, "), "{line}");
+    let is_planned = |line: String| line.starts_with("reviews: 1 files, ");
+    let mut lines = stderr.by_ref().lines().map(Result::unwrap);
+    assert!(lines.any(is_planned), "the run ended before its plan");
     let commits = scene.output().join("_millrace/runs/0001/commits");
     while std::fs::read_dir(&commits).map_or(0, Iterator::count) == 0 {
         assert!(
@@ -417,11 +534,24 @@ fn a_dry_run_names_the_fields_of_expressions_that_no_row_has() {
     let filter = "uris: [reviews.jsonl], filter: {expression: 'starz > 3'}";
     let job = JOB.replace("uris: [reviews.jsonl]", filter);
     assert_ne!(job, JOB, "{JOB}");
-    let ended = Scene::with_job(&job)
-        .run(&["--dry-run", "--inference-server", "/bin/false"])
-        .expect_code(0);
+    let ended = Scene::with_job(&job).run(&["--dry-run"]).expect_code(0);
     let expected = "no row has the field \"starz\", which spec.input.filter.expression names";
     assert!(ended.stdout.contains(expected), "{ended:?}");
+}
+
+#[test]
+fn what_a_job_has_not_is_not_proposed_to_be_looked_at() {
+    let scene = Scene::new();
+    let rows = scene.folder.path().join("reviews.jsonl");
+    std::fs::write(&rows, "{\"text\": \n").unwrap();
+    let ended = scene.run(&[]).expect_code(0);
+    assert!(ended.stdout.contains("millrace errors "), "{ended:?}");
+    assert!(!ended.stdout.contains("millrace results "), "{ended:?}");
+    let job = scene.folder.path().join("alone").join("job.yaml");
+    std::fs::create_dir(job.parent().unwrap()).unwrap();
+    std::fs::write(&job, JOB).unwrap();
+    let ended = millrace(&["run", "-f", job.to_str().unwrap()]).expect_code(2);
+    assert!(ended.stderr.contains("(found none)"), "{ended:?}");
 }
 
 #[test]

@@ -168,7 +168,8 @@ fn a_wrong_key_stops_the_run_and_blames_no_row() {
     });
     let mut run = scene.run();
     assert!(!run.wait().success());
-    assert!(run.log().contains("apiKeySecretRef"), "{}", run.log());
+    let used = "see to the key in MILLRACE_API_KEY (spec.remote.apiKeySecretRef)";
+    assert!(run.log().contains(used), "{}", run.log());
     let calls = scene.record().calls;
     assert!(!calls.is_empty());
     assert!(calls.iter().all(|call| call.status == Some(401)));

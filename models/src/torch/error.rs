@@ -43,6 +43,17 @@ pub enum TorchLoadError {
         /// The tensor.
         name: String,
     },
+    /// The weights are a model's for another task.
+    #[error(
+        "task is {task:?}, but the weights have no tensor {name:?}, which that takes: name the task that \
+         the model was trained for"
+    )]
+    MissingHead {
+        /// The task asked for.
+        task: Task,
+        /// The first tensor that it takes.
+        name: String,
+    },
     /// A tensor has another shape than the configuration says.
     #[error("tensor {name:?} has shape {got:?}, but config.json asks for {expected:?}")]
     Shape {

@@ -1,5 +1,6 @@
 //! Builds the shared encoder from a family's tensor names.
 
+use millrace_crds::inference_service::Task;
 use tch::{Kind, Tensor};
 
 use super::encoder::{Encoder, Layer, Linear, Norm};
@@ -19,6 +20,8 @@ pub struct Loader<'a> {
     pub config: &'a ModelConfig,
     /// Where the encoder goes.
     pub place: Place,
+    /// What the head is for.
+    pub task: Task,
 }
 
 /// Names of one layer's maps, without `.weight` and `.bias`.
@@ -99,15 +102,19 @@ impl Loader<'_> {
         output: usize,
         input: usize,
     ) -> Result<Linear, TorchLoadError> {
-        self.linear(
-            name,
-            output,
-            input,
-            Place {
-                kind: Kind::Float,
-                ..self.place
+        let place = Place {
+            kind: Kind::Float,
+            ..self.place
+        };
+        // A model for another task has an encoder of the same names and another head.
+        let of_head = |error| match error {
+            TorchLoadError::MissingTensor { name } => TorchLoadError::MissingHead {
+                task: self.task,
+                name,
             },
-        )
+            other => other,
+        };
+        self.linear(name, output, input, place).map_err(of_head)
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, TorchLoadError> {

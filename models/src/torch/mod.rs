@@ -93,6 +93,7 @@ pub fn load(
         weights: &weights,
         config,
         place,
+        task: spec.task,
     };
     let _guard = tch::no_grad_guard();
     let head = load_head(&loader, spec, files)?;

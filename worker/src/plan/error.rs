@@ -24,8 +24,10 @@ pub enum PlanError {
         source: globset::Error,
     },
     /// A URI matches no file.
-    #[error("{uri} matches no file{hint}")]
+    #[error("spec.input.uris[{index}]: {uri} matches no file{hint}")]
     NoMatch {
+        /// Which of the URIs it is.
+        index: usize,
         /// The URI.
         uri: String,
         /// What to try instead, beginning with a separator; may be empty.

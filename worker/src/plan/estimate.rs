@@ -59,8 +59,20 @@ impl DuplicateSample {
 #[derive(Debug)]
 pub(super) struct TokenSample {
     threshold: u64,
-    /// Hash of the row's position, its tokens, the bytes of its text.
-    rows: Vec<(u64, u64, u64)>,
+    rows: Vec<SampledRow>,
+}
+
+/// A row whose tokens are counted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SampledRow {
+    /// Hash of its position.
+    pub(super) hash: u64,
+    /// Its tokens.
+    pub(super) tokens: u64,
+    /// Bytes of its text.
+    pub(super) text_bytes: u64,
+    /// Whether a model takes fewer tokens than it has.
+    pub(super) is_cut: bool,
 }
 
 impl TokenSample {
@@ -84,15 +96,15 @@ impl TokenSample {
         self.threshold
     }
 
-    /// Takes the hash of a row's position, its tokens, and the bytes of its text.
-    pub(super) fn insert(&mut self, hash: u64, tokens: u64, text_bytes: u64) {
-        if hash > self.threshold {
+    /// Takes a row, if it is one of the sample.
+    pub(super) fn insert(&mut self, row: SampledRow) {
+        if row.hash > self.threshold {
             return;
         }
-        self.rows.push((hash, tokens, text_bytes));
+        self.rows.push(row);
         while self.rows.len() > SAMPLE_ROWS_MAX && self.threshold > 0 {
             self.threshold /= 2;
-            self.rows.retain(|(hash, ..)| *hash <= self.threshold);
+            self.rows.retain(|row| row.hash <= self.threshold);
         }
     }
 
@@ -101,10 +113,15 @@ impl TokenSample {
         self.rows.len() as u64
     }
 
+    /// Rows among them of which a model does not take all.
+    pub(super) fn cut_rows(&self) -> u64 {
+        self.rows.iter().filter(|row| row.is_cut).count() as u64
+    }
+
     /// Tokens of all rows, whose texts have `text_bytes` bytes together.
     pub(super) fn tokens(&self, text_bytes: u64) -> u64 {
-        let sum = |of: fn(&(u64, u64, u64)) -> u64| self.rows.iter().map(of).sum::<u64>();
-        let (tokens, sampled_bytes) = (sum(|row| row.1), sum(|row| row.2));
+        let sum = |of: fn(&SampledRow) -> u64| self.rows.iter().map(of).sum::<u64>();
+        let (tokens, sampled_bytes) = (sum(|row| row.tokens), sum(|row| row.text_bytes));
         share(tokens, text_bytes, sampled_bytes)
     }
 }
@@ -157,11 +174,21 @@ mod tests {
             for row in 0..200_000_u64 {
                 let tokens = 1 + row % 10;
                 bytes += tokens * 5;
-                sample.insert(spread(row), tokens, tokens * 5);
+                sample.insert(SampledRow {
+                    hash: spread(row),
+                    tokens,
+                    text_bytes: tokens * 5,
+                    is_cut: tokens == 10,
+                });
             }
             assert!(sample.rows() <= SAMPLE_ROWS_MAX as u64);
             let expected = if guess == u64::MAX { 0 } else { bytes / 5 };
             assert_eq!(sample.tokens(bytes), expected, "guess {guess}");
+            let of_ten = sample.cut_rows() * 10;
+            assert!(
+                of_ten.abs_diff(sample.rows()) <= sample.rows() / 5,
+                "{of_ten}"
+            );
         }
     }
 }

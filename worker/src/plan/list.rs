@@ -29,13 +29,14 @@ fn entity_tag(listed: Option<String>) -> Option<String> {
 pub async fn list_inputs(stores: &Stores, input: &Input) -> Result<Vec<InputFile>, PlanError> {
     // The place where a file really lies: two names of one file are one input.
     let mut files = BTreeMap::new();
-    for uri in &input.uris {
+    for (index, uri) in input.uris.iter().enumerate() {
         let found = match Pattern::new(uri)? {
-            None => vec![file(stores, uri).await?],
+            None => vec![file(stores, index, uri).await?],
             Some(pattern) => pattern.list(stores).await?,
         };
         if found.is_empty() {
             return Err(PlanError::NoMatch {
+                index,
                 uri: uri.clone(),
                 hint: "",
             });
@@ -80,8 +81,9 @@ pub(super) fn check_ids(input: &Input, inputs: &[InputFile]) -> Result<(), PlanE
 }
 
 /// A file that is named without glob characters.
-async fn file(stores: &Stores, uri: &str) -> Result<(String, ObjectMeta), PlanError> {
+async fn file(stores: &Stores, index: usize, uri: &str) -> Result<(String, ObjectMeta), PlanError> {
     let no_match = |hint| PlanError::NoMatch {
+        index,
         uri: uri.into(),
         hint,
     };

@@ -39,14 +39,24 @@ pub use cut::{CutOptions, SHARDS_MAX, cut};
 pub use dedup::{VectorsError, count as count_duplicates};
 pub use error::PlanError;
 pub use estimate::share;
-pub use forecast::forecast;
+pub use forecast::{Lacking, forecast, lacking};
 pub use incremental::count as count_unchanged;
 pub use list::list_inputs;
 pub use preflight::{
-    BadRows, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate, preflight,
+    BadRows, Counted, DuplicateEstimate, LongestRow, Preflight, TokenCounter, TokenEstimate,
+    preflight,
 };
 
 pub use tokens::token_counter;
+
+/// The plan that a run begins with.
+#[derive(Debug, Clone)]
+pub enum Drafted {
+    /// The one that is there.
+    Standing(Plan),
+    /// A new one, for which nothing is written yet.
+    New(Plan),
+}
 
 /// The plan of a job's run: the one that is there, or a new one. `earlier` is the manifest of the
 /// output, if there is one.
@@ -55,11 +65,21 @@ pub async fn plan(
     job: &CheckedJob,
     earlier: Option<&Manifest>,
 ) -> Result<Plan, PlanError> {
+    let drafted = drafted(stores, job, earlier).await?;
+    settled(stores, job, drafted).await
+}
+
+/// The same, without writing anything.
+pub async fn drafted(
+    stores: &Stores,
+    job: &CheckedJob,
+    earlier: Option<&Manifest>,
+) -> Result<Drafted, PlanError> {
     let output = stores.open(&job.output.uri)?;
     if let Some(plan) = existing(&output, job).await? {
-        return Ok(plan);
+        return Ok(Drafted::Standing(plan));
     }
-    let mut plan = match job.run {
+    let plan = match job.run {
         FIRST_RUN => draft(stores, job).await?,
         run => {
             let before = read(&output, run - 1).await?;
@@ -67,6 +87,21 @@ pub async fn plan(
             rerun::draft(job, run, earlier, &before)?
         }
     };
+    Ok(Drafted::New(plan))
+}
+
+/// Writes a plan that is new, with the lists of rows that are not asked. From then on the output is this
+/// job's alone.
+pub async fn settled(
+    stores: &Stores,
+    job: &CheckedJob,
+    drafted: Drafted,
+) -> Result<Plan, PlanError> {
+    let mut plan = match drafted {
+        Drafted::Standing(plan) => return Ok(plan),
+        Drafted::New(plan) => plan,
+    };
+    let output = stores.open(&job.output.uri)?;
     store::probe_create_only(&output.store, &output.path).await?;
     if let (FIRST_RUN, Some(wanted)) = (job.run, &job.dedup) {
         dedup::leave_out(stores, job, wanted, &mut plan).await?;

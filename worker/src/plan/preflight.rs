@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     PlanError,
-    estimate::{DuplicateSample, TokenSample, spread},
+    estimate::{DuplicateSample, SampledRow, TokenSample, spread},
     unseen::Unseen,
 };
 use crate::{
@@ -42,7 +42,16 @@ const POSITIONS_MAX: usize = 5;
 const GROWTH_GUESS: u64 = 4;
 
 /// Counts the tokens of a text.
-pub type TokenCounter = Arc<dyn Fn(&str) -> usize + Send + Sync>;
+pub type TokenCounter = Arc<dyn Fn(&str) -> Counted + Send + Sync>;
+
+/// Tokens of a text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Those that are computed.
+    pub tokens: usize,
+    /// Whether a model takes fewer than there are.
+    pub is_cut: bool,
+}
 
 /// What a run would meet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -100,6 +109,8 @@ pub struct TokenEstimate {
     pub tokens: u64,
     /// Rows in the sample.
     pub sampled_rows: u64,
+    /// Those of them whose texts are longer than a model takes.
+    pub cut_rows: u64,
 }
 
 /// Duplicates, counted or estimated.
@@ -340,9 +351,15 @@ impl Samples {
         };
         let hash = spread(number);
         if hash <= self.threshold.load(Ordering::Relaxed) {
-            let counted = count(text) as u64;
+            let Counted { tokens, is_cut } = count(text);
+            let row = SampledRow {
+                hash,
+                tokens: tokens as u64,
+                text_bytes: text.len() as u64,
+                is_cut,
+            };
             let mut tokens = lock(&self.tokens);
-            tokens.insert(hash, counted, text.len() as u64);
+            tokens.insert(row);
             self.threshold.store(tokens.threshold(), Ordering::Relaxed);
         }
     }
@@ -462,6 +479,7 @@ impl Found {
             tokens: samples.token_counter.as_ref().map(|_| TokenEstimate {
                 tokens: tokens.tokens(self.text_bytes),
                 sampled_rows: tokens.rows(),
+                cut_rows: tokens.cut_rows(),
             }),
             duplicates: Some(DuplicateEstimate {
                 rows: duplicates.duplicates(),

@@ -243,6 +243,21 @@ async fn whoever_plans_second_reads_the_plan_that_is_there() {
 }
 
 #[tokio::test]
+async fn a_draft_is_written_nowhere_until_it_is_settled() {
+    let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n")]);
+    let job = job(folder.path(), &["a.jsonl"], "out");
+    let new = drafted(&stores(), &job, None).await.unwrap();
+    assert!(matches!(new, Drafted::New(_)), "{new:?}");
+    assert!(!folder.path().join("out").exists());
+    let plan = settled(&stores(), &job, new).await.unwrap();
+    let standing = drafted(&stores(), &job, None).await.unwrap();
+    assert!(
+        matches!(&standing, Drafted::Standing(it) if *it == plan),
+        "{standing:?}"
+    );
+}
+
+#[tokio::test]
 async fn an_output_of_another_spec_is_refused() {
     let folder = folder(&[("a.jsonl", "{\"text\":\"x\"}\n")]);
     let mut job = job(folder.path(), &["a.jsonl"], "out");
@@ -361,7 +376,10 @@ async fn the_preflight_says_what_a_run_would_meet() {
     ]);
     let job = job(folder.path(), &["*.jsonl"], "out");
     let plan = plan(&stores(), &job, None).await.unwrap();
-    let count: TokenCounter = Arc::new(|text| text.split(' ').count());
+    let count: TokenCounter = Arc::new(|text| Counted {
+        tokens: text.split(' ').count(),
+        is_cut: true,
+    });
     let found = preflight(&stores(), &job, &plan, Some(count))
         .await
         .unwrap();
@@ -389,7 +407,8 @@ async fn the_preflight_says_what_a_run_would_meet() {
             exact: true
         }
     );
-    assert_eq!(found.tokens.unwrap().sampled_rows, 300);
+    let tokens = found.tokens.unwrap();
+    assert_eq!((tokens.sampled_rows, tokens.cut_rows), (300, 300));
     assert_eq!(found.tokens.unwrap().tokens, 600);
     let longest = found.longest_row.unwrap();
     assert_eq!(

@@ -10,7 +10,7 @@ use millrace_model_files::folder::{FolderError, ModelFolder};
 use millrace_model_files::tokenizer::{TextLimits, TextTokenizer};
 use millrace_protocol::chunk::ChunkLimits;
 
-use super::TokenCounter;
+use super::{Counted, TokenCounter};
 use crate::job::Step;
 
 /// Longer texts count as this many characters' worth, as the server would cut them anyway.
@@ -45,12 +45,17 @@ pub fn token_counter(
         }
     }
     let rulers: Vec<_> = tokenizers.iter().map(|(it, _)| it.clone()).collect();
-    let count = move |text: &str| -> usize {
+    let count = move |text: &str| -> Counted {
         let counts = tokenizers.iter().map(|(tokenizer, models)| {
-            let encoded = tokenizer.encode(text);
-            encoded.map_or(0, |encoding| encoding.token_ids.len()) * models
+            let Ok(encoding) = tokenizer.encode(text) else {
+                return Counted::default();
+            };
+            Counted {
+                tokens: encoding.token_ids.len() * models,
+                is_cut: encoding.truncated,
+            }
         });
-        counts.sum()
+        sum(counts)
     };
     let Some(limits) = limits else {
         return Ok(Arc::new(count));
@@ -59,6 +64,13 @@ pub fn token_counter(
         let rulers = rulers.iter().map(|ruler| ruler.as_ref() as &dyn Ruler);
         let chunks = cut(text, &limits, &rulers.collect::<Vec<_>>());
         let chunks = chunks.unwrap_or_default().into_iter();
-        chunks.map(|chunk| count(chunk.of(text))).sum()
+        sum(chunks.map(|chunk| count(chunk.of(text))))
     }))
+}
+
+fn sum(counts: impl Iterator<Item = Counted>) -> Counted {
+    counts.fold(Counted::default(), |all, one| Counted {
+        tokens: all.tokens + one.tokens,
+        is_cut: all.is_cut || one.is_cut,
+    })
 }

@@ -34,12 +34,11 @@ use self::pace::{Pace, PaceOptions, Seen};
 use self::pass::Pass;
 use self::purse::Purse;
 use self::receipts::ReceiptsOf;
-use super::client::remote::{Access, Api, ApiError, Credentials, KEY, Usage};
+use super::client::remote::{Access, Api, ApiError, Credentials, Usage};
 use super::submit::{Answered, RowOutcome, SubmitError};
 use crate::job::{Remote, Retry, Step};
 use crate::metrics::Calls;
 use crate::prompt::Prompts;
-use crate::secrets::AUTHORITIES;
 
 /// How often it is said that an API is not reached.
 const AWAY_WARNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -110,13 +109,8 @@ impl Caller {
         options: CallerOptions,
     ) -> Result<Self, ApiError> {
         let spec = &remote.spec;
-        let named = spec.api_key_secret_ref.as_ref();
-        let key = named.map(|named| access.secrets.find(KEY, named));
         let unusable = |error: &dyn std::error::Error| ApiError::Unusable(chain(error));
-        let credentials = Credentials {
-            key: key.transpose().map_err(|error| unusable(&error))?,
-            authorities: named.and_then(|named| access.secrets.beside(named, AUTHORITIES)),
-        };
+        let credentials = Credentials::find(spec, &access.secrets)?;
         let prompts = Prompts::new(steps.iter().map(Step::template), text_field);
         Ok(Self {
             api: Api::new(spec, &steps, credentials, access.link_local)?,

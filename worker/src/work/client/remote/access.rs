@@ -5,13 +5,16 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use millrace_crds::inference_service;
+
+use super::ApiError;
 use crate::metrics::Metrics;
-use crate::secrets::{Purpose, Secret, Secrets};
+use crate::secrets::{AUTHORITIES, Purpose, Secret, Secrets};
 use crate::store::LinkLocal;
 use crate::work::call::{Caches, Gates};
 
 /// The key of an API.
-pub const KEY: Purpose = Purpose {
+const KEY: Purpose = Purpose {
     field: "spec.remote.apiKeySecretRef",
     key: "apiKey",
     variable: "MILLRACE_API_KEY",
@@ -24,6 +27,20 @@ pub struct Credentials {
     pub key: Option<Secret>,
     /// File with the authorities of its certificate, trusted beside those of the image.
     pub authorities: Option<PathBuf>,
+}
+
+impl Credentials {
+    /// What the Secret holds that the service names.
+    pub fn find(spec: &inference_service::Remote, secrets: &Secrets) -> Result<Self, ApiError> {
+        let Some(named) = &spec.api_key_secret_ref else {
+            return Ok(Self::default());
+        };
+        let key = secrets.find(KEY, named);
+        Ok(Self {
+            key: Some(key.map_err(|error| ApiError::Unusable(error.to_string()))?),
+            authorities: secrets.beside(named, AUTHORITIES),
+        })
+    }
 }
 
 /// What whoever asks an API has to have.

@@ -32,8 +32,8 @@ struct Described {
     r#type: Option<String>,
 }
 
-/// Whether the API answered at all.
-pub fn accepted(answer: &Answer) -> Result<(), CallError> {
+/// Whether the API answered at all. `key_advice` says where to see to its key.
+pub fn accepted(answer: &Answer, key_advice: impl FnOnce() -> String) -> Result<(), CallError> {
     let status = answer.status;
     if status == StatusCode::OK {
         return Ok(());
@@ -70,10 +70,7 @@ pub fn accepted(answer: &Answer) -> Result<(), CallError> {
             "the API did not answer the row in time",
         ),
         409 | 500.. => failed(RowErrorCode::ModelFailed, "the API fails on the row"),
-        401 | 403 => refused(
-            &said,
-            "see to spec.remote.apiKeySecretRef, or MILLRACE_API_KEY in a local run",
-        ),
+        401 | 403 => refused(&said, &key_advice()),
         404 => refused(&said, "see to spec.remote.baseUrl and model"),
         _ => refused(&said, "see to spec.remote"),
     }
@@ -127,7 +124,7 @@ mod tests {
             headers: HeaderMap::new(),
             body: body.to_owned().into(),
         };
-        accepted(&answer).unwrap_err()
+        accepted(&answer, || "see to THE_KEY".to_owned()).unwrap_err()
     }
 
     #[test]
@@ -148,7 +145,10 @@ mod tests {
         assert_eq!(error.code, RowErrorCode::TextTooLong);
         assert!(!error.message.contains("secret"), "{error}");
         assert!(matches!(of(500, "<html>"), CallError::Failed(_)));
-        assert!(matches!(of(401, ""), CallError::Refused(_)));
+        let CallError::Refused(said) = of(401, "") else {
+            panic!("nobody is let in");
+        };
+        assert!(said.ends_with("see to THE_KEY"), "{said}");
         assert!(matches!(of(302, ""), CallError::Refused(_)));
     }
 

@@ -96,6 +96,18 @@ impl Http {
         })
     }
 
+    /// Where to see to the key.
+    pub fn key_advice(&self) -> String {
+        let field = "spec.remote.apiKeySecretRef";
+        match &self.key {
+            None => format!("it was asked without a key; name one by {field}"),
+            Some(key) => match key.variable() {
+                Some(variable) => format!("see to the key in {variable} ({field})"),
+                None => format!("see to {field}"),
+            },
+        }
+    }
+
     pub async fn post(&self, body: Bytes) -> Result<Answer, CallError> {
         let mut request = self
             .client

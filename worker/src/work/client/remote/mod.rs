@@ -20,7 +20,7 @@ use millrace_protocol::row::RowError;
 use millrace_protocol::wire::Prediction;
 use sha2::{Digest, Sha256};
 
-pub use self::access::{Access, Credentials, KEY};
+pub use self::access::{Access, Credentials};
 use self::answer::AnswerReader;
 pub use self::hints::Hints;
 use self::http::{Answer, Http};
@@ -204,7 +204,7 @@ impl Api {
             }
         };
         let hints = Hints::of(&answer.headers);
-        let (said, taken) = match fault::accepted(&answer) {
+        let (said, taken) = match fault::accepted(&answer, || self.http.key_advice()) {
             Err(error) => (Err(error), Taken::Nothing),
             Ok(()) => {
                 let (said, usage) = self.read(&answer, call);
