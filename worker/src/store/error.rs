@@ -47,6 +47,12 @@ pub enum StoreError {
         /// Why.
         source: object_store::Error,
     },
+    /// The endpoint has no encryption, and nobody said that it may.
+    #[error("the endpoint {endpoint} is not https: set AWS_ALLOW_HTTP=true")]
+    PlainHttp {
+        /// The endpoint.
+        endpoint: String,
+    },
     /// The store refused the credentials.
     #[error("the store denies access to {path}; check the credentials and what they allow")]
     Denied {
@@ -124,6 +130,7 @@ impl StoreError {
             | Self::OutsideRoots { .. }
             | Self::NoPutIfAbsent { .. }
             | Self::Client { .. }
+            | Self::PlainHttp { .. }
             | Self::Denied { .. }
             | Self::Changed { .. } => true,
             Self::Store { is_permanent, .. } => *is_permanent,
