@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Cost;
+use crate::plural::plural;
 
 /// What a job will take and cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,7 @@ impl fmt::Display for Forecast {
             let (least, most) = (least.short(), most.short());
             write!(f, ", {least} to {most} {currency}")?;
         }
-        write!(f, " (guessed from {} rows)", self.sampled_rows)
+        let rows = self.sampled_rows;
+        write!(f, " (guessed from {rows} {})", plural(rows, "row"))
     }
 }

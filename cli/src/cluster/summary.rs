@@ -381,7 +381,7 @@ batchjob/embed in tenant: Running: as it is
   run       1
   started   2026-01-02T03:00:10Z (60s ago)
   duration  60s
-  progress  42%
+  progress  41%
   rows      1,200 succeeded, 3 failed, 0 skipped
   shards    41 of 100 committed, 1 given up
   tokens    54,321
@@ -446,7 +446,7 @@ next:
         for expected in [
             "workers:\n  no right to list pods",
             "events:\n  no right",
-            "42%",
+            "41%",
         ] {
             assert!(text.contains(expected), "{text}");
         }

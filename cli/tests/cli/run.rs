@@ -313,7 +313,7 @@ fn an_interrupted_run_says_how_to_go_on_and_does() {
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
-    assert!(line.starts_with("reviews: 1 files, "), "{line}");
+    assert!(line.starts_with("reviews: 1 file, "), "{line}");
     let commits = scene.output().join("_millrace/runs/0001/commits");
     while std::fs::read_dir(&commits).map_or(0, Iterator::count) == 0 {
         assert!(
