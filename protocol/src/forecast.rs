@@ -5,7 +5,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Cost;
-use crate::plural::plural;
 
 /// What a job will take and cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +48,6 @@ impl fmt::Display for Forecast {
             let (least, most) = (least.short(), most.short());
             write!(f, ", {least} to {most} {currency}")?;
         }
-        let rows = self.sampled_rows;
-        write!(f, " (guessed from {rows} {})", plural(rows, "row"))
+        write!(f, " (guessed from {} rows)", self.sampled_rows)
     }
 }
