@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use super::identity::NoCredentials;
+
 /// Why a store could not do what was asked of it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -140,6 +142,12 @@ impl StoreError {
 
 impl From<object_store::Error> for StoreFailure {
     fn from(error: object_store::Error) -> Self {
+        if let Some(missing) = error
+            .source()
+            .and_then(|it| it.downcast_ref::<NoCredentials>())
+        {
+            return Self::Cut(missing.to_string());
+        }
         // The client's errors that hold a body have no public type, but their words are fixed.
         let text = error.to_string();
         if let Some((words, reply)) = text.split_once(STATUS_FOLLOWS) {
