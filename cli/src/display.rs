@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use millrace_protocol::plural::plural;
 use millrace_protocol::progress::Counts;
 use millrace_worker::job::CheckedJob;
 use millrace_worker::run::Prepared;
@@ -57,8 +58,11 @@ impl Display {
         if mode == OutputMode::Text {
             let inputs = prepared.plan.inputs.len();
             eprintln!(
-                "{}: {inputs} files, {shards} shards → {}",
-                job.name, job.output.uri
+                "{}: {inputs} {}, {shards} {} → {}",
+                job.name,
+                plural(inputs as u64, "file"),
+                plural(shards as u64, "shard"),
+                job.output.uri
             );
             if committed > 0 {
                 eprintln!("going on: {committed} of {shards} shards are committed already");
@@ -183,13 +187,15 @@ fn eta_seconds(now: &ProgressSnapshot, rows_per_second: f64) -> Option<u64> {
 }
 
 fn text(shown: &Counts) -> String {
-    let rows = HumanCount(shown.rows_succeeded + shown.rows_failed);
+    let rows = shown.rows_succeeded + shown.rows_failed;
+    let noun = plural(rows, "row");
+    let rows = HumanCount(rows);
     let eta = match shown.eta_seconds {
         Some(seconds) => format!("{} left", HumanDuration(Duration::from_secs(seconds))),
         None => "time left not known yet".to_owned(),
     };
     format!(
-        "{rows} rows · {:.0} rows/s · {} tokens/s · {} failed · {eta}",
+        "{rows} {noun} · {:.0} rows/s · {} tokens/s · {} failed · {eta}",
         shown.rows_per_second,
         HumanCount(shown.tokens_per_second as u64),
         HumanCount(shown.rows_failed),

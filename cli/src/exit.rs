@@ -1,8 +1,11 @@
 //! Exit codes, documented in `millrace --help` and README.md.
 
+use std::error::Error;
 use std::process::ExitCode;
 
+use millrace_crds::manifest::ManifestError;
 use millrace_protocol::manifest::Manifest;
+use millrace_worker::manifests::LoadError;
 
 /// The manifest or the arguments are wrong; nothing was done. Also what clap exits with.
 pub const BAD_MANIFEST: u8 = 2;
@@ -20,8 +23,19 @@ pub fn of(manifest: &Manifest) -> ExitCode {
     }
 }
 
-/// Prints why the manifest was refused.
-pub fn bad_manifest(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("error: {}", millrace_telemetry::chain(error));
+/// Prints why the manifest was refused, problem by problem.
+pub fn bad_manifest(error: &(dyn Error + 'static)) -> ExitCode {
+    let of_load = match error.downcast_ref() {
+        Some(LoadError::Manifest(error)) => Some(error),
+        _ => None,
+    };
+    match of_load.or_else(|| error.downcast_ref::<ManifestError>()) {
+        Some(error) => {
+            for problem in error.problems() {
+                eprintln!("error: {problem}");
+            }
+        }
+        None => eprintln!("error: {}", millrace_telemetry::chain(error)),
+    }
     BAD_MANIFEST.into()
 }

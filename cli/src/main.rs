@@ -96,7 +96,10 @@ fn parsed() -> Cli {
 /// The program under the name by which it was called.
 fn program() -> clap::Command {
     let called = Invocation::new().program();
-    let command = Cli::command().bin_name(called);
+    let retry = commands::retry::usage(called);
+    let command = Cli::command()
+        .bin_name(called)
+        .mut_subcommand("retry", |command| command.override_usage(retry));
     match called {
         "millrace" => command,
         _ => command.name("kubectl-millrace"),

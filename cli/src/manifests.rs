@@ -6,6 +6,15 @@ use std::path::Path;
 use anyhow::Context;
 use millrace_crds::manifest::{self, Documents, ManifestError};
 
+/// Whether there is such a file or folder; `-` is standard input.
+pub fn found(file: &Path) -> anyhow::Result<()> {
+    if file != Path::new("-") {
+        let there = std::fs::metadata(file);
+        there.with_context(|| format!("{} cannot be read", file.display()))?;
+    }
+    Ok(())
+}
+
 /// The checked documents of a file or folder; `-` is standard input.
 pub fn read(file: &Path) -> anyhow::Result<Result<Documents, ManifestError>> {
     if file != Path::new("-") {

@@ -32,7 +32,7 @@ impl Opened {
         opened.with_context(|| {
             format!(
                 "{named} writes to {resolved}, which is read from here, with AWS_ACCESS_KEY_ID, \
-                 AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL of this environment"
+                 AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL and AWS_ALLOW_HTTP of this environment"
             )
         })
     }
@@ -42,7 +42,11 @@ impl Opened {
         let visible = output::visible(&location).await?;
         if !visible.finished {
             let shards = visible.parts.len();
-            eprintln!("the run is not finished: this is what {shards} committed shards hold");
+            let held = match shards {
+                1 => "1 committed shard holds".to_owned(),
+                _ => format!("{shards} committed shards hold"),
+            };
+            eprintln!("the run is not finished: this is what {held}");
         }
         Ok(Self { location, visible })
     }

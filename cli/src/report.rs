@@ -10,6 +10,7 @@ use millrace_crds::batch_job::{RouteCounts, RowCounts, SampleError, ShardCounts,
 use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::manifest::{FailedShard, LivePart, Manifest};
 use millrace_protocol::plan::{Dedup, Difference};
+use millrace_protocol::plural::plural;
 use millrace_protocol::tally::{Rows, Tally};
 use millrace_worker::job::CheckedJob;
 use millrace_worker::manifests::Loaded;
@@ -211,8 +212,9 @@ fn given_up(shards: &[FailedShard], output: &str) -> Vec<String> {
     let mut lines: Vec<String> = shown.collect();
     let unnamed = shards.len().saturating_sub(TEXT_SHARDS_MAX);
     if unnamed > 0 {
+        let noun = plural(unnamed as u64, "shard");
         lines.push(format!(
-            "  {unnamed} more shards were given up; see {output}/manifest.json"
+            "  {unnamed} more {noun} without results; see {output}/manifest.json"
         ));
     }
     lines

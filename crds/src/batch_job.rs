@@ -98,6 +98,8 @@ pub use status::{BatchJobStatus, RowCounts, SampleError, ShardCounts};
         .message("input cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("self.output == oldSelf.output")
         .message("output cannot be changed; create a new BatchJob instead"),
+    validation = Rule::new("self.sharding == oldSelf.sharding")
+        .message("sharding cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.incremental) == has(oldSelf.incremental) && (!has(self.incremental) || self.incremental == oldSelf.incremental)")
         .message("incremental cannot be changed; create a new BatchJob instead"),
     validation = Rule::new("has(self.dedup) == has(oldSelf.dedup) && (!has(self.dedup) || self.dedup == oldSelf.dedup)")
@@ -150,7 +152,7 @@ pub struct BatchJobSpec {
     /// Where results, errors and the manifest are written.
     pub output: Output,
 
-    /// How the dataset is cut.
+    /// How the dataset is cut. Cannot be changed.
     #[serde(default)]
     pub sharding: Sharding,
 

@@ -25,7 +25,7 @@ pub struct Problem {
     /// Path of the field, such as `spec.input.uris[0]`; empty for the object itself.
     pub path: String,
     /// What is wrong and what to do. Never holds a string value of the object other than names of
-    /// fields and enum values.
+    /// fields, enum values and URIs that hold no credentials.
     pub message: String,
 }
 
@@ -56,12 +56,15 @@ fn check_with(kind: Kind, object: &Value, old: Option<&Value>) -> Result<Value, 
         mut problems,
         well_formed,
     } = structure::check(&schema, &object);
+    problems.sort();
     // A rule cannot be evaluated on a value of the wrong shape; an API server skips them as well.
     if well_formed {
         let in_form = problems.is_empty();
-        problems.extend(rules::check(&schema, &object, old, in_form));
+        // They come last: a misspelt field explains what a rule says of one that it misses.
+        let mut of_rules = rules::check(&schema, &object, old, in_form);
+        of_rules.sort();
+        problems.append(&mut of_rules);
     }
-    problems.sort();
     problems.dedup();
     if problems.is_empty() {
         Ok(object)

@@ -1,7 +1,8 @@
 //! Reads manifests: YAML or JSON text with one or more documents, each through the full check.
 //!
 //! Every problem of every document is reported at once, with the document and the field it is in.
-//! No message repeats a string value of the manifest, because a value may be a secret.
+//! No message repeats a string value of the manifest, because a value may be a secret; a URI without any place
+//! for one is repeated.
 
 mod error;
 mod text;

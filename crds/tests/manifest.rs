@@ -63,12 +63,12 @@ fn a_problem_names_file_document_object_and_field() {
     let error = read_str("job.yaml", &text).unwrap_err();
     let lines: Vec<String> = error.problems().iter().map(ToString::to_string).collect();
     assert_eq!(
-        lines[0],
+        lines[1],
         "job.yaml, document 2 (BatchJob reviews): spec.input: give either uris, the files to read, or \
          inline, the rows themselves"
     );
     assert_eq!(
-        lines[1],
+        lines[0],
         "job.yaml, document 2 (BatchJob reviews): spec.input.urls: unknown field; did you mean \
          uris?"
     );

@@ -7,7 +7,7 @@
 //! workers of a service find its jobs, and [`report`] how the pods of a job say how they ended.
 //! [`routes`] tells which of several services answered, [`cost`] counts money and [`forecast`] guesses it,
 //! [`progress`] is what whoever asks is told of a job, and [`event`] what others are told when it is over.
-//! [`indexes`] names shards in short, and [`priority`] says whose question goes first.
+//! [`indexes`] names shards in short, [`priority`] says whose question goes first, and [`plural`] words counts.
 
 pub mod chunk;
 pub mod commit;
@@ -20,6 +20,7 @@ pub mod lease;
 pub mod ledger;
 pub mod manifest;
 pub mod plan;
+pub mod plural;
 pub mod priority;
 pub mod progress;
 pub mod registry;

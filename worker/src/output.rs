@@ -28,10 +28,10 @@ const SAMPLE_ERRORS_MAX: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     /// Nothing of millrace is there.
-    #[error("{path} holds neither a manifest nor a plan: it is not the output of a BatchJob")]
+    #[error("{location} holds neither a manifest nor a plan: it is not the output of a BatchJob")]
     NotAnOutput {
-        /// The folder.
-        path: String,
+        /// The folder, as people write it.
+        location: String,
     },
     /// The plan could not be read.
     #[error("the plan could not be read")]
@@ -86,7 +86,7 @@ pub async fn visible(output: &Location) -> Result<Visible, OutputError> {
     }
     let plan = plan::read(output, FIRST_RUN).await?;
     let plan = plan.ok_or_else(|| OutputError::NotAnOutput {
-        path: output.path.to_string(),
+        location: output.name.clone(),
     })?;
     let committed = commits::list(output, plan.run).await?;
     Ok(Visible {

@@ -1,11 +1,13 @@
 //! Finds the cluster that a person means, and speaks to it.
 
+use std::error::Error;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 
 use super::explain;
@@ -49,13 +51,10 @@ pub struct Connection {
 impl ClusterArgs {
     /// Finds the cluster.
     pub async fn connect(&self) -> anyhow::Result<Connection> {
-        // Only what stands on top is said: it repeats what is below.
-        let mut config = self.config().await.map_err(|error| {
-            anyhow!(
-                "no cluster can be found: name one with --kubeconfig and --context, or set KUBECONFIG \
-                 ({error})"
-            )
-        })?;
+        let mut config = self
+            .config()
+            .await
+            .map_err(|error| anyhow!(unfound(&error)))?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         let server = config.cluster_url.to_string();
         let namespace = self
@@ -112,6 +111,23 @@ impl ClusterArgs {
             Some(format!("{flag} {value}"))
         });
         given.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Why there is no cluster, and what to do. Only what stands on top of an error of the kubeconfig is said: it
+/// repeats what is below. That this program runs in no pod goes without saying.
+fn unfound(error: &anyhow::Error) -> String {
+    let remedy = "name one with --kubeconfig and --context, or set KUBECONFIG";
+    let inferred = error.downcast_ref::<InferConfigError>();
+    let error = inferred.and_then(Error::source).unwrap_or(error.as_ref());
+    match error.downcast_ref::<KubeconfigError>() {
+        Some(KubeconfigError::ReadConfig(why, path)) if why.kind() == ErrorKind::NotFound => {
+            format!(
+                "no cluster can be found: there is no {}; {remedy}",
+                path.display()
+            )
+        }
+        _ => format!("no cluster can be found: {remedy} ({error})"),
     }
 }
 

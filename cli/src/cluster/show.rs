@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::BatchJob;
 use millrace_crds::batch_job::{Estimate, RouteCounts, Spent};
+use millrace_protocol::plural::plural;
 use serde::Serialize;
 
 /// How a command that speaks of objects prints them.
@@ -118,9 +119,10 @@ pub fn route_text(counts: &RouteCounts, currency: Option<&str>) -> String {
     let cost = cost.unwrap_or_default().short();
     let cost = currency.map(|currency| format!(", {cost} {currency}"));
     format!(
-        "{route}{arm}: {}, {} tokens{}",
+        "{route}{arm}: {}, {} {}{}",
         counts.join(", "),
         HumanCount(*tokens),
+        plural(*tokens, "token"),
         cost.unwrap_or_default()
     )
 }
@@ -140,8 +142,9 @@ pub fn estimate_text(estimate: &Estimate) -> String {
         format!(", {} to {} {currency}", least.short(), most.short())
     });
     let (least, most) = (count(*tokens_least), count(*tokens_most));
-    let (rows, cost) = (count(*rows), cost.unwrap_or_default());
-    format!("{least} to {most} tokens{cost} for {rows} rows")
+    let (noun, rows) = (plural(*rows, "row"), count(*rows));
+    let cost = cost.unwrap_or_default();
+    format!("{least} to {most} tokens{cost} for {rows} {noun}")
 }
 
 /// What there is, or a dash.
@@ -183,7 +186,7 @@ pub mod testing {
                 "observedGeneration": 1,
                 "startTime": "2026-01-02T03:00:10Z",
                 "run": 1, "workers": 2,
-                "progress": "42%",
+                "progress": "41%",
                 "rows": {"succeeded": 1_200, "failed": 3, "skipped": 0},
                 "shards": {"total": 100, "committed": 41, "failed": 1},
                 "tokens": 54_321,

@@ -101,8 +101,9 @@ fn facts(job: &BatchJob, now: Timestamp) -> Vec<String> {
     fact("duration", took);
     fact("progress", progress.clone());
     fact("rows", rows.map(rows_text));
-    fact("shards", shards.map(shards_text));
-    fact("given up", failed_indexes.clone());
+    let undone = undone(job);
+    fact("shards", shards.map(|shards| shards_text(shards, undone)));
+    fact(undone, failed_indexes.clone());
     fact("tokens", tokens.map(count));
     fact("cost", cost.as_ref().map(spent_text));
     let currency = cost.as_ref().map(|it| it.currency.as_str());
@@ -159,7 +160,15 @@ fn rows_text(rows: RowCounts) -> String {
     format!("{succeeded} succeeded, {failed} failed, {skipped} skipped")
 }
 
-fn shards_text(shards: ShardCounts) -> String {
+/// What became of shards without a commit: those of a job that was ended early were hardly tried.
+fn undone(job: &BatchJob) -> &'static str {
+    match end(job) {
+        Some(End::Failed) => "not done",
+        Some(End::Completed | End::ShardsFailed) | None => "given up",
+    }
+}
+
+fn shards_text(shards: ShardCounts, undone: &str) -> String {
     let ShardCounts {
         total,
         committed,
@@ -170,7 +179,7 @@ fn shards_text(shards: ShardCounts) -> String {
         0 => String::new(),
         waiting => format!(", {waiting} of duplicates wait for the others"),
     };
-    format!("{committed} of {total} committed, {failed} given up{waiting}")
+    format!("{committed} of {total} committed, {failed} {undone}{waiting}")
 }
 
 /// Pods and how they are.
@@ -372,7 +381,7 @@ batchjob/embed in tenant: Running: as it is
   run       1
   started   2026-01-02T03:00:10Z (60s ago)
   duration  60s
-  progress  42%
+  progress  41%
   rows      1,200 succeeded, 3 failed, 0 skipped
   shards    41 of 100 committed, 1 given up
   tokens    54,321
@@ -420,6 +429,15 @@ next:
     }
 
     #[test]
+    fn shards_of_a_job_that_was_ended_early_are_not_done() {
+        let mut job = job("False", "Cancelled");
+        job.status.as_mut().unwrap().failed_indexes = Some("74-99".to_owned());
+        let text = short(&job, &Invocation::new(), now()).join("\n");
+        assert!(text.contains("41 of 100 committed, 1 not done"), "{text}");
+        assert!(text.contains("\n  not done  74-99"), "{text}");
+    }
+
+    #[test]
     fn what_this_account_may_not_read_is_said_and_hides_nothing_else() {
         let mut seen = seen("Unknown", "Running");
         seen.pods = Err("no right to list pods".to_owned());
@@ -428,7 +446,7 @@ next:
         for expected in [
             "workers:\n  no right to list pods",
             "events:\n  no right",
-            "42%",
+            "41%",
         ] {
             assert!(text.contains(expected), "{text}");
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use millrace_crds::{BatchJob, BatchJobStatus};
+use millrace_protocol::plural::plural;
 
 use super::end::succeeded;
 use super::show::{clipped, count, span};
@@ -42,11 +43,13 @@ pub fn line(job: &BatchJob, now: Timestamp) -> Line {
     }];
     let mut shards = (0, 0);
     if let Some(counts) = status.shards {
-        shards = (counts.committed + counts.failed, counts.total);
-        parts.push(format!("{}/{} shards", shards.0, shards.1));
+        shards = (counts.committed, counts.total);
+        let noun = plural(u64::from(shards.1), "shard");
+        parts.push(format!("{}/{} {noun}", shards.0, shards.1));
     }
     if let Some(rows) = status.rows {
-        parts.push(format!("{} rows", count(rows.succeeded + rows.failed)));
+        let ended = rows.succeeded + rows.failed;
+        parts.push(format!("{} {}", count(ended), plural(ended, "row")));
         if rows.failed > 0 {
             parts.push(format!("{} failed", count(rows.failed)));
         }
@@ -113,9 +116,9 @@ mod tests {
         let line = line(&job("Unknown", "Running"), now());
         assert_eq!(
             line.text,
-            "Running · 42/100 shards · 1,203 rows · 3 failed · 282 rows/s · 3m50s left"
+            "Running · 41/100 shards · 1,203 rows · 3 failed · 282 rows/s · 3m50s left"
         );
-        assert_eq!(line.shards, (42, 100));
+        assert_eq!(line.shards, (41, 100));
     }
 
     #[test]

@@ -125,13 +125,48 @@ pub fn fields(missing: &[String]) -> Verdict {
     )
 }
 
-/// How many of the pods that should be ready are.
-pub fn ready(place: &str, ready: i32, wanted: i32, hint: &str) -> Verdict {
-    let found = format!("{place}: {ready} of {wanted} ready");
-    if ready >= 1 {
-        Verdict::Good(found)
-    } else {
-        Verdict::bad(found, hint)
+/// Pods of one kind, and how many of them are ready.
+#[derive(Debug, Clone, Copy)]
+pub struct Pods<'a> {
+    /// Where they are.
+    pub namespace: &'a str,
+    /// The name of what keeps them.
+    pub name: &'a str,
+    /// Their `app.kubernetes.io/component`.
+    pub component: &'a str,
+    /// How many are ready.
+    pub ready: i32,
+    /// How many should be.
+    pub wanted: i32,
+}
+
+impl Pods<'_> {
+    /// Whether one is ready, and else what keeps them from it, if one of their containers has not started.
+    /// What never started has no logs, so that `describe` says more.
+    pub fn verdict(&self, unstarted: Option<&str>) -> Verdict {
+        let Self {
+            namespace,
+            name,
+            component,
+            ready,
+            wanted,
+        } = self;
+        let found = format!("{namespace}/{name}: {ready} of {wanted} ready");
+        if *ready >= 1 {
+            return Verdict::Good(found);
+        }
+        let label = format!("-l app.kubernetes.io/component={component}");
+        let describe =
+            format!("see what it waits for: kubectl -n {namespace} describe pods {label}");
+        match unstarted {
+            Some(why) => Verdict::bad(format!("{found}: {why}"), describe),
+            // The Redis says little of itself.
+            None if *component == "leases" => Verdict::bad(found, describe),
+            None => Verdict::bad(
+                found,
+                format!("see what it says: kubectl -n {namespace} logs {label}"),
+            ),
+        }
     }
 }
 
@@ -214,7 +249,36 @@ mod tests {
 
     #[test]
     fn one_ready_pod_is_enough() {
-        assert!(!ready("a/b", 1, 2, "").is_bad());
-        assert!(ready("a/b", 0, 2, "").is_bad());
+        let pods = |ready| Pods { ready, ..UNREADY };
+        assert!(!pods(1).verdict(None).is_bad());
+        assert!(pods(0).verdict(None).is_bad());
+    }
+
+    const UNREADY: Pods = Pods {
+        namespace: "millrace-system",
+        name: "operator",
+        component: "operator",
+        ready: 0,
+        wanted: 1,
+    };
+
+    #[test]
+    fn what_never_started_is_described_and_what_did_is_asked_for_its_logs() {
+        let unstarted = UNREADY.verdict(Some("ErrImageNeverPull localhost/operator:dev"));
+        let label = "-l app.kubernetes.io/component=operator";
+        assert_eq!(
+            unstarted,
+            Verdict::bad(
+                "millrace-system/operator: 0 of 1 ready: ErrImageNeverPull localhost/operator:dev",
+                format!("see what it waits for: kubectl -n millrace-system describe pods {label}"),
+            )
+        );
+        let Verdict::Bad { hint, .. } = UNREADY.verdict(None) else {
+            panic!("no pod is ready");
+        };
+        assert_eq!(
+            hint,
+            format!("see what it says: kubectl -n millrace-system logs {label}")
+        );
     }
 }

@@ -63,6 +63,22 @@ pub fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
         .flatten()
 }
 
+/// Why the pods have not started, as far as a container of them says so: there are no logs then.
+pub fn unstarted(pods: &[Pod]) -> Option<String> {
+    let waiting = |container: &ContainerStatus| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref()?;
+        // It waits for the containers before it, which say more, or it started before.
+        if reason == "PodInitializing" || container.restart_count > 0 {
+            return None;
+        }
+        let message = waiting.message.as_deref().map(|it| format!(": {it}"));
+        let message = message.unwrap_or_default();
+        Some(format!("{reason} {}{message}", container.image))
+    };
+    pods.iter().flat_map(containers).find_map(waiting)
+}
+
 /// Whether the container ends before the others begin.
 fn is_step(pod: &Pod, container: &str) -> bool {
     let init = pod.spec.iter().flat_map(|it| &it.init_containers);
@@ -151,6 +167,30 @@ mod tests {
         check(waiting("CrashLoopBackOff"), killed, "OOMKilled");
         let failed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
         check(waiting("CrashLoopBackOff"), failed, "CrashLoopBackOff");
+    }
+
+    #[test]
+    fn a_container_that_never_started_says_what_it_waits_for() {
+        let pod = |restarts: i32, reason: &str, message: Option<&str>| -> Pod {
+            let waiting = json!({"waiting": {"reason": reason, "message": message}});
+            let status = container("operator", false, restarts, waiting, json!({}));
+            let pod = json!({"metadata": {}, "status": {"containerStatuses": [status]}});
+            serde_json::from_value(pod).unwrap()
+        };
+        let check = |pod: Pod, expected: Option<&str>| {
+            assert_eq!(unstarted(&[pod]).as_deref(), expected);
+        };
+        check(
+            pod(0, "ErrImageNeverPull", None),
+            Some("ErrImageNeverPull i"),
+        );
+        let message = "no such image";
+        check(
+            pod(0, "ErrImagePull", Some(message)),
+            Some("ErrImagePull i: no such image"),
+        );
+        check(pod(0, "PodInitializing", None), None);
+        check(pod(4, "CrashLoopBackOff", Some("back-off")), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, PostParams};
 use millrace_crds::crd;
@@ -15,7 +16,8 @@ use serde_json::Value;
 
 use crate::cluster::connect::{ClusterArgs, Connection};
 use crate::cluster::explain;
-use crate::cluster::verdict::{self, Verdict};
+use crate::cluster::verdict::{self, Pods, Verdict};
+use crate::cluster::workers::unstarted;
 use crate::output;
 
 /// How an administrator gives a person the rights to work with jobs.
@@ -166,15 +168,15 @@ async fn operator(connection: &Connection) -> anyhow::Result<Option<Verdict>> {
     let Some(deployment) = found.first() else {
         return Ok(None);
     };
-    let status = deployment.status.clone().unwrap_or_default();
-    let wanted = deployment.spec.replicas;
-    let (place, namespace) = place(&deployment.metadata);
-    let hint = format!(
-        "see what it says: kubectl -n {namespace} logs -l app.kubernetes.io/component=operator"
-    );
-    let available = status.available_replicas.unwrap_or(0);
-    let wanted = wanted.unwrap_or(1);
-    Ok(Some(verdict::ready(&place, available, wanted, &hint)))
+    let status = deployment.status.as_ref();
+    let pods = Pods {
+        namespace: deployment.metadata.namespace.as_deref().unwrap_or_default(),
+        name: deployment.metadata.name.as_deref().unwrap_or_default(),
+        component: "operator",
+        ready: status.and_then(|it| it.available_replicas).unwrap_or(0),
+        wanted: deployment.spec.replicas.unwrap_or(1),
+    };
+    Ok(Some(verdict_on(connection, pods).await))
 }
 
 /// The Redis that came with the chart, if one did.
@@ -188,30 +190,31 @@ async fn leases(connection: &Connection) -> anyhow::Result<Verdict> {
         let own = "no Redis came with the chart, so it is one of your own";
         return Ok(Verdict::Good(own.to_owned()));
     };
-    let ready = redis.status.as_ref().and_then(|it| it.ready_replicas);
-    let wanted = redis.spec.replicas;
-    let (place, namespace) = place(&redis.metadata);
-    let hint = format!(
-        "see what it waits for: kubectl -n {namespace} describe pods -l app.kubernetes.io/component=leases"
-    );
-    Ok(verdict::ready(
-        &place,
-        ready.unwrap_or(0),
-        wanted.unwrap_or(1),
-        &hint,
-    ))
+    let status = redis.status.as_ref();
+    let pods = Pods {
+        namespace: redis.metadata.namespace.as_deref().unwrap_or_default(),
+        name: redis.metadata.name.as_deref().unwrap_or_default(),
+        component: "leases",
+        ready: status.and_then(|it| it.ready_replicas).unwrap_or(0),
+        wanted: redis.spec.replicas.unwrap_or(1),
+    };
+    Ok(verdict_on(connection, pods).await)
+}
+
+/// Whether the pods are ready, and why not, as far as this account may see them.
+async fn verdict_on(connection: &Connection, pods: Pods<'_>) -> Verdict {
+    let api: Api<Pod> = Api::namespaced(connection.client.clone(), pods.namespace);
+    let found = match pods.ready {
+        0 => api.list(&of_component(pods.component)).await.ok(),
+        _ => None,
+    };
+    let unstarted = found.and_then(|found| unstarted(&found.items));
+    pods.verdict(unstarted.as_deref())
 }
 
 fn of_component(component: &str) -> ListParams {
     let labels = format!("app.kubernetes.io/name=millrace,app.kubernetes.io/component={component}");
     ListParams::default().labels(&labels)
-}
-
-/// `NAMESPACE/NAME`, and the namespace alone.
-fn place(metadata: &kube::core::ObjectMeta) -> (String, String) {
-    let namespace = metadata.namespace.clone().unwrap_or_default();
-    let name = metadata.name.clone().unwrap_or_default();
-    (format!("{namespace}/{name}"), namespace)
 }
 
 /// Nothing is known of what this account may not see.

@@ -3,18 +3,28 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
+use millrace_protocol::plural::plural;
 use millrace_protocol::result::ErrorLine;
 use millrace_worker::output as worker_output;
 
 use crate::cluster::connect::ClusterArgs;
 use crate::cluster::show::count;
-use crate::display::OutputMode;
 use crate::output::{Lines, Opened};
 
 /// Width of the column of codes: the longest one is `tokenize_failed`.
 const CODE_WIDTH: usize = 15;
+
+/// How rows that ended as errors are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum ErrorsFormat {
+    /// For people: a table, and a sum below it.
+    #[default]
+    Text,
+    /// For programs: JSON lines, one per row, as in the error files.
+    Json,
+}
 
 /// Prints the rows of a job that ended as errors, in input order.
 ///
@@ -29,8 +39,8 @@ pub struct ErrorsArgs {
     #[arg(long, value_name = "LINES")]
     limit: Option<u64>,
     /// As a table, or as JSON lines.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: OutputMode,
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: ErrorsFormat,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
@@ -58,12 +68,12 @@ pub async fn run(args: ErrorsArgs) -> anyhow::Result<ExitCode> {
         };
         *by_code.entry(line.error.code.as_str()).or_default() += 1;
         match output {
-            OutputMode::Json => lines.write(&serde_json::to_string(&line)?)?,
-            OutputMode::Text => lines.write(&text(&line))?,
+            ErrorsFormat::Json => lines.write(&serde_json::to_string(&line)?)?,
+            ErrorsFormat::Text => lines.write(&text(&line))?,
         }
     }
     lines.finish()?;
-    if output == OutputMode::Text {
+    if output == ErrorsFormat::Text {
         eprintln!("{}", summary(&by_code, total));
     }
     Ok(ExitCode::SUCCESS)
@@ -112,11 +122,11 @@ fn summary(by_code: &BTreeMap<&str, u64>, total: u64) -> String {
         .map(|(code, errors)| format!("{} {code}", count(*errors)))
         .collect();
     let codes = codes.join(", ");
-    match (shown == total, total) {
-        (true, 1) => format!("1 error: {codes}"),
-        (true, _) => format!("{} errors: {codes}", count(total)),
-        (false, _) => format!("{} of {} errors shown: {codes}", count(shown), count(total)),
+    let noun = plural(total, "error");
+    if shown == total {
+        return format!("{} {noun}: {codes}", count(total));
     }
+    format!("{} of {} {noun} shown: {codes}", count(shown), count(total))
 }
 
 #[cfg(test)]

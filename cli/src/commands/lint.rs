@@ -6,14 +6,15 @@ use std::process::ExitCode;
 use clap::Args;
 use millrace_crds::manifest::{Document, Documents, Kind, Manifest};
 use millrace_crds::{BatchJob, InferenceService};
+use millrace_protocol::plural::plural;
 use millrace_worker::job::{self, JobError};
 
-use crate::{manifests, output};
+use crate::{exit, manifests, output};
 
 /// Checks manifests: fields, bounds, rules, and whether jobs fit their services.
 ///
 /// Every problem is printed with its file, document and field. Exit codes: 0 no problem; 1 some;
-/// 2 wrong usage.
+/// 2 wrong usage, such as a file that is not there.
 #[derive(Debug, Args)]
 pub struct LintArgs {
     /// File or folder with manifests; `-` is standard input.
@@ -24,10 +25,17 @@ pub struct LintArgs {
 /// Runs the command.
 pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     let LintArgs { file } = args;
+    if let Err(error) = manifests::found(&file) {
+        eprintln!("error: {error:#}");
+        return Ok(exit::BAD_MANIFEST.into());
+    }
     let problems = match manifests::read(&file)? {
         Ok(Documents { ours, foreign }) => {
             for foreign in foreign {
                 output::line(&format!("{foreign} is not of millrace: not checked"))?;
+            }
+            for note in notes(&ours) {
+                output::line(&format!("note: {note}"))?;
             }
             let problems = misfits(&ours);
             if problems.is_empty() {
@@ -66,22 +74,63 @@ pub fn misfits(documents: &[Document]) -> Vec<String> {
             problems.extend(misfit(&[own]));
             continue;
         }
+        let beside: Vec<_> = services_beside(batch_job, documents).collect();
         let service = |named: &&str| {
-            documents.iter().find_map(|other| match &other.manifest {
-                Manifest::InferenceService(service)
-                    if service.metadata.name.as_deref() == Some(named)
-                        && service.metadata.namespace == batch_job.metadata.namespace =>
-                {
-                    Some(*service.clone())
-                }
-                _ => None,
-            })
+            let mut beside = beside.iter();
+            let found = beside.find(|it| it.metadata.name.as_deref() == Some(named))?;
+            Some((**found).clone())
         };
         let named = batch_job.spec.services();
         let services: Option<Vec<InferenceService>> = named.iter().map(service).collect();
         problems.extend(services.and_then(|services| misfit(&services)));
     }
     problems
+}
+
+/// Services that jobs name and that are not among the manifests, though others are: they may be in the
+/// cluster, or misspelt.
+pub fn notes(documents: &[Document]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for Document {
+        place, manifest, ..
+    } in documents
+    {
+        let Manifest::BatchJob(batch_job) = manifest else {
+            continue;
+        };
+        let beside = services_beside(batch_job, documents);
+        let beside: Vec<&str> = beside
+            .filter_map(|it| it.metadata.name.as_deref())
+            .collect();
+        if beside.is_empty() || batch_job.own_service().is_some() {
+            continue;
+        }
+        let named = batch_job.spec.services();
+        let missing = named.iter().filter(|it| !beside.contains(*it));
+        notes.extend(missing.map(|missing| {
+            format!(
+                "{place}: InferenceService {missing:?} is not among the manifests, which hold {}: it has to \
+                 be in the cluster",
+                beside.join(", ")
+            )
+        }));
+    }
+    notes
+}
+
+/// The services of the job's namespace among the manifests.
+fn services_beside<'a>(
+    batch_job: &'a BatchJob,
+    documents: &'a [Document],
+) -> impl Iterator<Item = &'a InferenceService> {
+    documents.iter().filter_map(|other| match &other.manifest {
+        Manifest::InferenceService(service)
+            if service.metadata.namespace == batch_job.metadata.namespace =>
+        {
+            Some(&**service)
+        }
+        _ => None,
+    })
 }
 
 /// Only whether they fit is asked, so it does not matter what relative paths mean.
@@ -96,7 +145,7 @@ fn summary(file: &Path, documents: &[Document]) -> String {
             .iter()
             .filter(|document| document.manifest.kind() == kind)
             .count();
-        format!("{count} {}", kind.as_str())
+        format!("{count} {}", plural(count as u64, kind.as_str()))
     });
     format!("{}: {}: no problems", file.display(), counts.join(", "))
 }

@@ -24,7 +24,7 @@ pub struct ListArgs {
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
     /// How to print them.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -173,7 +173,7 @@ mod tests {
             lines(&[job("Unknown", "Running"), unseen], shape, now()),
             [
                 "NAME   SERVICE  SUCCEEDED  REASON   PROGRESS  FAILED  AGE",
-                "embed  minilm   Unknown    Running  42%       3       70s",
+                "embed  minilm   Unknown    Running  41%       3       70s",
                 "embed  minilm   -          -        -         -       70s",
             ]
         );

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use millrace_protocol::manifest::Manifest;
 use millrace_protocol::plan::RunNumber;
 use millrace_worker::finish;
@@ -24,12 +24,13 @@ use crate::invocation::Invocation;
 /// What is done is never computed again. A job of a cluster is named; one that `run` finished on this
 /// machine is given by its file.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("job").required(true))]
 pub struct RetryArgs {
     /// The job: its name, batchjob/NAME, or @latest, the newest one.
-    #[arg(value_parser = job_name, required_unless_present = "file", conflicts_with = "file")]
+    #[arg(value_parser = job_name, group = "job")]
     name: Option<String>,
     /// File or folder with the BatchJob and its InferenceService, for a run on this machine.
-    #[arg(short = 'f', long, value_name = "PATH")]
+    #[arg(short = 'f', long, value_name = "PATH", group = "job")]
     file: Option<PathBuf>,
     /// Run only what failed. Required: nothing else of a job can be run again.
     #[arg(long)]
@@ -38,6 +39,13 @@ pub struct RetryArgs {
     local: LocalArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+}
+
+/// Both ways to call the command, for a program of this name.
+pub fn usage(program: &str) -> String {
+    let way = |job: &str| format!("{program} retry {job} --failed-only [OPTIONS]");
+    // As far as `Usage: ` goes.
+    format!("{}\n       {}", way("<NAME>"), way("-f <PATH>"))
 }
 
 /// Runs the command.

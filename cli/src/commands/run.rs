@@ -64,7 +64,7 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub struct LocalArgs {
     /// How to report: bar and text, or JSON lines and the final status.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: OutputMode,
     #[command(flatten)]
     server: ServerArgs,

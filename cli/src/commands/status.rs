@@ -27,7 +27,7 @@ pub struct StatusArgs {
     #[arg(short, long)]
     watch: bool,
     /// How to print it; JSON and YAML give the object.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
     #[command(flatten)]
     cluster: ClusterArgs,

@@ -52,6 +52,9 @@ pub async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
         eprintln!("{foreign} is not of millrace: not sent; `kubectl apply` sends it");
     }
     let documents = ours;
+    for note in lint::notes(&documents) {
+        eprintln!("note: {note}");
+    }
     let problems = problems(&documents, watch, cluster.namespace.as_deref());
     if !problems.is_empty() {
         for problem in problems {

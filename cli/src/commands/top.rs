@@ -23,7 +23,7 @@ pub struct TopArgs {
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
     /// How to print them.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -215,8 +215,8 @@ mod tests {
             lines(&rates, false),
             [
                 "NAME  SERVICE  REASON   PROGRESS  WORKERS  ROWS/S  TOKENS/S/WORKER  SHARDS  LEFT",
-                "fast  minilm   Running  42%       2/3      282.5   4200             58      3m50s",
-                "slow  minilm   Running  42%       2/3      1.5     4200             58      3m50s",
+                "fast  minilm   Running  41%       2/3      282.5   4200             58      3m50s",
+                "slow  minilm   Running  41%       2/3      1.5     4200             58      3m50s",
             ]
         );
         assert!(lines(&rates, true)[1].starts_with("tenant "));

@@ -73,12 +73,31 @@ fn a_context_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_kubeconfig_that_is_not_there_is_named_with_the_way_to_another() {
+    let mut command = command(&["list"]);
+    for name in ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
+        command.env_remove(name);
+    }
+    let ended = command
+        .env("KUBECONFIG", "/nowhere/config")
+        .output()
+        .unwrap();
+    let ended = Ended::from(ended).expect_code(1);
+    let expected = "error: no cluster can be found: there is no /nowhere/config; name one with \
+                    --kubeconfig and --context, or set KUBECONFIG\n";
+    assert_eq!(ended.stderr, expected);
+}
+
+#[test]
 fn manifests_are_refused_before_a_cluster_is_asked() {
     let folder = tempfile::tempdir().unwrap();
     let file = manifest(folder.path(), &JOB.replace("uris:", "urls:"));
     let (ended, _) = ask(folder.path(), &["submit", "-f", file.to_str().unwrap()]);
     let ended = ended.expect_code(2);
     assert!(ended.stderr.contains("spec.input.urls"), "{ended:#?}");
+    let is_error = |line: &str| line.starts_with("error: ");
+    assert_eq!(ended.stderr.lines().count(), 2, "{ended:#?}");
+    assert!(ended.stderr.lines().all(is_error), "{ended:#?}");
 }
 
 #[test]

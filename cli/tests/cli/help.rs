@@ -87,6 +87,29 @@ fn a_retry_without_its_flag_is_told_why_it_needs_one() {
 }
 
 #[test]
+fn a_retry_says_both_ways_to_name_a_job() {
+    let ended = millrace(&["retry"]).expect_code(2);
+    for expected in [
+        "<NAME|--file <PATH>>",
+        "Usage: millrace retry <NAME> --failed-only [OPTIONS]\n",
+        "\n       millrace retry -f <PATH> --failed-only [OPTIONS]\n",
+    ] {
+        assert!(ended.stderr.contains(expected), "{expected}: {ended:#?}");
+    }
+}
+
+#[test]
+fn how_to_print_is_a_format_and_that_of_errors_is_their_own() {
+    for command in COMMANDS {
+        let help = millrace(&[command, "--help"]).expect_code(0).stdout;
+        let is_right = !help.contains("--output <") || help.contains("--output <FORMAT>");
+        assert!(is_right, "{help}");
+    }
+    let errors = millrace(&["errors", "--help"]).expect_code(0).stdout;
+    assert!(!errors.contains("the job with its status"), "{errors}");
+}
+
+#[test]
 fn a_plugin_of_kubectl_says_how_kubectl_is_called() {
     let folder = tempfile::tempdir().unwrap();
     let plugin = folder.path().join("kubectl-millrace");

@@ -32,7 +32,7 @@ fn every_problem_is_printed_with_file_document_and_field() {
     assert_eq!(lines.len(), 3, "{lines:#?}");
     for (line, field) in lines
         .iter()
-        .zip(["input", "input.urls", "output.compression"])
+        .zip(["input.urls", "output.compression", "input"])
     {
         let expected = format!("job.yaml, document 2 (BatchJob reviews): spec.{field}: ");
         assert!(line.contains(&expected), "{line}");
@@ -45,6 +45,33 @@ fn a_step_whose_model_the_service_lacks_is_a_problem() {
     let ended = lint(&job).expect_code(1);
     let expected = "job.yaml, document 2 (BatchJob reviews): spec.steps[0].model: the service has no \
                     model \"mini\"; it has minilm\n";
+    assert!(ended.stdout.ends_with(expected), "{ended:?}");
+}
+
+#[test]
+fn a_service_that_is_not_among_those_of_the_manifests_is_noted_and_no_problem() {
+    let ended = lint(&JOB.replace(
+        "serviceRef: {name: sentiment}",
+        "serviceRef: {name: sentimnet}",
+    ));
+    let ended = ended.expect_code(0);
+    let lines = ended.lines();
+    let expected = "job.yaml, document 2 (BatchJob reviews): InferenceService \"sentimnet\" is not among \
+                    the manifests, which hold sentiment: it has to be in the cluster";
+    assert!(
+        lines[0].starts_with("note: ") && lines[0].ends_with(expected),
+        "{ended:#?}"
+    );
+    assert_eq!(lines.len(), 2, "{ended:#?}");
+}
+
+#[test]
+fn kinds_are_counted_as_they_are_spoken() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("job.yaml");
+    std::fs::write(&file, JOB).unwrap();
+    let ended = millrace(&["lint", "-f", file.to_str().unwrap()]).expect_code(0);
+    let expected = ": 1 BatchJob, 0 InferenceServices: no problems\n";
     assert!(ended.stdout.ends_with(expected), "{ended:?}");
 }
 
@@ -110,15 +137,16 @@ fn standard_input_is_linted_as_well() {
         .write_all(JOB.replace("uri: out", "uri: 'ftp://a/b'").as_bytes())
         .unwrap();
     let ended = Ended::from(child.wait_with_output().unwrap()).expect_code(1);
-    let expected = "standard input, document 1 (BatchJob reviews): spec.output.uri: has not the";
+    let expected = "standard input, document 1 (BatchJob reviews): spec.output.uri: \
+                    \"ftp://a/b\" is not accepted; ";
     assert!(ended.stdout.starts_with(expected), "{ended:?}");
 }
 
 #[test]
-fn a_missing_file_is_a_problem() {
-    let ended = millrace(&["lint", "-f", "/nowhere/job.yaml"]).expect_code(1);
+fn a_missing_file_is_wrong_usage() {
+    let ended = millrace(&["lint", "-f", "/nowhere/job.yaml"]).expect_code(2);
     assert_eq!(
-        ended.stdout,
-        "/nowhere/job.yaml: cannot be read: No such file or directory (os error 2)\n"
+        ended.stderr,
+        "error: /nowhere/job.yaml cannot be read: No such file or directory (os error 2)\n"
     );
 }

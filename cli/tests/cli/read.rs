@@ -147,5 +147,8 @@ fn a_folder_that_is_no_output_is_named() {
             ended.stderr.contains("it is not the output of a BatchJob"),
             "{ended:?}"
         );
+        let folder = folder.path().canonicalize().unwrap();
+        let named = format!("error: {} holds neither", folder.display());
+        assert!(ended.stderr.starts_with(&named), "{ended:?}");
     }
 }

@@ -428,7 +428,7 @@ fn an_interrupted_run_says_how_to_go_on_and_does() {
     // The line comes when the run is planned, after what the server says while it starts; the signal handler
     // is there by the time the first shard is committed.
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let is_planned = |line: String| line.starts_with("reviews: 1 files, ");
+    let is_planned = |line: String| line.starts_with("reviews: 1 file, ");
     let mut lines = stderr.by_ref().lines().map(Result::unwrap);
     assert!(lines.any(is_planned), "the run ended before its plan");
     let commits = scene.output().join("_millrace/runs/0001/commits");

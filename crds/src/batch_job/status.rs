@@ -25,7 +25,7 @@ pub struct BatchJobStatus {
     /// When the job began: its first plan was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
-    /// Finished shards in percent, such as `42%`.
+    /// Committed shards in percent, such as `42%`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
     /// Rows by how they ended, summed over committed shards.

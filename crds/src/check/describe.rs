@@ -1,13 +1,16 @@
 //! Turns what the schema check found into sentences that say what to do.
 
-use jsonschema::ValidationError;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
+use jsonschema::{JsonType, ValidationError};
 use serde_json::Value;
 
 use super::{Problem, path};
 
 /// Characters of an unexpected name or enum value that a message repeats.
 const SHOWN_CHARS_MAX: usize = 40;
+
+/// Most bytes of a URI that a message repeats.
+const URI_BYTES_MAX: usize = 256;
 
 /// One problem per thing that is wrong: several unknown fields are several problems.
 pub(super) fn describe(schema: &Value, error: &ValidationError) -> Vec<Problem> {
@@ -35,7 +38,7 @@ pub(super) fn describe(schema: &Value, error: &ValidationError) -> Vec<Problem> 
             }]
         }
         ValidationErrorKind::Enum { options } => one(not_allowed(error.instance(), options)),
-        ValidationErrorKind::Type { kind } => one(wrong_type(error.instance(), kind)),
+        ValidationErrorKind::Type { kind } => one(wrong_type(&at, error.instance(), kind)),
         ValidationErrorKind::Minimum { limit } => one(format!(
             "{} is too small; the least is {}",
             error.instance(),
@@ -62,10 +65,14 @@ pub(super) fn describe(schema: &Value, error: &ValidationError) -> Vec<Problem> 
         }
         // That it is empty is said already.
         ValidationErrorKind::Pattern { .. } if has_no_text(schema, error) => Vec::new(),
-        ValidationErrorKind::Pattern { pattern } => one(match description(schema, error) {
-            Some(description) => format!("has not the expected form. {description}"),
-            None => format!("does not match {pattern}"),
-        }),
+        ValidationErrorKind::Pattern { pattern } => {
+            let uri = error.instance().as_str().filter(|text| is_bare_uri(text));
+            one(match (uri, description(schema, error)) {
+                (Some(uri), Some(description)) => format!("{uri:?} is not accepted; {description}"),
+                (None, Some(description)) => format!("has not the expected form. {description}"),
+                (_, None) => format!("does not match {pattern}"),
+            })
+        }
         // The generated schemas use no other keyword. Its name is all that can be told without
         // repeating the value.
         other => one(format!("is refused by the schema's `{}`", other.keyword())),
@@ -158,10 +165,30 @@ fn not_allowed(instance: &Value, options: &Value) -> String {
     }
 }
 
-fn wrong_type(instance: &Value, kind: &TypeKind) -> String {
-    let wanted = match kind {
-        TypeKind::Single(wanted) => article(wanted.as_str()).to_owned(),
-        TypeKind::Multiple(_) => "a value of another type".to_owned(),
+/// Whether a text is a URI of a place alone: scheme, host and path, with nothing that may be a secret.
+fn is_bare_uri(text: &str) -> bool {
+    let Some((scheme, place)) = text.split_once("://") else {
+        return false;
+    };
+    let is_of = |text: &str, others: &str| {
+        text.chars()
+            .all(|it| it.is_ascii_alphanumeric() || others.contains(it))
+    };
+    text.len() <= URI_BYTES_MAX && is_of(scheme, "+.-") && is_of(place, "/._-*[]{},")
+}
+
+fn wrong_type(at: &str, instance: &Value, kind: &TypeKind) -> String {
+    let (wanted, help) = match (kind, instance) {
+        (TypeKind::Single(JsonType::Integer), Value::String(_)) => {
+            (format!("a whole number{}", unit(at)), String::new())
+        }
+        // YAML makes numbers and booleans of what looks like them.
+        (TypeKind::Single(JsonType::String), Value::Number(_) | Value::Bool(_)) => (
+            "a string".to_owned(),
+            format!("; write it in quotes: \"{instance}\""),
+        ),
+        (TypeKind::Single(wanted), _) => (article(wanted.as_str()).to_owned(), String::new()),
+        (TypeKind::Multiple(_), _) => ("a value of another type".to_owned(), String::new()),
     };
     let found = match instance {
         Value::Null => "null",
@@ -172,7 +199,18 @@ fn wrong_type(instance: &Value, kind: &TypeKind) -> String {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     };
-    format!("must be {wanted}, but is {found}")
+    format!("must be {wanted}, but is {found}{help}")
+}
+
+/// The unit of a number, with an example: it stands last in the name of the field.
+fn unit(field: &str) -> &'static str {
+    if field.ends_with("Bytes") {
+        " of bytes, such as 65536"
+    } else if field.ends_with("Seconds") {
+        " of seconds, such as 3600"
+    } else {
+        ""
+    }
 }
 
 fn article(wanted: &str) -> &str {

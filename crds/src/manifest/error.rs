@@ -15,7 +15,7 @@ pub struct ManifestProblem {
     /// Path of the field, such as `spec.input.uris[0]`; empty where no single field is wrong.
     pub path: String,
     /// What is wrong and what to do. Never holds a string value of the manifest other than names
-    /// of fields, kinds and enum values.
+    /// of fields, kinds, enum values and URIs that hold no credentials.
     pub message: String,
 }
 

@@ -18,6 +18,7 @@ fn what_decides_the_results_cannot_be_changed() {
             "steps",
         ),
         ("/spec/dedup", json!({}), "dedup"),
+        ("/spec/sharding", json!({"targetBytes": 65_536}), "sharding"),
     ] {
         let problems = check_update(Kind::BatchJob, &job(), &with(job(), pointer, value));
         let problems = problems.unwrap_err();
@@ -106,6 +107,11 @@ fn what_does_not_decide_the_results_can_be_changed() {
     let object = with(job(), "/spec/retry", json!({"maxAttempts": 9}));
     assert!(check_update(Kind::BatchJob, &job(), &object).is_ok());
     // Writing out a default changes nothing.
-    let object = with(job(), "/spec/output/compression", json!("None"));
-    assert!(check_update(Kind::BatchJob, &job(), &object).is_ok());
+    for (pointer, value) in [
+        ("/spec/output/compression", json!("None")),
+        ("/spec/sharding", json!({"targetBytes": 4 << 20})),
+    ] {
+        let object = with(job(), pointer, value);
+        assert!(check_update(Kind::BatchJob, &job(), &object).is_ok());
+    }
 }

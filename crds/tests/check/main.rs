@@ -102,6 +102,17 @@ fn an_unknown_field_is_refused_with_the_name_that_was_meant() {
 }
 
 #[test]
+fn a_misspelt_field_is_named_before_the_rule_that_misses_it() {
+    let mut object = with(job(), "/spec/serviceref", json!({"name": "sentiment"}));
+    object["spec"].as_object_mut().unwrap().remove("serviceRef");
+    let problems = problems(&object);
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    let expected = "spec.serviceref: unknown field; did you mean serviceRef?";
+    assert_eq!(problems[0], expected);
+    assert!(problems[1].contains("give exactly one of"), "{problems:#?}");
+}
+
+#[test]
 fn a_reference_into_another_namespace_cannot_be_expressed() {
     let mut service = service();
     let spec = service["spec"].as_object_mut().unwrap();

@@ -18,7 +18,10 @@ fn numbers_out_of_range_are_refused_with_the_bound() {
             json!(1024.5),
             "must be a whole number, but is a number with a fraction",
         ),
-        (json!("4Mi"), "must be a whole number, but is a string"),
+        (
+            json!("4Mi"),
+            "must be a whole number of bytes, such as 65536, but is a string",
+        ),
     ] {
         let object = with(job(), "/spec/sharding", json!({"targetBytes": value}));
         refused(&object, &format!("spec.sharding.targetBytes: {expected}"));
@@ -117,13 +120,41 @@ fn a_store_that_is_not_known_is_refused_with_those_that_are() {
     let object = with(job(), "/spec/output/uri", json!("ftp://host/x"));
     refused(
         &object,
-        "spec.output.uri: has not the expected form. Folder to write to: `s3://",
+        "spec.output.uri: \"ftp://host/x\" is not accepted; Folder to write to: `s3://",
     );
     let object = with(job(), "/spec/input/uris/0", json!("https://host/x"));
     refused(
         &object,
-        "spec.input.uris[0]: has not the expected form. Files to read: `s3://",
+        "spec.input.uris[0]: \"https://host/x\" is not accepted; Files to read: `s3://",
     );
+}
+
+#[test]
+fn a_number_where_a_string_belongs_is_told_to_be_quoted() {
+    let remote = json!({
+        "baseUrl": "https://api.example.com/v1", "api": "Chat", "model": "m",
+        "pricing": {"inputPerMillionTokens": 0.15},
+    });
+    let service = with(service(), "/spec", json!({"remote": remote}));
+    refused(
+        &service,
+        "spec.remote.pricing.inputPerMillionTokens: must be a string, but is a number with a fraction; \
+         write it in quotes: \"0.15\"",
+    );
+}
+
+#[test]
+fn a_uri_that_may_hold_a_secret_is_not_repeated() {
+    for uri in [
+        "ftp://host/x?token=hunter2",
+        "ftp://host/x#hunter2",
+        "ftp://host/%68unter2",
+    ] {
+        let problems = problems(&with(job(), "/spec/output/uri", json!(uri)));
+        let text = problems.join("\n");
+        assert!(text.contains("has not the expected form"), "{text}");
+        assert!(!text.contains("unter2"), "{text}");
+    }
 }
 
 #[test]

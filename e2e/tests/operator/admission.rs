@@ -165,6 +165,7 @@ async fn what_decides_the_results_cannot_be_changed_and_the_rest_can() {
         ("input/idField", json!("id")),
         ("output/uri", json!("s3://bucket/elsewhere")),
         ("output/join", json!(["text"])),
+        ("sharding/targetBytes", json!(65_536)),
         ("managedBy", json!("example.com/another")),
     ] {
         let changed = with(created.clone(), &format!("/spec/{field}"), value);

@@ -268,8 +268,8 @@ fn count(status: &mut BatchJobStatus, shards: ShardCounts, tally: Tally) {
         tokens,
         cost: _,
     } = tally;
-    let done = shards.committed + shards.failed;
-    let percent = (u64::from(done) * 100).checked_div(u64::from(shards.total));
+    // What was given up is not done, least of all by a job that was ended early.
+    let percent = (u64::from(shards.committed) * 100).checked_div(u64::from(shards.total));
     status.progress = Some(format!("{}%", percent.unwrap_or(100)));
     status.shards = Some(shards);
     status.tokens = Some(tokens);

@@ -8,7 +8,7 @@ use millrace_protocol::routes::RouteTally;
 use serde_json::{Value, json};
 
 use super::super::decide_tests;
-use super::super::standing::standing;
+use super::super::standing::{GiveUp, standing};
 use super::*;
 
 /// The time of a visit, by the seconds after the job began.
@@ -203,6 +203,27 @@ fn an_end_says_how_fast_the_job_was_what_its_routes_did_and_which_rows_failed() 
         }],
     });
     assert_says(&status, &expected);
+}
+
+#[test]
+fn shards_of_a_job_that_was_given_up_are_no_progress() {
+    let job = begun(json!({"shards": {"total": 26, "committed": 0, "failed": 0}}));
+    let progress = |committed: u32| {
+        let finished = Finished {
+            complete: false,
+            shards: 26,
+            failed_shards: 26 - committed,
+            failed_indexes: None,
+            tally: Tally::default(),
+            routes: vec![],
+            sample_errors: vec![],
+            warning: None,
+        };
+        let phase = Phase::GivenUp(GiveUp::Cancelled, Some(finished));
+        status(&job, &seen(&job), &phase).progress
+    };
+    assert_eq!(progress(0).as_deref(), Some("0%"));
+    assert_eq!(progress(13).as_deref(), Some("50%"));
 }
 
 #[test]

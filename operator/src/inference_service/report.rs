@@ -73,7 +73,11 @@ fn status(
             conditions(Is::True, false, "Asleep", message)
         }
         Ok(deployment) if ready == asked_for(deployment, scale) => {
-            conditions(Is::True, false, "Serving", &format!("{ready} pods serve"))
+            let message = match ready {
+                1 => "1 pod serves".to_owned(),
+                _ => format!("{ready} pods serve"),
+            };
+            conditions(Is::True, false, "Serving", &message)
         }
         Ok(deployment) => {
             let progress = format!("{ready} of {} pods serve", asked_for(deployment, scale));

@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use object_store::{
-    BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig,
+    BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
     client::HttpConnector,
 };
 
 use super::guard::{Guard, Rules};
-use super::{Loopback, StoreOptions, Uploads};
+use super::{Loopback, StoreError, StoreOptions, Uploads, identity};
 
 /// How long connecting to a store may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +27,11 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// The client of a bucket, with these options.
-    pub(super) fn open(bucket: &str, options: &StoreOptions) -> Result<Self, Error> {
+    pub(super) fn open(bucket: &str, options: &StoreOptions) -> Result<Self, StoreError> {
+        let not_made = |source| StoreError::Client {
+            bucket: bucket.into(),
+            source,
+        };
         let mut builder = AmazonS3Builder::new()
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_client_options(client_options())
@@ -51,15 +55,41 @@ impl Bucket {
                 client = client.with_config(*key, value);
             }
         }
+        if let Some(endpoint) = plain_http(&builder) {
+            return Err(StoreError::PlainHttp { endpoint });
+        }
+        let builder = identity::bounded(builder.with_bucket_name(bucket)).map_err(not_made)?;
         let skips_signature = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature);
-        let store = Arc::new(builder.with_bucket_name(bucket).build()?);
+        let store = Arc::new(builder.build().map_err(not_made)?);
         let uploads = match skips_signature.is_some_and(|it| it == "true") {
             // Without credentials nothing can be signed.
             true => None,
-            false => Some(Uploads::new(store.clone(), guard().connect(&client)?)),
+            false => {
+                let client = guard().connect(&client).map_err(not_made)?;
+                Some(Uploads::new(store.clone(), client))
+            }
         };
         Ok(Self { store, uploads })
     }
+}
+
+/// The endpoint, if it is one without encryption that nobody allowed; without a name and password that it
+/// may hold.
+fn plain_http(builder: &AmazonS3Builder) -> Option<String> {
+    let endpoint = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint]
+        .iter()
+        .find_map(|key| builder.get_config_value(key))?;
+    let rest = endpoint.strip_prefix("http://")?;
+    let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+    // A value that is neither yes nor no is refused with its name.
+    let is_refused = match builder.get_config_value(&allow_http) {
+        Some(value) => {
+            ["0", "false", "off", "no", "n", ""].contains(&value.to_lowercase().as_str())
+        }
+        None => true,
+    };
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    is_refused.then(|| format!("http://{host}"))
 }
 
 /// Each request is bounded, and so are its tries together, so that a store that hangs shows as an

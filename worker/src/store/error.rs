@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use super::identity::NoCredentials;
+
 /// Why a store could not do what was asked of it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -46,6 +48,12 @@ pub enum StoreError {
         bucket: String,
         /// Why.
         source: object_store::Error,
+    },
+    /// The endpoint has no encryption, and nobody said that it may.
+    #[error("the endpoint {endpoint} is not https: set AWS_ALLOW_HTTP=true")]
+    PlainHttp {
+        /// The endpoint.
+        endpoint: String,
     },
     /// The store refused the credentials.
     #[error("the store denies access to {path}; check the credentials and what they allow")]
@@ -124,6 +132,7 @@ impl StoreError {
             | Self::OutsideRoots { .. }
             | Self::NoPutIfAbsent { .. }
             | Self::Client { .. }
+            | Self::PlainHttp { .. }
             | Self::Denied { .. }
             | Self::Changed { .. } => true,
             Self::Store { is_permanent, .. } => *is_permanent,
@@ -133,6 +142,12 @@ impl StoreError {
 
 impl From<object_store::Error> for StoreFailure {
     fn from(error: object_store::Error) -> Self {
+        if let Some(missing) = error
+            .source()
+            .and_then(|it| it.downcast_ref::<NoCredentials>())
+        {
+            return Self::Cut(missing.to_string());
+        }
         // The client's errors that hold a body have no public type, but their words are fixed.
         let text = error.to_string();
         if let Some((words, reply)) = text.split_once(STATUS_FOLLOWS) {

@@ -7,6 +7,7 @@
 mod bucket;
 mod error;
 mod guard;
+mod identity;
 mod local;
 mod object;
 #[cfg(test)]
@@ -121,6 +122,8 @@ pub struct Location {
     pub store: Arc<dyn ObjectStore>,
     /// Path in the store. For `file://` it is absolute, with every symlink resolved.
     pub path: Path,
+    /// The place as people write it: a path of this machine that begins with a slash, or a URI.
+    pub name: String,
     /// Uploads that were begun in the store, where it keeps those that nobody ends.
     pub uploads: Option<Uploads>,
 }
@@ -268,6 +271,7 @@ impl Stores {
                 Ok(Location {
                     store: Arc::clone(&self.shared.local),
                     path,
+                    name: text.to_owned(),
                     uploads: None,
                 })
             }
@@ -277,6 +281,7 @@ impl Stores {
                     .clone()
                     .ok_or_else(|| invalid("the manifest holds no rows".into()))?,
                 path: inline_path(),
+                name: uri.to_owned(),
                 uploads: None,
             }),
             StoreUri::S3 { bucket, key } => {
@@ -285,6 +290,7 @@ impl Stores {
                 Ok(Location {
                     store,
                     path,
+                    name: uri.to_owned(),
                     uploads,
                 })
             }
@@ -322,11 +328,7 @@ impl Stores {
         if let Some(opened) = buckets.get(bucket) {
             return Ok(opened.clone());
         }
-        let opened = Bucket::open(bucket, &self.shared.options);
-        let opened = opened.map_err(|source| StoreError::Client {
-            bucket: bucket.into(),
-            source,
-        })?;
+        let opened = Bucket::open(bucket, &self.shared.options)?;
         buckets.insert(bucket.into(), opened.clone());
         Ok(opened)
     }
@@ -413,6 +415,36 @@ mod tests {
             let message = told(endpoint, LinkLocal::Allowed).await;
             assert!(!message.contains("MILLRACE_ALLOW_LINK_LOCAL"), "{message}");
         }
+    }
+
+    #[test]
+    fn an_endpoint_without_encryption_is_refused_before_anything_is_asked() {
+        let open = |endpoint: &str, allow_http: Option<&str>| {
+            let settings = [
+                ("aws_endpoint_url", Some(endpoint)),
+                ("aws_allow_http", allow_http),
+            ];
+            let settings = settings
+                .into_iter()
+                .filter_map(|(key, value)| Some((key.parse().unwrap(), value?.to_owned())));
+            let stores = Stores::new(StoreOptions {
+                s3: settings.collect(),
+                ..StoreOptions::default()
+            });
+            stores
+                .open("s3://bucket/out")
+                .map_err(|error| error.to_string())
+        };
+        let said = "the endpoint http://minio:9000 is not https: set AWS_ALLOW_HTTP=true";
+        for (endpoint, allow_http) in [
+            ("http://minio:9000", None),
+            ("http://minio:9000", Some("false")),
+            ("http://user:hunter2@minio:9000", None),
+        ] {
+            assert_eq!(open(endpoint, allow_http).unwrap_err(), said, "{endpoint}");
+        }
+        assert!(open("http://minio:9000", Some("true")).is_ok());
+        assert!(open("https://minio:9000", None).is_ok());
     }
 
     #[test]

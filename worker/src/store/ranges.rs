@@ -46,6 +46,7 @@ impl StoredObject {
         let Location {
             store,
             path,
+            name: _,
             uploads: _,
         } = location;
         Self {

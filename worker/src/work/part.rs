@@ -169,6 +169,7 @@ mod tests {
                 ..Habits::default()
             })),
             path: Path::from("out"),
+            name: "out".to_owned(),
             uploads: None,
         };
         let mut part = PartWriter::new(&location, "parts/a.jsonl".to_owned());

@@ -35,6 +35,7 @@ fn odd_output(habits: Habits) -> Location {
     Location {
         store: Arc::new(Odd::new(habits)),
         path: Path::from("out"),
+        name: "out".to_owned(),
         uploads: None,
     }
 }
