@@ -321,7 +321,10 @@ fn succeeded_condition(manifest: &Manifest, end: &End, at: Option<Time>) -> Cond
         (
             "False",
             "ShardsFailed",
-            format!("{failed} shards were given up; see failedShards"),
+            match failed {
+                1 => "1 shard was given up; see failedShards".to_owned(),
+                _ => format!("{failed} shards were given up; see failedShards"),
+            },
         )
     };
     Condition {

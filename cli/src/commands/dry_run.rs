@@ -9,6 +9,7 @@ use millrace_model_files::folder::default_model_cache;
 use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::{Difference, FIRST_RUN, Plan};
+use millrace_protocol::plural::plural;
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::{ChunksOfText, ChunksRequest, RowsRequest};
 use millrace_worker::changed::{self, Changed};
@@ -300,6 +301,11 @@ fn line(what: &str, text: String) -> String {
     format!("  {what:<12} {text}")
 }
 
+/// A count with its noun.
+fn counted(count: u64, noun: &str) -> String {
+    format!("{} {}", HumanCount(count), plural(count, noun))
+}
+
 /// What the input holds, and what of it cannot be asked.
 fn rows_lines(job: &CheckedJob, found: &DryRun) -> Vec<String> {
     let Preflight {
@@ -318,7 +324,10 @@ fn rows_lines(job: &CheckedJob, found: &DryRun) -> Vec<String> {
     let (shards, cut) = (found.shards, found.plan_seconds);
     let (rows, read) = (HumanCount(*rows), found.preflight_seconds);
     let mut lines = vec![
-        line("input", format!("{files} files, {bytes}")),
+        line(
+            "input",
+            format!("{}, {bytes}", counted(files as u64, "file")),
+        ),
         line("shards", format!("{shards} (cut in {cut:.3} s)")),
         line("rows", format!("{rows} (read in {read:.1} s)")),
     ];
@@ -329,7 +338,7 @@ fn rows_lines(job: &CheckedJob, found: &DryRun) -> Vec<String> {
         lines.push(line("order", text));
     }
     if *skipped > 0 {
-        lines.push(line("skipped", format!("{} rows", HumanCount(*skipped))));
+        lines.push(line("skipped", counted(*skipped, "row")));
     }
     for field in unseen_fields {
         let places = job.named_in(field).join(" and ");
@@ -339,7 +348,7 @@ fn rows_lines(job: &CheckedJob, found: &DryRun) -> Vec<String> {
     for (code, bad) in bad_rows {
         let first = bad.first.iter().map(ToString::to_string);
         let first = first.collect::<Vec<_>>().join(", ");
-        let text = format!("{} rows, first at {first}", HumanCount(bad.count));
+        let text = format!("{}, first at {first}", counted(bad.count, "row"));
         lines.push(line(code, text));
     }
     if let Some(longest) = longest_row {
@@ -356,12 +365,12 @@ fn asked_lines(found: &DryRun) -> Vec<String> {
     let mut add = |what: &str, text: String| lines.push(line(what, text));
     if let Some(tokens) = &preflight.tokens {
         let about = HumanCount(found.asked_tokens.unwrap_or(tokens.tokens));
-        let sampled = HumanCount(tokens.sampled_rows);
-        add("tokens", format!("about {about} (from {sampled} rows)"));
+        let sampled = counted(tokens.sampled_rows, "row");
+        add("tokens", format!("about {about} (from {sampled})"));
         if tokens.cut_rows > 0 {
             let cut = HumanCount(tokens.cut_rows);
             let text = format!(
-                "{cut} of these {sampled} rows are longer than a model takes and are cut: spec.input.chunking \
+                "{cut} of these {sampled} are longer than a model takes and are cut: spec.input.chunking \
                  asks about all of a text"
             );
             add("warning", text);
@@ -389,18 +398,18 @@ fn asked_lines(found: &DryRun) -> Vec<String> {
         }
     }
     if let Some(copied) = found.copied_rows {
-        add("copied", format!("{} rows", HumanCount(copied)));
+        add("copied", counted(copied, "row"));
     }
     if let Some(duplicates) = &preflight.duplicates {
         let about = if duplicates.exact { "" } else { "about " };
-        let rows = HumanCount(duplicates.rows);
-        add("duplicates", format!("{about}{rows} rows"));
+        let rows = counted(duplicates.rows, "row");
+        add("duplicates", format!("{about}{rows}"));
     }
     if let Some(difference) = &found.difference {
         add("carried", carried_text(difference));
     }
     if found.asked_rows < preflight.rows {
-        add("asked", format!("{} rows", HumanCount(found.asked_rows)));
+        add("asked", counted(found.asked_rows, "row"));
     }
     if let (Some(rate), Some(seconds)) = (found.rows_per_second, found.estimated_seconds) {
         let time = HumanDuration(Duration::from_secs(seconds));

@@ -316,7 +316,7 @@ fn a_dry_run_counts_bad_rows_and_writes_nothing() {
     assert!(
         ended
             .stdout
-            .contains("invalid_json 1 rows, first at file://"),
+            .contains("invalid_json 1 row, first at file://"),
         "{ended:?}"
     );
     let ended = scene.run(&["--dry-run", "-o", "json"]).expect_code(0);
