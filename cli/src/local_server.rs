@@ -202,9 +202,9 @@ fn command(
     // Only this process may reach the server, and it is the one that restarts it.
     spec.env_remove = vec!["MILLRACE_LISTEN".into(), "MILLRACE_SUPERVISE".into()];
     spec.early_deaths_max = EARLY_DEATHS_MAX;
-    // Why a server cannot run is the error that the command ends with.
-    spec.quiet_until_ready = true;
     if std::env::var_os("MILLRACE_LOG").is_none() {
+        // Why a server cannot run is the error that the command ends with.
+        spec.quiet_until_ready = true;
         // The server's milestones would tear the progress bar.
         spec.env.push(("MILLRACE_LOG".into(), "warn".into()));
     }
@@ -252,6 +252,11 @@ pub fn misfit(service: &InferenceService, args: &ServerArgs) -> Option<&'static 
         ),
         (Some(_), Some(_)) | (None, None) => None,
     }
+}
+
+/// Whether nothing is amiss but that nobody named the server, which somebody else starts.
+pub fn awaits_url(service: &InferenceService, args: &ServerArgs) -> bool {
+    service.spec.runtime.is_some() && args.server_url.is_none() && args.cache_folder.is_none()
 }
 
 /// The server that is named, or the one to start.

@@ -104,7 +104,7 @@ fn write_all(mut writer: impl Write, chunks: &Receiver<Vec<u8>>, left_out_bytes:
         if left_out > 0 {
             let _ = writeln!(
                 writer,
-                "[{left_out} bytes that nobody read in time are left out]"
+                "[{left_out} bytes for which there was no room are left out]"
             );
         }
     }

@@ -122,9 +122,13 @@ async fn look(mut loaded: Loaded, args: LocalArgs) -> anyhow::Result<ExitCode> {
         return Ok(refuse(&changed));
     }
     check_secrets(&MEANS, &loaded.job)?;
-    // What is there of the input can be told without the server that somebody else starts.
     let server = match local_server::misfit(&loaded.service, &server) {
-        Some(_) => None,
+        // What is there of the input can be told without the server that somebody else starts.
+        Some(_) if local_server::awaits_url(&loaded.service, &server) => None,
+        Some(misfit) => {
+            eprintln!("error: {misfit}");
+            return Ok(exit::BAD_MANIFEST.into());
+        }
         None => Some(local_server::answering(
             &loaded.service,
             server.without_cache(),
@@ -437,11 +441,19 @@ async fn drive(
         sink,
         shows,
     } = run;
-    let prepared = run::settle(stores, job, draft).await?;
-    let display = Display::new(shows.output, job, &prepared);
-    if shows.output == OutputMode::Text {
-        foretell(stores, job, &prepared).await;
-    }
+    let planned = async {
+        let prepared = run::settle(stores, job, draft).await?;
+        let display = Display::new(shows.output, job, &prepared);
+        if shows.output == OutputMode::Text {
+            foretell(stores, job, &prepared).await;
+        }
+        Ok::<_, anyhow::Error>((prepared, display))
+    };
+    // A plan may take as long as reading all of the input, and one that is not written is none.
+    let (prepared, display) = tokio::select! {
+        planned = planned => planned?,
+        () = options.stop.cancelled() => return Ok(RunEnd::Stopped),
+    };
     tokio::select! {
         end = run::drive(stores, job, prepared, options, sink) => Ok(end?),
         never = display.show(&options.progress) => match never {},

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -150,7 +151,7 @@ fn a_dry_run_ends_as_a_run_would_where_that_cannot_work() {
             None,
             "it ended before its plan"
         );
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
     stopped.kill().unwrap();
     stopped.wait().unwrap();

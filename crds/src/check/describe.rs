@@ -9,6 +9,9 @@ use super::{Problem, path};
 /// Characters of an unexpected name or enum value that a message repeats.
 const SHOWN_CHARS_MAX: usize = 40;
 
+/// Where rows stand in a manifest.
+const ROWS: &str = "spec.input.inline";
+
 /// Most bytes of a URI that a message repeats.
 const URI_BYTES_MAX: usize = 256;
 
@@ -183,10 +186,9 @@ fn wrong_type(at: &str, instance: &Value, kind: &TypeKind) -> String {
             (format!("a whole number{}", unit(at)), String::new())
         }
         // YAML makes numbers and booleans of what looks like them.
-        (TypeKind::Single(JsonType::String), Value::Number(_) | Value::Bool(_)) => (
-            "a string".to_owned(),
-            format!("; write it in quotes: \"{instance}\""),
-        ),
+        (TypeKind::Single(JsonType::String), Value::Number(_) | Value::Bool(_)) => {
+            ("a string".to_owned(), quotes(at, instance))
+        }
         (TypeKind::Single(wanted), _) => (article(wanted.as_str()).to_owned(), String::new()),
         (TypeKind::Multiple(_), _) => ("a value of another type".to_owned(), String::new()),
     };
@@ -200,6 +202,14 @@ fn wrong_type(at: &str, instance: &Value, kind: &TypeKind) -> String {
         Value::Object(_) => "an object",
     };
     format!("must be {wanted}, but is {found}{help}")
+}
+
+/// How to write a value that is to be a text. What stands in a row is not repeated.
+fn quotes(at: &str, value: &Value) -> String {
+    match at.starts_with(ROWS) {
+        true => "; write it in quotes".to_owned(),
+        false => format!("; write it in quotes: \"{value}\""),
+    }
 }
 
 /// The unit of a number, with an example: it stands last in the name of the field.

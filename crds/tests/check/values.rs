@@ -144,6 +144,15 @@ fn a_number_where_a_string_belongs_is_told_to_be_quoted() {
 }
 
 #[test]
+fn a_row_that_is_no_text_is_not_repeated() {
+    let input = json!({"inline": [4111]});
+    refused(
+        &with(job(), "/spec/input", input),
+        "spec.input.inline[0]: must be a string, but is a number; write it in quotes",
+    );
+}
+
+#[test]
 fn a_uri_that_may_hold_a_secret_is_not_repeated() {
     for uri in [
         "ftp://host/x?token=hunter2",

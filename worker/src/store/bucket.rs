@@ -17,6 +17,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Whether an endpoint may do without encryption.
+const ALLOW_HTTP: AmazonS3ConfigKey = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+
 /// The client of a bucket.
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
@@ -50,6 +53,11 @@ impl Bucket {
         }
         let mut client = client_options();
         for (key, value) in &options.s3 {
+            // A guarded client takes one word alone for yes.
+            let value = match key {
+                &ALLOW_HTTP if is_yes(value) => "true",
+                _ => value,
+            };
             builder = builder.with_config(*key, value);
             if let AmazonS3ConfigKey::Client(key) = key {
                 client = client.with_config(*key, value);
@@ -80,16 +88,14 @@ fn plain_http(builder: &AmazonS3Builder) -> Option<String> {
         .iter()
         .find_map(|key| builder.get_config_value(key))?;
     let rest = endpoint.strip_prefix("http://")?;
-    let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
-    // A value that is neither yes nor no is refused with its name.
-    let is_refused = match builder.get_config_value(&allow_http) {
-        Some(value) => {
-            ["0", "false", "off", "no", "n", ""].contains(&value.to_lowercase().as_str())
-        }
-        None => true,
-    };
+    let allowed = builder.get_config_value(&ALLOW_HTTP);
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    is_refused.then(|| format!("http://{host}"))
+    (!allowed.is_some_and(|it| is_yes(&it))).then(|| format!("http://{host}"))
+}
+
+/// Whether a setting says yes, in the words that clients of S3 take for it.
+fn is_yes(value: &str) -> bool {
+    ["1", "true", "on", "yes", "y"].contains(&value.to_lowercase().as_str())
 }
 
 /// Each request is bounded, and so are its tries together, so that a store that hangs shows as an

@@ -9,31 +9,34 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCr
 use object_store::{BackoffConfig, CredentialProvider, Error, RetryConfig};
 
 use super::Forbidden;
+use super::error::StoreFailure;
 
-/// How often the machine is asked again, and for how long in all.
+/// How often the machine is asked again, for how long, and how long all of it may take.
 const RETRIES_MAX: usize = 2;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// No credentials are given, and the machine has none. What its service replied is not in it.
+/// No credentials are given, and the machine gave none. What its service replied is not in it.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "AWS_ACCESS_KEY_ID is not set, and this machine gave no role of its own{why}: set AWS_ACCESS_KEY_ID and \
+    "AWS_ACCESS_KEY_ID is not set, and this machine gave no role of its own ({why}): set AWS_ACCESS_KEY_ID and \
      AWS_SECRET_ACCESS_KEY"
 )]
 pub(super) struct NoCredentials {
-    /// Who forbids to ask the machine, in brackets.
+    /// What came of asking the machine, or who forbids it.
     why: String,
 }
 
 impl NoCredentials {
-    fn after(error: &Error) -> Self {
-        let first = error as &(dyn std::error::Error + 'static);
+    fn after(error: Error) -> Self {
+        let first = &error as &(dyn std::error::Error + 'static);
         let mut links = std::iter::successors(Some(first), |link| link.source());
         let forbidden = links.find_map(|link| link.downcast_ref::<Forbidden>());
-        let why = forbidden.map(|it| format!(" ({it})"));
-        Self {
-            why: why.unwrap_or_default(),
-        }
+        let why = match forbidden {
+            Some(forbidden) => forbidden.to_string(),
+            None => millrace_telemetry::chain(&StoreFailure::from(error)),
+        };
+        Self { why }
     }
 }
 
@@ -46,10 +49,16 @@ impl CredentialProvider for MachineRole {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> Result<Arc<AwsCredential>, Error> {
-        let asked = self.0.get_credential().await;
-        asked.map_err(|source| Error::Generic {
+        let missing = match tokio::time::timeout(TIMEOUT, self.0.get_credential()).await {
+            Ok(Ok(credential)) => return Ok(credential),
+            Ok(Err(error)) => NoCredentials::after(error),
+            Err(_) => NoCredentials {
+                why: format!("it did not answer within {} s", TIMEOUT.as_secs()),
+            },
+        };
+        Err(Error::Generic {
             store: "S3",
-            source: Box::new(NoCredentials::after(&source)),
+            source: Box::new(missing),
         })
     }
 }
@@ -77,7 +86,7 @@ fn is_given(builder: &AmazonS3Builder) -> bool {
         || has(&Key::SecretAccessKey)
         || (has(&Key::WebIdentityTokenFile) && has(&Key::RoleArn))
         || has(&Key::ContainerCredentialsRelativeUri)
-        || has(&Key::ContainerCredentialsFullUri)
+        || (has(&Key::ContainerCredentialsFullUri) && has(&Key::ContainerAuthorizationTokenFile))
         || unsigned.is_some_and(|it| it == "true")
 }
 
@@ -109,9 +118,13 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let machine = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, app).await });
-        let expected = "the store failed at object: AWS_ACCESS_KEY_ID is not set, and this machine gave no role \
-                        of its own: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
-        assert_eq!(told(&machine, LinkLocal::Allowed).await, expected);
+        let said = told(&machine, LinkLocal::Allowed).await;
+        let begins = "the store failed at object: AWS_ACCESS_KEY_ID is not set, and this machine gave no role of \
+                      its own (";
+        assert!(said.starts_with(begins), "{said}");
+        assert!(said.contains("404"), "{said}");
+        let ends = "): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+        assert!(said.ends_with(ends), "{said}");
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::SYSTEM;
-use crate::tenant::{SELECTOR, Tenant};
+use crate::tenant::{ROWS_AT_WORK, SELECTOR, Tenant};
 use crate::turn::{turn_alone, turn_alone_at_own};
 
 #[test]
@@ -20,7 +20,7 @@ fn a_killed_operator_loses_no_row() {
 #[test]
 fn shards_go_on_while_the_operator_is_away_and_the_status_catches_up() {
     let Some(cluster) = turn_alone() else { return };
-    let (tenant, rows) = Tenant::at_work(&cluster, "operator");
+    let (tenant, rows) = Tenant::at_work_on(&cluster, "operator", 2 * ROWS_AT_WORK);
     let scale = |replicas: &str| {
         let replicas = format!("--replicas={replicas}");
         cluster.kubectl(&[
@@ -55,7 +55,7 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
     let Some(cluster) = turn_alone_at_own("it speaks with Redis in the network of the pods") else {
         return;
     };
-    let (tenant, rows) = Tenant::at_work(&cluster, "redis");
+    let (tenant, rows) = Tenant::at_work_on(&cluster, "redis", 2 * ROWS_AT_WORK);
     let address = cluster.kubectl(&[
         "-n",
         SYSTEM,
@@ -78,6 +78,7 @@ fn a_flushed_and_a_killed_redis_lose_no_row() {
     assert!(flushed.unwrap().success());
     tenant.assert_at_work("embed");
     std::thread::sleep(Duration::from_secs(3));
+    tenant.assert_at_work("embed");
     cluster.kubectl(&[
         "-n",
         SYSTEM,

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cluster::{Cluster, SYSTEM};
-use crate::tenant::Tenant;
+use crate::tenant::{ROWS_AT_WORK, Tenant};
 use crate::turn::turn_alone;
 
 #[test]
 fn an_upgrade_in_mid_job_keeps_the_password_and_loses_no_row() {
     let Some(cluster) = turn_alone() else { return };
-    let (tenant, rows) = Tenant::at_work(&cluster, "upgrade");
+    let (tenant, rows) = Tenant::at_work_on(&cluster, "upgrade", 2 * ROWS_AT_WORK);
     let password = || {
         let template = "go-template={{.data.password}}";
         cluster.kubectl(&[
