@@ -12,6 +12,7 @@ use millrace_worker::job::CheckedJob;
 use millrace_worker::run::Prepared;
 use millrace_worker::work::progress::{Progress, ProgressSnapshot};
 
+use crate::cluster::show::counted;
 use crate::output;
 
 /// How a command reports.
@@ -188,14 +189,13 @@ fn eta_seconds(now: &ProgressSnapshot, rows_per_second: f64) -> Option<u64> {
 
 fn text(shown: &Counts) -> String {
     let rows = shown.rows_succeeded + shown.rows_failed;
-    let noun = plural(rows, "row");
-    let rows = HumanCount(rows);
+    let rows = counted(rows, "row");
     let eta = match shown.eta_seconds {
         Some(seconds) => format!("{} left", HumanDuration(Duration::from_secs(seconds))),
         None => "time left not known yet".to_owned(),
     };
     format!(
-        "{rows} {noun} · {:.0} rows/s · {} tokens/s · {} failed · {eta}",
+        "{rows} · {:.0} rows/s · {} tokens/s · {} failed · {eta}",
         shown.rows_per_second,
         HumanCount(shown.tokens_per_second as u64),
         HumanCount(shown.rows_failed),

@@ -82,6 +82,11 @@ pub fn count(number: u64) -> String {
     HumanCount(number).to_string()
 }
 
+/// A count with its noun, as in `1 row` and `1,203 rows`.
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{} {}", count(number), plural(number, noun))
+}
+
 /// What was spent, and for each row.
 pub fn spent_text(spent: &Spent) -> String {
     let Spent {
@@ -119,10 +124,9 @@ pub fn route_text(counts: &RouteCounts, currency: Option<&str>) -> String {
     let cost = cost.unwrap_or_default().short();
     let cost = currency.map(|currency| format!(", {cost} {currency}"));
     format!(
-        "{route}{arm}: {}, {} {}{}",
+        "{route}{arm}: {}, {}{}",
         counts.join(", "),
-        HumanCount(*tokens),
-        plural(*tokens, "token"),
+        counted(*tokens, "token"),
         cost.unwrap_or_default()
     )
 }
@@ -142,9 +146,8 @@ pub fn estimate_text(estimate: &Estimate) -> String {
         format!(", {} to {} {currency}", least.short(), most.short())
     });
     let (least, most) = (count(*tokens_least), count(*tokens_most));
-    let (noun, rows) = (plural(*rows, "row"), count(*rows));
-    let cost = cost.unwrap_or_default();
-    format!("{least} to {most} tokens{cost} for {rows} {noun}")
+    let (rows, cost) = (counted(*rows, "row"), cost.unwrap_or_default());
+    format!("{least} to {most} tokens{cost} for {rows}")
 }
 
 /// What there is, or a dash.

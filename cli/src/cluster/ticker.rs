@@ -7,7 +7,7 @@ use millrace_crds::{BatchJob, BatchJobStatus};
 use millrace_protocol::plural::plural;
 
 use super::end::succeeded;
-use super::show::{clipped, count, span};
+use super::show::{clipped, count, counted, span};
 
 /// How often a pipe gets a line while only counters move.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ pub fn line(job: &BatchJob, now: Timestamp) -> Line {
     }
     if let Some(rows) = status.rows {
         let ended = rows.succeeded + rows.failed;
-        parts.push(format!("{} {}", count(ended), plural(ended, "row")));
+        parts.push(counted(ended, "row"));
         if rows.failed > 0 {
             parts.push(format!("{} failed", count(rows.failed)));
         }

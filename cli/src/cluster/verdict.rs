@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 /// The oldest Kubernetes with native sidecars switched on.
@@ -140,7 +141,24 @@ pub struct Pods<'a> {
     pub wanted: i32,
 }
 
-impl Pods<'_> {
+impl<'a> Pods<'a> {
+    /// Those of a component that an object with this metadata keeps: how many are ready, as far as it says so,
+    /// and how many should be, if not one.
+    pub fn of(
+        component: &'a str,
+        metadata: &'a ObjectMeta,
+        ready: Option<i32>,
+        wanted: Option<i32>,
+    ) -> Self {
+        Self {
+            namespace: metadata.namespace.as_deref().unwrap_or_default(),
+            name: metadata.name.as_deref().unwrap_or_default(),
+            component,
+            ready: ready.unwrap_or(0),
+            wanted: wanted.unwrap_or(1),
+        }
+    }
+
     /// Whether one is ready, and else what keeps them from it, if one of their containers has not started.
     /// What never started has no logs, so that `describe` says more.
     pub fn verdict(&self, unstarted: Option<&str>) -> Verdict {

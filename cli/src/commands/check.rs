@@ -169,13 +169,9 @@ async fn operator(connection: &Connection) -> anyhow::Result<Option<Verdict>> {
         return Ok(None);
     };
     let status = deployment.status.as_ref();
-    let pods = Pods {
-        namespace: deployment.metadata.namespace.as_deref().unwrap_or_default(),
-        name: deployment.metadata.name.as_deref().unwrap_or_default(),
-        component: "operator",
-        ready: status.and_then(|it| it.available_replicas).unwrap_or(0),
-        wanted: deployment.spec.replicas.unwrap_or(1),
-    };
+    let ready = status.and_then(|it| it.available_replicas);
+    let wanted = deployment.spec.replicas;
+    let pods = Pods::of("operator", &deployment.metadata, ready, wanted);
     Ok(Some(verdict_on(connection, pods).await))
 }
 
@@ -190,14 +186,8 @@ async fn leases(connection: &Connection) -> anyhow::Result<Verdict> {
         let own = "no Redis came with the chart, so it is one of your own";
         return Ok(Verdict::Good(own.to_owned()));
     };
-    let status = redis.status.as_ref();
-    let pods = Pods {
-        namespace: redis.metadata.namespace.as_deref().unwrap_or_default(),
-        name: redis.metadata.name.as_deref().unwrap_or_default(),
-        component: "leases",
-        ready: status.and_then(|it| it.ready_replicas).unwrap_or(0),
-        wanted: redis.spec.replicas.unwrap_or(1),
-    };
+    let ready = redis.status.as_ref().and_then(|it| it.ready_replicas);
+    let pods = Pods::of("leases", &redis.metadata, ready, redis.spec.replicas);
     Ok(verdict_on(connection, pods).await)
 }
 

@@ -9,7 +9,6 @@ use millrace_model_files::folder::default_model_cache;
 use millrace_protocol::chunk::ChunkLimits;
 use millrace_protocol::forecast::Forecast;
 use millrace_protocol::plan::{Difference, FIRST_RUN, Plan};
-use millrace_protocol::plural::plural;
 use millrace_protocol::row::ReadRow;
 use millrace_protocol::wire::{ChunksOfText, ChunksRequest, RowsRequest};
 use millrace_worker::changed::{self, Changed};
@@ -23,6 +22,7 @@ use millrace_worker::store::Stores;
 use millrace_worker::work::client::Client;
 use serde::Serialize;
 
+use crate::cluster::show::counted;
 use crate::display::OutputMode;
 use crate::local_models;
 use crate::local_server::{Answering, LocalServer, Origin, absolute_sources};
@@ -299,11 +299,6 @@ fn summary(job: &CheckedJob, found: &DryRun) -> String {
 
 fn line(what: &str, text: String) -> String {
     format!("  {what:<12} {text}")
-}
-
-/// A count with its noun.
-fn counted(count: u64, noun: &str) -> String {
-    format!("{} {}", HumanCount(count), plural(count, noun))
 }
 
 /// What the input holds, and what of it cannot be asked.

@@ -5,12 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
-use millrace_protocol::plural::plural;
 use millrace_protocol::result::ErrorLine;
 use millrace_worker::output as worker_output;
 
 use crate::cluster::connect::ClusterArgs;
-use crate::cluster::show::count;
+use crate::cluster::show::{count, counted};
 use crate::output::{Lines, Opened};
 
 /// Width of the column of codes: the longest one is `tokenize_failed`.
@@ -122,11 +121,11 @@ fn summary(by_code: &BTreeMap<&str, u64>, total: u64) -> String {
         .map(|(code, errors)| format!("{} {code}", count(*errors)))
         .collect();
     let codes = codes.join(", ");
-    let noun = plural(total, "error");
+    let all = counted(total, "error");
     if shown == total {
-        return format!("{} {noun}: {codes}", count(total));
+        return format!("{all}: {codes}");
     }
-    format!("{} of {} {noun} shown: {codes}", count(shown), count(total))
+    format!("{} of {all} shown: {codes}", count(shown))
 }
 
 #[cfg(test)]

@@ -8,10 +8,14 @@ use millrace_e2e::sweeper::{Sweep, Sweeper};
 use serde_json::Value;
 
 use crate::cluster::xtask;
+use crate::network::Network;
 use crate::turn::turn_at_own;
 
 /// Where control groups are.
 const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Asks kubectl which node there is.
+const NODE_UID: [&str; 4] = ["get", "node", "-o", "jsonpath={.items[*].metadata.uid}"];
 
 /// What a cluster keeps when it is down.
 const IMAGES: &str = "containerd";
@@ -69,8 +73,9 @@ fn a_cluster_stands_beside_another_and_begins_anew_when_it_was_killed_and_goes_w
     assert!(call("up").status().unwrap().success());
     let places = xtask(&["env", "--json", "--name", name]).output().unwrap();
     let places: Value = serde_json::from_slice(&places.stdout).unwrap();
-    let folder = PathBuf::from(places["folder"].as_str().unwrap());
-    let ours = || cluster.kubectl(&["get", "node", "-o", "jsonpath={.items[*].metadata.uid}"]);
+    let place = |key: &str| PathBuf::from(places[key].as_str().expect("a path"));
+    let folder = place("folder");
+    let ours = || cluster.kubectl(&NODE_UID);
     let uid = ours();
 
     let running = processes(&folder);
@@ -79,12 +84,8 @@ fn a_cluster_stands_beside_another_and_begins_anew_when_it_was_killed_and_goes_w
         send(pid, libc::SIGKILL);
     }
     assert!(call("up").status().unwrap().success(), "once more");
-    let mut theirs = std::process::Command::new("nsenter");
-    theirs
-        .arg(format!("--net={}", places["netns"].as_str().unwrap()))
-        .arg(Path::new(places["bin"].as_str().unwrap()).join("kubectl"))
-        .env("KUBECONFIG", places["kubeconfig"].as_str().unwrap())
-        .args(["get", "node", "-o", "jsonpath={.items[*].metadata.uid}"]);
+    let mut theirs = Network::Namespace(place("netns")).command(&place("bin").join("kubectl"));
+    theirs.env("KUBECONFIG", place("kubeconfig")).args(NODE_UID);
     let theirs = theirs.output().unwrap();
     assert!(theirs.status.success(), "{theirs:?}");
     let theirs = String::from_utf8(theirs.stdout).unwrap();

@@ -12,11 +12,6 @@ use crate::turn::turn;
 /// Rows of a job that are no JSON: more than its status names.
 const BAD_ROWS: usize = 25;
 
-fn manifest(tenant: &Tenant, output: &str) -> Value {
-    let file = tenant.bucket().join(output).join("manifest.json");
-    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
-}
-
 #[test]
 fn a_cancelled_job_names_what_is_not_done_and_another_one_goes_on_from_there() {
     let Some(cluster) = turn() else { return };
@@ -29,7 +24,7 @@ fn a_cancelled_job_names_what_is_not_done_and_another_one_goes_on_from_there() {
     cluster.apply(&(job.clone() + "  cancel: true\n"));
     tenant.wait_for_reason("embed", "Cancelled", 60);
     assert_eq!(tenant.condition("embed", "Stalled").unwrap().0, "True");
-    let named = manifest(&tenant, "embed");
+    let named = tenant.manifest("embed");
     assert_eq!(named["complete"], false);
     assert!(!named["failedShards"].as_array().unwrap().is_empty());
     assert!(!named["parts"].as_array().unwrap().is_empty());
@@ -72,7 +67,7 @@ fn rows_that_failed_are_run_again_in_a_run_of_their_own() {
     assert_eq!(status["rows"]["succeeded"], 200);
     assert_eq!(status["rows"]["failed"], BAD_ROWS);
     assert_eq!(status["shards"]["total"], 1);
-    assert_eq!(manifest(&tenant, "embed")["run"], 2);
+    assert_eq!(tenant.manifest("embed")["run"], 2);
     let plan = "embed/_millrace/runs/0002/plan.json";
     assert!(tenant.bucket().join(plan).exists());
 }
@@ -123,7 +118,7 @@ fn a_job_past_its_deadline_ends_with_what_is_done() {
     cluster.apply(&tenant.job_manifest("embed", &settings));
     tenant.wait_for_reason("embed", "DeadlineExceeded", 90);
     assert!(tenant.job("embed")["status"]["completionTime"].is_string());
-    let named = manifest(&tenant, "embed");
+    let named = tenant.manifest("embed");
     assert_eq!(named["complete"], false);
     let given_up = named["failedShards"].as_array().unwrap();
     let done = named["parts"].as_array().unwrap().len();

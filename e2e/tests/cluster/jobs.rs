@@ -245,15 +245,10 @@ fn an_incremental_job_asks_about_new_rows_alone() {
     let from = "  incremental: {from: 's3://bucket/first'}\n";
     cluster.apply(&tenant.job_manifest("second", from));
     tenant.check_succeeded("second", &rows, 120);
-    let manifest = |job: &str| {
-        let file = tenant.bucket().join(job).join("manifest.json");
-        let bytes = std::fs::read(file).unwrap();
-        serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()
-    };
-    let difference = &manifest("second")["difference"];
+    let difference = &tenant.manifest("second")["difference"];
     let counted = ["unchanged", "fresh", "gone"].map(|it| difference[it].as_u64());
     assert_eq!(counted, [Some(200), Some(20), Some(0)]);
-    let tokens = |job: &str| manifest(job)["totals"]["tokens"].as_u64().unwrap();
+    let tokens = |job: &str| tenant.manifest(job)["totals"]["tokens"].as_u64().unwrap();
     assert!(tokens("second") < tokens("first") / 5);
 }
 

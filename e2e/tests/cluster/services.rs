@@ -126,8 +126,7 @@ fn check_fetched_once<'a>(
     tenant.service("");
     cluster.apply(&tenant.job_manifest("first", ""));
     tenant.check_succeeded("first", &rows, 120);
-    let manifest = std::fs::read(tenant.bucket().join("first/manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let manifest = tenant.manifest("first");
     let digest = manifest["models"][0]["digest"].as_str().unwrap();
 
     let (settings, folder) = keep(tenant);

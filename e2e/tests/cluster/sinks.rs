@@ -68,9 +68,7 @@ fn results_are_in_a_table_and_with_a_reader_and_a_receiver_is_told() {
     cluster.apply(&job.replace(output, with_table));
     tenant.check_succeeded("embed", &rows, 240);
 
-    let manifest = std::fs::read(tenant.bucket().join("embed/manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-    assert_eq!(manifest["dedup"]["duplicates"], 500);
+    assert_eq!(tenant.manifest("embed")["dedup"]["duplicates"], 500);
     let loaded: i64 = cluster.network().within(|| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

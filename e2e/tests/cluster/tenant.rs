@@ -229,6 +229,12 @@ impl<'a> Tenant<'a> {
         );
     }
 
+    /// What an output says of itself.
+    pub fn manifest(&self, output: &str) -> Value {
+        let file = self.bucket().join(output).join("manifest.json");
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    }
+
     /// Shards of the job's first run.
     pub fn shards_planned(&self, name: &str) -> usize {
         let plan = self

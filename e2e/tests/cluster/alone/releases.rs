@@ -211,8 +211,7 @@ fn a_release_with_rights_in_one_namespace_works_a_job_off_with_a_cache_and_tells
     // The same rows again are known.
     cluster.apply(&tenant.job_manifest("again", ""));
     tenant.check_succeeded("again", &rows, 120);
-    let manifest = std::fs::read(tenant.bucket().join("again/manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let manifest = tenant.manifest("again");
     assert_eq!(manifest["totals"]["tokens"], 0, "nothing is computed again");
 
     let account = ["-n", namespace, "create", "serviceaccount", "reader"];
